@@ -1,0 +1,36 @@
+"""What can go wrong for a user, each kind with its exit code.
+
+The message of every `UserError` is one line: what is wrong, where, and what to do about it. `main`
+and the commands of `data_prep` print it to stderr without a traceback and exit with `exit_code`.
+This module imports nothing, so that data preparation can use it without JAX.
+"""
+
+
+class UserError(Exception):
+    """A problem that the user can mend; `str(error)` is the line to show."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """Usage or configuration is wrong; nothing was written."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A dataset is missing, empty, unreadable or does not fit the configuration."""
+
+    exit_code = 3
+
+
+class DivergedError(UserError):
+    """Training met a non-finite loss; the last good checkpoint is kept."""
+
+    exit_code = 4
+
+
+class StorageError(UserError):
+    """A checkpoint or folder cannot be read or written."""
+
+    exit_code = 5
