@@ -1,0 +1,1 @@
+"""One file for each main job; `get_config(preset)` returns its configuration."""

@@ -1,0 +1,58 @@
+"""What the presets `:demo` and `:smoke` change in every config: the embedded phantom, small.
+
+Not a config of its own. The phantom is written to the path below where it does not yet exist.
+"""
+
+from ctssl_jax.augment import Intensity, ViewGroup
+from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
+from ctssl_jax.data import DataConfig
+from ctssl_jax.errors import ConfigError
+from ctssl_jax.methods import SparK, Supervised
+
+DATA = DataConfig(path="data/phantom", canvas=96)
+INTENSITY = Intensity(window_hu=(-1000.0, 600.0), mean=(0.35,), std=(0.32,))
+
+
+def unknown_preset(preset: str, *known: str) -> ConfigError:
+    """The error for a preset that a config does not have."""
+    return ConfigError(f"no preset :{preset}; there is {', '.join(':' + name for name in known)}")
+
+
+def pretrain_demo(config: PretrainConfig) -> PretrainConfig:
+    """SparK on the phantom: about three minutes on two CPU cores."""
+    config.data, config.intensity = DATA, INTENSITY
+    config.encoder = EncoderConfig(depth=18)
+    config.method = SparK(decoder_width=128, view=ViewGroup(size=96))
+    config.epochs, config.optim.warmup_epochs, config.optim.lr = 15.0, 1.5, 2e-3
+    config.log_every, config.checkpoint_every, config.picture_every = 10, 100, 50
+    return config
+
+
+def pretrain_smoke(config: PretrainConfig) -> PretrainConfig:
+    """A few steps, for tests."""
+    config = pretrain_demo(config)
+    config.data = DataConfig(path=DATA.path, canvas=64)
+    config.method = SparK(decoder_width=32, view=ViewGroup(size=64))
+    config.batch_size, config.epochs, config.optim.warmup_epochs = 8, 0.3, 0.1
+    config.log_every, config.checkpoint_every, config.picture_every = 2, 4, 4
+    return config
+
+
+def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
+    """Lesion or no lesion on the phantom: half a minute at full size on two CPU cores."""
+    config.task, config.data, config.intensity = "phantom", DATA, INTENSITY
+    config.encoder = EncoderConfig(depth=18)
+    config.method = Supervised(view=ViewGroup(size=96, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
+    config.batch_size, config.epochs, config.freeze.epochs = 32, 12, 2
+    config.optim.lr, config.checkpoint_every_epochs = 3e-4, 6
+    return config
+
+
+def finetune_smoke(config: FinetuneConfig) -> FinetuneConfig:
+    """A few steps, for tests."""
+    config = finetune_demo(config)
+    config.data = DataConfig(path=DATA.path, canvas=64)
+    config.method = Supervised(view=ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
+    config.batch_size, config.epochs, config.freeze.epochs = 8, 2, 1
+    config.checkpoint_every_epochs, config.fraction = 1, 0.1
+    return config

@@ -1,0 +1,46 @@
+"""SparK pre-training (Tian et al. 2023) on CT slices, as in Wolf et al. 2023.
+
+    python -m ctssl_jax.main --config=configs/spark.py --config.data.path=DATASET --workdir=RUN
+
+Default: the recipe as meant. ResNet-50 at 224 px, one channel, a fixed HU window, the learning rate
+rule of the reference (2e-4 * batch / 256, keyu-tian/SparK@a63e386) and bfloat16.
+:as_run: the paper's released command, quirks included (batch 32, three channels, each slice scaled
+by its own minimum and maximum, ImageNet statistics, fp32). :demo and :smoke run on the phantom.
+"""
+
+from configs import phantom
+from ctssl_jax.augment import Intensity, IntensityMode
+from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
+from ctssl_jax.optim import OptimConfig
+
+
+def get_config(preset: str = "") -> PretrainConfig:
+    """The configuration; presets: as_run, demo, smoke."""
+    batch_size = 512
+    config = PretrainConfig(
+        batch_size=batch_size,
+        epochs=1600.0,
+        # recipe: drop_path_rate 0.05 for ResNet-50 (keyu-tian/SparK@a63e386 models/__init__.py)
+        encoder=EncoderConfig(depth=50, drop_path_rate=0.05),
+        optim=OptimConfig(lr=2e-4 * batch_size / 256),
+        precision=Precision.BFLOAT16,
+    )
+    match preset:
+        case "":
+            return config
+        case "as_run":
+            config.batch_size = 32
+            config.optim.lr = 2e-4 * 32 / 256
+            config.precision = Precision.FLOAT32
+            config.intensity = Intensity(
+                mode=IntensityMode.SLICE_MIN_MAX,
+                channels=3,
+                mean=(0.485, 0.456, 0.406),
+                std=(0.229, 0.224, 0.225),
+            )
+            return config
+        case "demo" | "smoke":
+            config = PretrainConfig()
+            make = phantom.pretrain_demo if preset == "demo" else phantom.pretrain_smoke
+            return make(config)
+    raise phantom.unknown_preset(preset, "as_run", "demo", "smoke")

@@ -1,0 +1,227 @@
+"""The configurations of the commands: typed, validated once in `main`, written to the run folder.
+
+A file in `configs/` has `get_config(preset="")`, which returns one of these dataclasses; the object
+*contains* the method, whose fields are its hyperparameters. They are not frozen, because flags such
+as `--config.method.mask_ratio=0.5` set attributes; after `validate()` nobody assigns to them.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from ctssl_jax.augment import Intensity
+from ctssl_jax.data import DataConfig, SubsetBy
+from ctssl_jax.errors import ConfigError
+from ctssl_jax.methods import SparK, Supervised
+from ctssl_jax.nn.resnet import DEPTHS, ResNet
+from ctssl_jax.optim import FreezeConfig, OptimConfig, OptimizerName
+
+
+class Precision(enum.Enum):
+    """Of the computation. Parameters, losses and BatchNorm statistics are fp32 in either."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Metric(enum.Enum):
+    """What chooses the best epoch, on validation."""
+
+    AUC = "auc"
+    ACCURACY = "accuracy"
+
+
+@dataclasses.dataclass
+class EncoderConfig:
+    """The ResNet; see `nn.resnet.ResNet`."""
+
+    depth: int = 50
+    drop_path_rate: float = 0.0
+    zero_init_residual: bool = True
+    remat: bool = False
+
+    def validate(self) -> None:
+        """Raises `ConfigError` naming the field."""
+        if self.depth not in DEPTHS:
+            known = ", ".join(map(str, DEPTHS))
+            raise ConfigError(f"encoder.depth={self.depth}: must be one of {known}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ConfigError(f"encoder.drop_path_rate={self.drop_path_rate}: must be in [0, 1)")
+
+    def build(self, precision: Precision) -> ResNet:
+        """The network."""
+        return ResNet(
+            depth=self.depth,
+            drop_path_rate=self.drop_path_rate,
+            zero_init_residual=self.zero_init_residual,
+            remat=self.remat,
+            dtype=jnp.dtype(precision.value),
+        )
+
+
+@dataclasses.dataclass
+class PretrainConfig:
+    """A pre-training run.
+
+    Attributes:
+      seed: of initialisation, sample order, augmentation and masks.
+      batch_size: slices per step over all devices.
+      epochs: passes over the training split; sets the schedules' horizon.
+      log_every, checkpoint_every, picture_every: in steps; 0 pictures none.
+      keep_checkpoints: how many of the latest stay on disk.
+      display_window_hu: HU shown black and white in pictures.
+    """
+
+    seed: int = 0
+    batch_size: int = 32
+    epochs: float = 1600.0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    intensity: Intensity = dataclasses.field(default_factory=Intensity)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    method: SparK = dataclasses.field(default_factory=SparK)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    precision: Precision = Precision.FLOAT32
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    picture_every: int = 1000
+    keep_checkpoints: int = 2
+    display_window_hu: tuple[float, float] = (-1000.0, 500.0)
+
+    def validate(self) -> None:
+        """Raises `ConfigError`: one line with the fields and values that do not fit."""
+        _validate_parts(self)
+        _require_positive(self, "batch_size", "epochs", "log_every", "checkpoint_every")
+        _require_positive(self, "keep_checkpoints")
+        if self.optim.warmup_epochs >= self.epochs:
+            raise ConfigError(
+                f"optim.warmup_epochs={self.optim.warmup_epochs} does not end before "
+                f"epochs={self.epochs}: lower it"
+            )
+
+    def total_steps(self, slices: int) -> int:
+        """Steps of the run on a training split of `slices`."""
+        return max(1, math.ceil(self.epochs * slices / self.batch_size))
+
+
+@dataclasses.dataclass
+class FinetuneConfig:
+    """A labelled run: one task, training-set size, initialisation and seed.
+
+    Attributes:
+      task: name in results and report.
+      encoder_run: run folder of the pre-training; empty trains from scratch.
+      arm: name of the initialisation in the report; empty: the method's name, or "scratch".
+      seed: of head, order and augmentation; `subset_seed` of the training subset.
+      batch_size: cut to the size of the training subset where that is smaller.
+      fraction: share of the training split used; validation and test stay whole.
+      select_by: validation metric that chooses the epoch; the earliest of equals.
+      checkpoint_every_epochs: resumable checkpoints; the best weights are kept besides.
+    """
+
+    task: str = "task"
+    encoder_run: str = dataclasses.field(default="", metadata={"private": True})
+    arm: str = ""
+    seed: int = 0
+    subset_seed: int = 0
+    subset_by: SubsetBy = SubsetBy.IMAGE
+    fraction: float = 1.0
+    batch_size: int = 64
+    epochs: int = 70
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    val_split: str = "val"
+    test_split: str = "test"
+    intensity: Intensity = dataclasses.field(default_factory=Intensity)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    method: Supervised = dataclasses.field(default_factory=Supervised)
+    optim: OptimConfig = dataclasses.field(
+        default_factory=lambda: OptimConfig(
+            name=OptimizerName.ADAM,
+            lr=1e-4,
+            warmup_epochs=0,
+            weight_decay=5e-4,
+            weight_decay_end=5e-4,
+            b2=0.999,
+            eps=1e-8,
+            clip_norm=0.0,
+        )
+    )
+    freeze: FreezeConfig = dataclasses.field(default_factory=FreezeConfig)
+    select_by: Metric = Metric.AUC
+    precision: Precision = Precision.FLOAT32
+    checkpoint_every_epochs: int = 10
+
+    def validate(self) -> None:
+        """Raises `ConfigError`: one line with the fields and values that do not fit."""
+        _validate_parts(self)
+        _require_positive(self, "batch_size", "epochs", "checkpoint_every_epochs")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction={self.fraction}: must be in (0, 1]")
+        if len({self.data.split, self.val_split, self.test_split}) != 3:
+            raise ConfigError(
+                f"data.split={self.data.split}, val_split={self.val_split}, "
+                f"test_split={self.test_split}: must be three different splits"
+            )
+        if self.freeze.epochs >= self.epochs:
+            raise ConfigError(
+                f"freeze.epochs={self.freeze.epochs} does not end before epochs={self.epochs}: "
+                "lower it"
+            )
+
+    def arm_name(self) -> str:
+        """The initialisation, as the report calls it."""
+        return self.arm or ("pretrained" if self.encoder_run else "scratch")
+
+
+Config = PretrainConfig | FinetuneConfig
+
+
+def _validate_parts(config: Config) -> None:
+    for field in dataclasses.fields(config):
+        part = getattr(config, field.name)
+        if hasattr(part, "validate"):
+            part.validate()
+
+
+def _require_positive(config: Config, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
+
+
+def to_json(config: Any) -> Any:
+    """Plain data of a config. Fields marked private (paths may name patients) show as `<private>`."""
+    if dataclasses.is_dataclass(config):
+        return {
+            field.name: (
+                "<private>"
+                if field.metadata.get("private") and getattr(config, field.name)
+                else to_json(getattr(config, field.name))
+            )
+            for field in dataclasses.fields(config)
+        }
+    if isinstance(config, enum.Enum):
+        return config.value
+    if isinstance(config, tuple | list):
+        return [to_json(item) for item in config]
+    return config
+
+
+def config_record(config: Config) -> dict[str, Any]:
+    """What `config.json` holds: type, values and their hash."""
+    record = {"type": type(config).__name__, "config": to_json(config)}
+    text = json.dumps(record, sort_keys=True)
+    return {**record, "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def first_difference(ours: Any, theirs: Any, name: str = "config") -> str:
+    """The first value in which two plain configs differ: `name: theirs there, ours here`."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                return first_difference(ours.get(key), theirs.get(key), f"{name}.{key}")
+    return f"{name} is {theirs} there and {ours} here"

@@ -1,0 +1,393 @@
+"""From a dataset folder (written by `data_prep`) to batches of raw slices: Grain pipelines.
+
+The host reads, brings slices to one canvas and batches, the same for every method; intensity and
+augmentation are the device's (`augment.py`). A batch is a dict of NumPy arrays:
+
+    image  int16 [b, S, S]   stored values, see `Dataset.intensity`
+    label  int32 [b]         class, -1 = none
+    index  int32 [b]         place in the run's stream: step * batch_size + position in the batch
+    valid  bool  [b]         evaluation only: False = padding of the last batch
+    record int32 [b]         evaluation only: row number in the split, -1 = padding
+
+Batch number `step` is a function of (seed, step) alone: threads and processes only decide who reads
+what. So an iterator's whole state is `{"next_index": step}`.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int, Int16, Shaped
+from PIL import Image
+
+from ctssl_jax.errors import ConfigError, DataError
+
+FORMAT = 1
+INTENSITIES = ("hu", "grey8", "grey16")
+MANIFEST_KEYS = ("name", "intensity", "classes", "splits", "records", "fingerprint")
+INDEX_LIMIT = 2**31  # `index` is int32; beyond, it starts again at 0 (the step differs)
+CHUNK = 256  # records held at once while labels are read
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Where the slices are and how the host reads them."""
+
+    # A folder written by data_prep. Private: a path may name a patient, so no run folder holds it.
+    path: str = dataclasses.field(default="data/lidc", metadata={"private": True})
+    split: str = "train"
+    canvas: int = 512  # pixels; every slice is brought to canvas x canvas before batching
+    num_threads: int = 2  # each reads whole batches
+    prefetch: int = 4  # batches
+
+    def validate(self) -> None:
+        """Raises ConfigError that names the field and its value."""
+        for field, least in (("canvas", 32), ("num_threads", 1), ("prefetch", 1)):
+            value = getattr(self, field)
+            if value < least:
+                raise ConfigError(f"data.{field}={value}: must be at least {least}")
+        if self.prefetch < self.num_threads:
+            raise ConfigError(
+                f"data.prefetch={self.prefetch}: must be at least data.num_threads"
+                f"={self.num_threads}, each thread fills one batch"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """The records of one split by row number, each a dict; reading them may raise DataError."""
+
+    path: Path
+    split: str
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        # TFDS is slow to import, and announces what it loads.
+        import tensorflow_datasets as tfds
+        from absl import logging
+
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.WARNING)
+        try:
+            return tfds.builder_from_directory(str(self.path)).as_data_source(split=self.split)
+        finally:
+            logging.set_verbosity(verbosity)
+
+    def __len__(self) -> int:
+        with self._readable():
+            return len(self._source)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
+        with self._readable():
+            return self._source.__getitems__(rows)
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"{self.path}: cannot read split {self.split!r} ({reason}); copy or prepare the "
+                "dataset again"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """An opened dataset folder; `open_dataset` makes it."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.manifest["name"]
+
+    @property
+    def intensity(self) -> str:
+        """What the pixels are: "hu", "grey8" or "grey16" (grey - 32768)."""
+        return self.manifest["intensity"]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels; empty if unlabelled."""
+        return tuple(self.manifest["classes"])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all records: two datasets are the same data if these agree."""
+        return self.manifest["fingerprint"]
+
+    def source(self, split: str) -> Records:
+        """The records of a split.
+
+        Raises:
+          DataError: the split does not exist, is empty, or is not what the manifest says.
+        """
+        splits = self.manifest["splits"]
+        if split not in splits:
+            raise DataError(f"{self.path}: no split {split!r}; there is {', '.join(splits)}")
+        expected = splits[split]["slices"]
+        if expected == 0:
+            raise DataError(f"{self.path}: split {split!r} is empty; prepare the dataset again")
+        records = Records(self.path / self.manifest["records"], split)
+        if len(records) != expected:
+            raise DataError(
+                f"{records.path}: split {split!r} holds {len(records)} records, the manifest says "
+                f"{expected}; prepare the dataset again"
+            )
+        return records
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Opens a folder written by `data_prep`; reads the manifest, no record.
+
+    Raises:
+      DataError: no such folder, no manifest or one of another format, no records.
+    """
+    path = Path(path)
+    prepare = "prepare one with `python -m data_prep.lidc` (or .folder, ...)"
+    if not path.is_dir():
+        raise DataError(f"{path}: no such dataset; {prepare}, or try the preset `:demo`")
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise DataError(f"{path}: not a dataset, it has no manifest.json; {prepare}")
+    try:
+        manifest = json.loads(file.read_text())
+        version = manifest.get("format")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{file}: unreadable; prepare the dataset again") from error
+    if version != FORMAT:
+        raise DataError(
+            f"{file}: format {version!r}, this version of ctssl_jax reads format {FORMAT}; "
+            "prepare the dataset again"
+        )
+    missing = [key for key in MANIFEST_KEYS if key not in manifest]
+    if missing:
+        raise DataError(f"{file}: lacks {', '.join(missing)}; prepare the dataset again")
+    if manifest["intensity"] not in INTENSITIES:
+        raise DataError(
+            f"{file}: intensity {manifest['intensity']!r} is none of {', '.join(INTENSITIES)}"
+        )
+    records = path / manifest["records"]
+    if not any(records.glob("*.array_record*")):
+        raise DataError(f"{records}: no records there; prepare the dataset again")
+    return Dataset(path, manifest)
+
+
+@functools.cache
+def read_labels(
+    dataset: Dataset, split: str
+) -> tuple[Int[np.ndarray, "n"], Shaped[np.ndarray, "n"]]:
+    """Class (-1 = none) and patient pseudonym of each record of a split, by row number.
+
+    Reads the split once (about a thousand slices per second) and remembers.
+    """
+    source = dataset.source(split)
+    labels, patients = [], []
+    for start in range(0, len(source), CHUNK):
+        rows = range(start, min(start + CHUNK, len(source)))
+        for record in source.__getitems__(rows):
+            labels.append(record["label"])
+            patients.append(record["patient"].decode())
+    arrays = np.array(labels, np.int32), np.array(patients)
+    for array in arrays:
+        array.setflags(write=False)
+    return arrays
+
+
+def pretrain_batches(
+    dataset: Dataset,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Endless shuffled batches of `data.split`; see `labelled_batches`."""
+    return labelled_batches(
+        dataset,
+        data,
+        split=data.split,
+        indices=None,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def labelled_batches(
+    dataset: Dataset,
+    data: DataConfig,
+    *,
+    split: str,
+    indices: Int[np.ndarray, "m"] | None,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Endless shuffled batches of a split, or of its rows `indices`.
+
+    Every record comes once per epoch, each epoch in another order; a batch may reach into the next
+    epoch, so all are full, even when larger than the dataset. `batch_size` is the global one:
+    process p of P gets the p-th part of each global batch.
+
+    `iter()` of the result has `get_state()` and `set_state()`.
+    """
+    source = dataset.source(split)
+    rows = np.arange(len(source)) if indices is None else np.asarray(indices)
+    if len(rows) == 0:
+        raise DataError(f"{dataset.path}: the subset of split {split!r} is empty")
+    part = _part(batch_size, process_index, process_count)
+
+    def load(step: int, rows: Int[np.ndarray, "global"]) -> Batch:
+        batch = _load(source, rows[part], data.canvas)
+        position = np.arange(batch_size, dtype=np.int64)[part]
+        index = (step * batch_size + position) % INDEX_LIMIT
+        return {**batch, "index": index.astype(np.int32)}
+
+    # Only row numbers run through the shuffle; a global batch of them is cheap everywhere.
+    order = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(batch_size)
+    return _read_ahead(order.map_with_index(load), data)
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    data: DataConfig,
+    *,
+    split: str,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Every record of a split once, in order; the last batch is padded (`valid` is False)."""
+    source = dataset.source(split)
+    part = _part(batch_size, process_index, process_count)
+    steps = -(-len(source) // batch_size)
+    rows = np.full(steps * batch_size, -1)
+    rows[: len(source)] = np.arange(len(source))
+
+    def load(step: int, rows: Int[np.ndarray, "global"]) -> Batch:
+        mine = rows[part].astype(np.int32)
+        index = (step * batch_size + np.arange(batch_size, dtype=np.int32))[part]
+        batch = _load(source, mine, data.canvas)
+        return {**batch, "index": index, "valid": mine >= 0, "record": mine}
+
+    batches = grain.MapDataset.source(rows.reshape(steps, batch_size))
+    return _read_ahead(batches.map_with_index(load), data)
+
+
+def _part(batch_size: int, process_index: int, process_count: int) -> slice:
+    """This process's positions of a global batch."""
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"batch_size={batch_size}: must be a multiple of the number of processes "
+            f"({process_count})"
+        )
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
+
+
+def _read_ahead(batches: grain.MapDataset, data: DataConfig) -> grain.IterDataset:
+    return batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
+    )
+
+
+def _load(source: Records, rows: Int[np.ndarray, "b"], canvas: int) -> Batch:
+    """Image and label of the given rows; zeros and -1 where the row is -1."""
+    image = np.zeros((len(rows), canvas, canvas), np.int16)
+    label = np.full(len(rows), -1, np.int32)
+    filled = np.flatnonzero(rows >= 0)
+    for place, record in zip(filled, source.__getitems__(rows[filled].tolist()), strict=True):
+        image[place] = to_canvas(record["image"], canvas)
+        label[place] = record["label"]
+    return {"image": image, "label": label}
+
+
+def to_canvas(image: Int16[np.ndarray, "h w"], size: int) -> Int16[np.ndarray, "{size} {size}"]:
+    """The slice at `size` x `size` by averaging the pixels of each cell, rounded.
+
+    The aspect ratio is not kept, as in the paper's downstream tasks ("area" interpolation).
+    Enlarging by a whole factor repeats pixels; a slice of the right size is returned as it is.
+    """
+    if image.shape == (size, size):
+        return image
+    resized = Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
+    return np.rint(np.asarray(resized)).astype(np.int16)
+
+
+class SubsetBy(enum.Enum):
+    """What is drawn for a subset: single images (the paper), or patients with all their images."""
+
+    IMAGE = "image"
+    PATIENT = "patient"
+
+
+def subset(
+    labels: Int[np.ndarray, "n"],
+    patients: Shaped[np.ndarray, "n"],
+    fraction: float,
+    seed: int,
+    by: SubsetBy = SubsetBy.IMAGE,
+) -> Int[np.ndarray, "m"]:
+    """Row numbers, ascending, of a random `fraction` of the records, in the classes' proportions.
+
+    IMAGE draws `int(fraction * n)` images. PATIENT draws that fraction of the patients, each
+    counted in the class of most of its images. At least one of each class. Depends on nothing but
+    the arguments; of one seed, smaller subsets are contained in larger ones.
+
+    Raises:
+      ConfigError: `fraction` is not in (0, 1].
+      DataError: a record has no label.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"fraction={fraction}: must be above 0 and at most 1")
+    if len(labels) == 0 or labels.min() < 0:
+        raise DataError(
+            f"a labelled subset needs labels: {np.count_nonzero(labels < 0)} of {len(labels)} "
+            "records have none"
+        )
+    if by is SubsetBy.IMAGE:
+        return np.sort(_first_of_strata(labels, fraction, seed))
+    _, owner = np.unique(patients, return_inverse=True)
+    votes = np.zeros((owner.max() + 1, labels.max() + 1), np.int64)
+    np.add.at(votes, (owner, labels), 1)
+    drawn = _first_of_strata(votes.argmax(axis=1), fraction, seed)
+    return np.flatnonzero(np.isin(owner, drawn))
+
+
+def _first_of_strata(
+    strata: Int[np.ndarray, "n"], fraction: float, seed: int
+) -> Int[np.ndarray, "m"]:
+    """The first `int(fraction * n)` of one fixed random order that keeps the strata in proportion.
+
+    Item number r (from 0) of a stratum of N is due at (r + 1/2) / N of the order: Sainte-Laguë's
+    apportionment, which unlike the largest remainder never takes a place back as the total grows.
+    The first of each stratum comes before all others.
+    """
+    # Raw bits: NumPy keeps these, not what `Generator` makes of them, the same across versions.
+    draw = np.random.PCG64(seed).random_raw(len(strata))
+    order = np.lexsort((draw, strata))
+    _, start, count = np.unique(strata[order], return_index=True, return_counts=True)
+    rank = np.arange(len(strata)) - np.repeat(start, count)
+    due = np.where(rank == 0, 0.0, (rank + 0.5) / np.repeat(count, count))
+    order = order[np.lexsort((draw[order], due))]
+    return order[: max(int(fraction * len(strata)), len(count))]

@@ -1,0 +1,271 @@
+"""One labelled run: one task, initialisation, training-set size and seed.
+
+The encoder comes strictly from a run folder, or is random. The epoch is chosen on validation; the
+test split is opened once, at the end, by the chosen weights.
+"""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from ctssl_jax import augment, data, run_folder, sharding
+from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_encoder
+from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.errors import ConfigError, DataError
+from ctssl_jax.methods.base import PyTree, TrainState
+from ctssl_jax.metrics import MetricWriter, classification_metrics
+from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.optim import FreezeConfig, finetune_optimizer
+from ctssl_jax.train import Due, fit, init_state, make_step
+
+EVALUATION_BATCH = 64
+Predictor = Callable[[PyTree, PyTree, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]
+
+
+def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
+    """Fine-tunes; repeating it in the same `workdir` resumes, or returns what it found.
+
+    Returns:
+      The content of `results.json`.
+
+    Raises:
+      UserError: one of its kinds, with the line to show.
+    """
+    dataset = data.open_dataset(config.data.path)
+    classes = _check_classes(config, dataset)
+    labels, patients = data.read_labels(dataset, config.data.split)
+    rows = data.subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
+    batch_size = _batch_size(config.batch_size, len(rows))
+    encoder = config.encoder.build(config.precision)
+    channels = config.intensity.channels
+    pretrained = None
+    if config.encoder_run:
+        pretrained = load_encoder(Path(config.encoder_run), encoder, channels)
+    run_folder.open_run(workdir, config, dataset)
+    if run_folder.is_done(workdir):
+        return run_folder.read_json(workdir / "results.json")
+
+    mesh = sharding.make_mesh()
+    steps_per_epoch = math.ceil(len(rows) / batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    freeze = config.freeze if config.encoder_run or config.freeze.scratch else FreezeConfig(epochs=0)
+    tx, head_lr = finetune_optimizer(config.optim, freeze, steps_per_epoch)
+    method = config.method
+    batches = iter(
+        data.labelled_batches(
+            dataset,
+            config.data,
+            split=config.data.split,
+            indices=rows,
+            batch_size=batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    )
+
+    def fresh() -> TrainState:
+        return init_state(method, encoder, tx, config.seed, channels)
+
+    checkpoints, best = Checkpoints(workdir, keep=1), BestWeights(workdir)
+    if checkpoints.latest() is None:
+        state = jax.jit(fresh, out_shardings=sharding.replicated(mesh))()
+        if pretrained is not None:
+            state = _with_encoder(state, *pretrained, mesh)
+    else:
+        state = checkpoints.restore(jax.eval_shape(fresh), batches, mesh)
+    writer = MetricWriter(workdir, int(state.step))
+    writer.line(
+        f"{config.task}: {config.arm_name()}, {len(rows)} of {len(labels)} training slices "
+        f"({len(set(patients[rows]))} patients), {len(classes)} classes, seed {config.seed}"
+        + (f", resumed at step {int(state.step):,}" if int(state.step) else "")
+    )
+    predict = make_predictor(config, encoder, dataset)
+
+    def validate(state: TrainState, number: int) -> None:
+        truth, scores, loss = evaluate(predict, state, dataset, config, config.val_split, mesh)
+        epoch = number // steps_per_epoch
+        found = {"loss": loss, **classification_metrics(truth, scores)}
+        writer.scalars(
+            number, {"epoch": epoch, **{f"val_{name}": value for name, value in found.items()}}
+        )
+        score = found[config.select_by.value]
+        so_far = best.read()
+        if so_far is None or score > so_far[config.select_by.value]:
+            best.save(epoch, state, {"epoch": epoch, **found})
+
+    step = make_step(
+        method,
+        encoder,
+        tx,
+        config.intensity,
+        dataset.intensity,
+        seed=config.seed,
+        total_steps=total_steps,
+        schedules={"lr": head_lr},
+    )
+    try:
+        state = fit(
+            state,
+            sharding.jit_step(step, mesh),
+            batches,
+            mesh,
+            writer,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+            log_every=max(1, total_steps // 10),
+            due=[
+                Due(steps_per_epoch, validate),
+                Due(
+                    config.checkpoint_every_epochs * steps_per_epoch,
+                    lambda state, _: checkpoints.save(state, batches, {"method": "Supervised"}),
+                ),
+            ],
+        )
+        checkpoints.close()
+        chosen = best.read()
+        results = _test_once(config, predict, best.restore(state, mesh), dataset, workdir, mesh)
+    finally:
+        best.close()
+        writer.close()
+    results = {
+        "task": config.task,
+        "arm": config.arm_name(),
+        "encoder_run": _run_hash(config.encoder_run),
+        "fraction": config.fraction,
+        "train_slices": len(rows),
+        "train_patients": len(set(patients[rows])),
+        "seed": config.seed,
+        "select_by": config.select_by.value,
+        "best_epoch": chosen["epoch"],
+        "epochs": config.epochs,
+        "val": {name: chosen[name] for name in ("auc", "accuracy", "f1")},
+        **results,
+        "classes": list(classes),
+        "data_fingerprint": dataset.fingerprint,
+        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
+        "test_reads": 1,
+    }
+    run_folder.write_json(workdir / "results.json", results)
+    run_folder.set_status(workdir, "done")
+    test = results["test"]
+    print(
+        f"test: AUC {test['auc']:.3f}, F1 {test['f1']:.3f}, accuracy {test['accuracy']:.3f} on "
+        f"{test['n']} slices of {test['patients']} patients (epoch {chosen['epoch']})",
+        flush=True,
+    )
+    return results
+
+
+def _check_classes(config: FinetuneConfig, dataset: data.Dataset) -> tuple[str, ...]:
+    classes = dataset.classes
+    if not classes:
+        raise DataError(f"{dataset.name} has no labels: prepare it with --labels")
+    for split in (config.data.split, config.val_split, config.test_split):
+        dataset.source(split)  # names a split that is missing or empty, before any training
+    if config.method.classes not in (0, len(classes)):
+        raise ConfigError(
+            f"method.classes={config.method.classes} but {dataset.name} has {len(classes)}: "
+            "set it to 0"
+        )
+    config.method.classes = len(classes)
+    return classes
+
+
+def _batch_size(wanted: int, slices: int) -> int:
+    """The batch, cut to the training subset and to a multiple of the devices."""
+    devices = jax.device_count()
+    sharding.check_batch(wanted)
+    return min(wanted, max(devices, slices // devices * devices))
+
+
+def _with_encoder(state: TrainState, params: PyTree, stats: PyTree, mesh: Mesh) -> TrainState:
+    """The state with a pre-trained encoder; moments are still zero, so nothing else changes."""
+    return state.replace(
+        params={**state.params, "encoder": sharding.replicate(params, mesh)},
+        batch_stats={**state.batch_stats, "encoder": sharding.replicate(stats, mesh)},
+    )
+
+
+def make_predictor(config: FinetuneConfig, encoder: ResNet, dataset: data.Dataset) -> Predictor:
+    """Class probabilities and losses of a batch: whole slices, BatchNorm in evaluation mode."""
+
+    @jax.jit
+    def predict(
+        params: PyTree, batch_stats: PyTree, batch: dict[str, jax.Array]
+    ) -> tuple[Float[jax.Array, "b k"], Float[jax.Array, "b"]]:
+        view = config.method.view
+        unit = augment.to_unit(batch["image"], config.intensity, dataset.intensity)
+        image = augment.resize(unit, view.size, view.interpolation)
+        image = augment.normalise(image, config.intensity)
+        logits, _ = config.method.logits(encoder, params, batch_stats, image, train=False)
+        label = jnp.maximum(batch["label"], 0)
+        loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
+        return jax.nn.softmax(logits), loss
+
+    return predict
+
+
+def evaluate(
+    predict: Predictor,
+    state: TrainState,
+    dataset: data.Dataset,
+    config: FinetuneConfig,
+    split: str,
+    mesh: Mesh,
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n k"], float]:
+    """Labels, class probabilities in the order of the records, and the mean loss of a split."""
+    batch_size = sharding.round_up(EVALUATION_BATCH)
+    labels, scores, losses = [], [], []
+    for batch in data.evaluation_batches(dataset, config.data, split=split, batch_size=batch_size):
+        probability, loss = predict(state.params, state.batch_stats, sharding.put_batch(batch, mesh))
+        valid = batch["valid"]
+        labels.append(batch["label"][valid])
+        scores.append(np.asarray(probability)[valid])
+        losses.append(np.asarray(loss)[valid])
+    return np.concatenate(labels), np.concatenate(scores), float(np.concatenate(losses).mean())
+
+
+def _test_once(
+    config: FinetuneConfig,
+    predict: Predictor,
+    state: TrainState,
+    dataset: data.Dataset,
+    workdir: Path,
+    mesh: Mesh,
+) -> dict[str, Any]:
+    """Reads validation and test with the chosen weights, saves every prediction, scores test."""
+    table: list[list[Any]] = []
+    test: dict[str, Any] = {}
+    for split in (config.val_split, config.test_split):
+        labels, scores, _ = evaluate(predict, state, dataset, config, split, mesh)
+        _, patients = data.read_labels(dataset, split)
+        table += [
+            [split, record, patients[record], labels[record], *(f"{p:.6g}" for p in scores[record])]
+            for record in range(len(labels))
+        ]
+        test = classification_metrics(labels, scores)
+        test |= {"n": len(labels), "patients": len(set(patients))}
+    columns = [f"score_{k}" for k in range(scores.shape[1])]
+    temporary = workdir / "predictions.tmp"
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "record", "patient", "label", *columns])
+        writer.writerows(table)
+    temporary.rename(workdir / "predictions.csv")
+    return {"test": test}
+
+
+def _run_hash(encoder_run: str) -> str | None:
+    if not encoder_run:
+        return None
+    return run_folder.read_json(Path(encoder_run) / "config.json")["hash"]

@@ -1,0 +1,108 @@
+"""`python -m ctssl_jax.main --config=configs/spark.py:PRESET [--config.FIELD=VALUE] [--workdir=RUN]`.
+
+Loads and validates the config and dispatches on its type. Repeating a command resumes its run.
+
+Exit codes: 0 done; 2 usage or configuration, nothing written; 3 data; 4 diverged; 5 storage;
+130 interrupted by Ctrl-C (repeat the command to go on from the last checkpoint).
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from ctssl_jax import platform
+from ctssl_jax.errors import ConfigError, UserError
+
+INTERRUPTED = 130
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/, with :PRESET if wanted.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "The run folder; default: runs/CONFIG-PRESET.",
+        flag_values=values,
+    )
+
+
+def parse(argv: list[str]) -> tuple[object, Path]:
+    """The config and the run folder.
+
+    Raises:
+      ConfigError: an unknown flag or key, a value of the wrong type, no such file or preset.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    try:
+        rest = values(argv)
+        config = values.config
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(_one_line(error)) from None
+    if len(rest) > 1:
+        raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
+    if config is None:
+        raise ConfigError("no --config: give a file, for example --config=configs/spark.py:demo")
+    name = next(arg for arg in argv if arg.startswith(("--config=", "-config=", "--config", "-config")))
+    name = name.partition("=")[2] or argv[argv.index(name) + 1]
+    file, _, preset = name.partition(":")
+    stem = Path(file).stem + (f"-{preset}" if preset else "")
+    return config, Path(values.workdir or Path("runs") / stem)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def dispatch(config: object, workdir: Path) -> None:
+    """Runs what the config's type stands for."""
+    # Imported late: a mistyped flag is answered at once, and JAX starts with its flags set.
+    from ctssl_jax import finetune, train
+    from ctssl_jax.config import FinetuneConfig, PretrainConfig
+
+    platform.enable_compilation_cache()
+    match config:
+        case PretrainConfig():
+            config.validate()
+            train.run(config, workdir)
+        case FinetuneConfig():
+            config.validate()
+            finetune.run(config, workdir)
+        case _:
+            raise ConfigError(f"config is a {type(config).__name__}: no command takes that")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    platform.set_cpu_flags()
+    workdir = None
+    try:
+        config, workdir = parse(argv)
+        dispatch(config, workdir)
+    except UserError as error:
+        print(f"ctssl_jax: {error}", file=sys.stderr)
+        _mark_failed(workdir, error.exit_code)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ctssl_jax: interrupted; repeat the command to go on", file=sys.stderr)
+        _mark_failed(workdir, INTERRUPTED)
+        return INTERRUPTED
+    return 0
+
+
+def _mark_failed(workdir: Path | None, code: int) -> None:
+    """Notes the failure in a run that had begun; a refused folder keeps its status."""
+    status = workdir / "STATUS" if workdir else None
+    if status and code not in (2, 3) and status.exists():
+        status.write_text(f"failed:{code}\n")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(main(sys.argv))

@@ -1,0 +1,112 @@
+"""Supervised classification: fine-tuning is a method like the others."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ctssl_jax.augment import ViewGroup
+from ctssl_jax.errors import ConfigError
+from ctssl_jax.methods.base import Batch, Initial, Out, PyTree, TrainState, init_encoder
+from ctssl_jax.nn.decoder import torch_uniform
+from ctssl_jax.nn.resnet import ResNet, pool
+
+
+class Classifier(nn.Module):
+    """Global average pooling and one linear layer, in fp32, with torch's default initialisation."""
+
+    classes: int
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, stage: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+        """Returns the logits."""
+        features = pool(stage)
+        uniform = torch_uniform(features.shape[-1])
+        return nn.Dense(
+            self.classes,
+            kernel_init=uniform,
+            bias_init=uniform,
+            param_dtype=self.param_dtype,
+            name="linear",
+        )(features)
+
+
+@dataclasses.dataclass
+class Supervised:
+    """Cross-entropy on a linear head over the last stage (Wolf et al. 2023, downstream notebooks).
+
+    Attributes:
+      classes: number of classes; 0 takes it from the dataset.
+      view: training view; evaluation sees the whole slice resized to `view.size`.
+    """
+
+    classes: int = 0
+    view: ViewGroup = dataclasses.field(
+        default_factory=lambda: ViewGroup(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    )
+
+    @property
+    def views(self) -> tuple[ViewGroup, ...]:
+        """One view per slice."""
+        return (self.view,)
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for a view or class count that makes no sense."""
+        self.view.validate()
+        if self.view.count != 1:
+            raise ConfigError(f"method.view.count={self.view.count}: fine-tuning reads one, set 1")
+        if self.classes < 0 or self.classes == 1:
+            raise ConfigError(f"method.classes={self.classes}: use 2 or more, or 0 for the dataset's")
+
+    def init(self, encoder: ResNet, key: jax.Array, channels: int) -> Initial:
+        """Fresh encoder and classifier; a pre-trained encoder replaces the former afterwards."""
+        encoder_key, head_key = jax.random.split(key)
+        params, stats = init_encoder(encoder, encoder_key, self.view.size, channels)
+        head = Classifier(self.classes, encoder.param_dtype).init(
+            head_key, jnp.zeros((1, 1, 1, encoder.widths[-1]))
+        )
+        return Initial(
+            {"encoder": params, "head": head["params"]}, {"encoder": stats, "head": {}}, ()
+        )
+
+    def logits(
+        self,
+        encoder: ResNet,
+        params: PyTree,
+        batch_stats: PyTree,
+        image: Float[Array, "b h w c"],
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "b k"], PyTree]:
+        """Class scores before the softmax, in fp32, and new batch statistics."""
+        stages, updates = encoder.apply(
+            {"params": params["encoder"], "batch_stats": batch_stats["encoder"]},
+            image,
+            train,
+            mutable=["batch_stats"],
+            rngs={} if key is None else {"drop_path": key},
+        )
+        head = Classifier(self.classes, encoder.param_dtype)
+        logits = head.apply({"params": params["head"]}, stages[-1])
+        return logits, {"encoder": updates["batch_stats"], "head": {}}
+
+    def loss(
+        self, encoder: ResNet, params: PyTree, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[Float[Array, ""], Out]:
+        """Unweighted softmax cross-entropy."""
+        logits, stats = self.logits(
+            encoder, params, state.batch_stats, batch["views"][0][0], train=True, key=key
+        )
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
+        return losses.mean(), Out(stats, state.aux, {"accuracy": accuracy})
+
+    def after_update(self, state: TrainState, progress: Float[Array, ""]) -> TrainState:
+        """Nothing follows the update."""
+        return state

@@ -1,0 +1,70 @@
+"""Run folders in, one offline page out: `python -m ctssl_jax.report RUNS... --out=FOLDER`.
+
+Reads what runs wrote and nothing else: no data, no checkpoint, no JAX. Read `compare.py` for what
+is computed, `page.py` for how it is worded.
+"""
+
+import os
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from ctssl_jax.errors import ConfigError, StorageError
+from ctssl_jax.report.compare import compare
+from ctssl_jax.report.page import Picture, auc_picture, pretraining_section, render
+from ctssl_jax.report.runs import Run, find_runs
+from ctssl_jax.report.words import section_titles
+
+
+def write_report(places: Iterable[str | Path], out: str | Path) -> list[Run]:
+    """Writes `out`/report.html and `out`/figures/*.png; the same runs give the same bytes.
+
+    Returns every run found; those with a `problem` are listed on the page but not averaged.
+
+    Raises:
+      DataError: there is no run.
+      ConfigError: the `report` extra is not installed.
+      StorageError: `out` cannot be written.
+    """
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"report: {missing[0]} is missing; pip install 'ctssl_jax[report]'")
+    comparison = compare(find_runs(places))
+    titles = section_titles(comparison.tasks)
+    figures = [
+        auc_picture(task, title, f"auc-{index}")
+        for index, (task, title) in enumerate(zip(comparison.tasks, titles, strict=True), start=1)
+    ]
+    pretraining = [
+        pretraining_section(run, f"pretraining-{index}")
+        for index, run in enumerate(
+            (run for run in comparison.runs if run.kind == "pre-training" and run.metrics), start=1
+        )
+    ]
+    page = render(comparison, figures, pretraining)
+    _write(Path(out), page, figures + [part for item in pretraining for part in item.pictures()])
+    return comparison.runs
+
+
+def _write(out: Path, page: str, pictures: list[Picture]) -> None:
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for picture in pictures:
+            _replace(out / "figures" / f"{picture.name}.png", picture.light)
+            if picture.dark:
+                _replace(out / "figures" / f"{picture.name}-dark.png", picture.dark)
+        _replace(out / "report.html", page.encode())
+    except OSError as error:
+        raise StorageError(
+            f"--out: {out} cannot be written ({error.strerror}); name another folder."
+        ) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Puts a file in place in one move, so that nobody ever reads half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

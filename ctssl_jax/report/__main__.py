@@ -1,0 +1,33 @@
+"""The command: reads run folders, writes the report, says on the screen what was left out."""
+
+import argparse
+import sys
+
+from ctssl_jax.errors import UserError
+from ctssl_jax.report import write_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code (see `ctssl_jax.errors`)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ctssl_jax.report",
+        description="Writes FOLDER/report.html, one offline page, from finished and other runs.",
+        epilog="example: python -m ctssl_jax.report runs --out=report",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of them")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the page goes")
+    flags = parser.parse_args(arguments)
+    try:
+        runs = write_report(flags.runs, flags.out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    left_out = [run for run in runs if run.problem]
+    for run in left_out:
+        print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
+    print(f"{flags.out}/report.html: {len(runs)} runs, {len(left_out)} left out of the averages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Run folders as they lie on disk: found, read and checked, never trusted.
+
+Whatever is wrong with a folder becomes its `problem`, one plain phrase, and the run is left out of
+the averages. Nothing here raises for the content of a run.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from ctssl_jax.errors import DataError
+from ctssl_jax.statistics import roc_auc
+
+KINDS = {"PretrainConfig": "pre-training", "FinetuneConfig": "fine-tuning"}
+FILE_LIMIT = 1 << 28
+"""Largest file that is read, in bytes: more is not a log of ours."""
+PICTURE_LIMIT = 1 << 23
+"""Largest reconstruction that is shown, in bytes."""
+TOLERANCE = 2e-3
+"""How far results.json may be from the AUC of its own predictions, which are rounded in the CSV."""
+
+
+class Unusable(Exception):
+    """What is wrong with a run, as the phrase that the report shows."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Test cases of one run in the order of their records; patients are pseudonyms.
+
+    `patients_known` is False when a row names none: such a case is then a patient of its own.
+    """
+
+    digest: str
+    patients: Shaped[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    scores: Float[np.ndarray, "n k"]
+    patients_known: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `folder` is for the screen: it may hold a name and never goes on a page.
+
+    A fine-tuning run without a `problem` has `results` and `cases`.
+    """
+
+    folder: Path
+    kind: str = "unknown"
+    hash: str = ""
+    status: str = "unknown"
+    config: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+    cases: Cases | None = None
+    problem: str = ""
+
+    def series(self, name: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Steps and values of one logged number, where both are finite."""
+        rows = [(row.get("step"), row.get(name)) for row in self.metrics]
+        pairs = [(step, value) for step, value in rows if is_number(step) and is_number(value)]
+        table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
+
+
+def find_runs(places: Iterable[str | Path]) -> list[Run]:
+    """Reads every run at or below `places`, each once, in an order that repeats.
+
+    Raises:
+      DataError: a place does not exist, or none of them holds a run.
+    """
+    folders: dict[Path, None] = {}
+    for place in map(Path, places):
+        if not place.is_dir():
+            raise DataError(f"RUNS: {place} is not a folder; name run folders or folders of them.")
+        folders.update((folder.resolve(), None) for folder in _run_folders(place))
+    if not folders:
+        raise DataError("RUNS: no run found; a run folder holds config.json. Train first.")
+    return sorted((read_run(folder) for folder in folders), key=_order)
+
+
+def read_run(folder: Path) -> Run:
+    """Reads one run folder; what cannot be read is said in `problem`."""
+    run = Run(folder)
+    try:
+        for read in (_with_config, _with_log, _with_outcome):
+            run = read(run)
+    except Unusable as error:
+        return replace(run, problem=str(error))
+    return run
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def reconstructions(run: Run) -> list[tuple[int, bytes]]:
+    """Steps and PNGs of the pictures that a pre-training run drew of itself, in order of steps."""
+    found = []
+    for path in (run.folder / "figures").glob("reconstruction_*.png"):
+        step = path.stem.removeprefix("reconstruction_")
+        try:
+            content = path.read_bytes() if path.stat().st_size <= PICTURE_LIMIT else b""
+        except OSError:
+            continue
+        if step.isdecimal() and content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 24:
+            found.append((int(step), content))
+    return sorted(found)
+
+
+def _run_folders(place: Path) -> Iterator[Path]:
+    """Folders with a config.json; checkpoints and hidden folders are not searched."""
+    for folder, below, files in os.walk(place):
+        below[:] = sorted(name for name in below if name != "checkpoints" and name[0] != ".")
+        if "config.json" in files:
+            yield Path(folder)
+
+
+def _with_config(run: Run) -> Run:
+    record = _json(run.folder / "config.json")
+    kind, config = str(record.get("type")), record.get("config")
+    if kind not in KINDS:
+        raise Unusable(f"a configuration of type {kind[:40]} is not for this report")
+    if not isinstance(config, dict):
+        raise Unusable("config.json has no config")
+    return replace(run, kind=KINDS[kind], hash=str(record.get("hash") or ""), config=config)
+
+
+def _with_log(run: Run) -> Run:
+    return replace(
+        run,
+        status=_status(run.folder / "STATUS"),
+        metrics=_metrics(run.folder / "metrics.jsonl"),
+        env=_json(run.folder / "env.json", missing_is_empty=True),
+        data=_json(run.folder / "data.json", missing_is_empty=True),
+    )
+
+
+def _with_outcome(run: Run) -> Run:
+    if run.status != "done":
+        raise Unusable(f"not finished (status {run.status})")
+    if run.kind == "pre-training":
+        return run
+    results = _results(run.folder / "results.json")
+    return replace(run, results=results, cases=_cases(run.folder / "predictions.csv", results))
+
+
+def _order(run: Run) -> tuple[Any, ...]:
+    results = run.results
+    number = [
+        results.get(key) if is_number(results.get(key)) else -1 for key in ("fraction", "seed")
+    ]
+    return (
+        run.kind != "pre-training",
+        str(results.get("task")),
+        number[0],
+        str(results.get("arm")),
+        number[1],
+        run.hash,
+        str(run.folder),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > FILE_LIMIT:
+            raise Unusable(f"{path.name} is larger than {FILE_LIMIT >> 20} MiB")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Unusable(f"{path.name} is missing") from None
+    except (OSError, UnicodeDecodeError):
+        raise Unusable(f"{path.name} cannot be read") from None
+
+
+def _json(path: Path, *, missing_is_empty: bool = False) -> dict[str, Any]:
+    if missing_is_empty and not path.exists():
+        return {}
+    try:
+        content = json.loads(_text(path))
+    except (ValueError, RecursionError):
+        raise Unusable(f"{path.name} is not valid JSON") from None
+    if not isinstance(content, dict):
+        raise Unusable(f"{path.name} is not a JSON object")
+    return content
+
+
+def _status(path: Path) -> str:
+    return _text(path).strip()[:40] if path.exists() else "unknown"
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """Logged rows by step. A resumed run logs some steps again: the last word counts."""
+    rows: dict[tuple[Any, bool], dict[str, Any]] = {}
+    lines = _text(path).splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the last line of a killed run is often half a line
+        if isinstance(row, dict) and is_number(row.get("step")):
+            rows[row["step"], "val_loss" in row] = row
+    return [rows[key] for key in sorted(rows)]
+
+
+def _results(path: Path) -> dict[str, Any]:
+    results = _json(path)
+    for name in ("task", "arm", "data_fingerprint"):
+        if not isinstance(results.get(name), str) or not results[name]:
+            raise Unusable(f"results.json has no {name}")
+    for name in ("fraction", "train_slices", "seed"):
+        if not is_number(results.get(name)):
+            raise Unusable(f"results.json has no number {name}")
+    if not (0 < results["fraction"] <= 1 and results["train_slices"] > 0):
+        raise Unusable("results.json has a fraction or train_slices out of range")
+    test = results.get("test")
+    for name in ("auc", "accuracy", "f1", "n"):
+        if not isinstance(test, dict) or not is_number(test.get(name)):
+            raise Unusable(f"results.json has no test {name}")
+    if not isinstance(results.get("classes"), list) or len(results["classes"]) < 2:
+        raise Unusable("results.json has no list of two or more classes")
+    return results
+
+
+def _cases(path: Path, results: dict[str, Any]) -> Cases:
+    """Test rows of predictions.csv, checked against results.json."""
+    names = [f"score_{index}" for index in range(len(results["classes"]))]
+    try:
+        rows = [row for row in csv.DictReader(_text(path).splitlines()) if row["split"] == "test"]
+        rows.sort(key=lambda row: row["record"])
+        records = [row["record"] for row in rows]
+        labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)
+        scores = np.array([[float(row[name]) for name in names] for row in rows], dtype=np.float64)
+        named = [row["patient"] for row in rows]
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise Unusable("predictions.csv is not as documented") from None
+    if len(rows) != results["test"]["n"] or len(set(records)) != len(rows):
+        raise Unusable("predictions.csv and results.json disagree on the test cases")
+    if not np.isfinite(scores).all() or not np.isin(labels, np.arange(len(names))).all():
+        raise Unusable("predictions.csv holds a score or label that is not possible")
+    own = roc_auc(labels, scores)
+    if isfinite(own) and abs(own - results["test"]["auc"]) > TOLERANCE:
+        raise Unusable(
+            f"results.json says AUC {results['test']['auc']:.3f}, its predictions give {own:.3f}"
+        )
+    patients = [name or f"record {record}" for name, record in zip(named, records, strict=True)]
+    content = json.dumps([records, patients, labels.tolist()])
+    digest = sha256(content.encode()).hexdigest()
+    return Cases(digest, np.array(patients), labels, scores, all(named))

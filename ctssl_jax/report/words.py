@@ -1,0 +1,150 @@
+"""Numbers as they are written on the page, and the sentences made of them."""
+
+from collections.abc import Iterable
+from math import isfinite
+
+from ctssl_jax.report.compare import SCRATCH, Cell, Comparison, Task, arm_name
+from ctssl_jax.statistics import Difference, Interval, Spread
+
+
+def summary(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
+    """The lead of the page: per task its title, its size, and a sentence for every arm."""
+    titles = section_titles(comparison.tasks)
+    return [
+        (title, _size_sentence(task), _arm_sentences(task))
+        for task, title in zip(comparison.tasks, titles, strict=True)
+    ]
+
+
+def _size_sentence(task: Task) -> str:
+    seeds = sizes(sorted({len(cell.runs) for cell in task.cells}))
+    return (
+        f"{count(task.test_cases)} test cases from {patients(task)}, "
+        f"{seeds} {'seed' if seeds == '1' else 'seeds'} at each size."
+    )
+
+
+def _arm_sentences(task: Task) -> list[str]:
+    arms = [arm for arm in task.arms() if arm != SCRATCH]
+    return [_arm_sentence(task, arm) for arm in arms] or [
+        "Every run started from scratch, so there is nothing to compare."
+    ]
+
+
+def _arm_sentence(task: Task, arm: str) -> str:
+    cells = [cell for cell in task.comparisons() if cell.arm == arm]
+    if not cells:
+        return f"{arm_name(arm)} has no run from scratch of the same size to be compared with."
+    higher, lower, unclear = (
+        [cell for cell in cells if verdict(cell)[0] == kind]
+        for kind in ("higher", "lower", "unclear")
+    )
+    if not higher and not lower:
+        where = f"with {_listed(cells)}" if len(cells) < 3 else f"at any of the {len(cells)} sizes"
+        return f"{arm_name(arm)} and training from scratch cannot be told apart {where}."
+    parts = [
+        f"{word} than from scratch with {_listed(won)} (by {_and(_gap(cell) for cell in won)})"
+        for word, won in (("higher", higher), ("lower", lower))
+        if won
+    ]
+    rest = f"; with {_listed(unclear)} the two cannot be told apart" if unclear else ""
+    return f"The AUC of {arm_name(arm)} is {' and '.join(parts)}{rest}."
+
+
+def _gap(cell: Cell) -> str:
+    return number(abs(cell.difference.estimate)) if cell.difference else "–"
+
+
+def _listed(cells: list[Cell]) -> str:
+    return f"{_and(sizes(cell.sizes('slices')) for cell in cells)} training slices"
+
+
+def _and(words: Iterable[str]) -> str:
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def verdict(cell: Cell) -> tuple[str, str]:
+    """The verdict of a cell against scratch as (kind, words)."""
+    if cell.difference is None:
+        return "none", "no scratch run"
+    found = cell.difference.verdict
+    if found == "A higher":
+        return "higher", f"{arm_name(cell.arm)} higher"
+    if found == "B higher":
+        return "lower", "scratch higher"
+    return "unclear", found
+
+
+def section_titles(tasks: list[Task]) -> list[str]:
+    """Names of the tasks; tasks that share a name are told apart by data, or else numbered."""
+    titles = []
+    for task in tasks:
+        same = [other for other in tasks if other.name == task.name]
+        extra = f" (data {short(task.fingerprint)})"
+        if len({other.fingerprint for other in same}) < len(same):
+            extra = f" (test set {same.index(task) + 1})"
+        titles.append(task.name[:80] + (extra if len(same) > 1 else ""))
+    return titles
+
+
+def patients(task: Task) -> str:
+    """How many patients the test cases come from, as far as the records name them."""
+    whose = "patients" if task.patients_known else "patients or unattributed cases"
+    return f"{count(task.test_patients)} {whose}"
+
+
+def short(text: str) -> str:
+    """The beginning of a hash."""
+    return str(text)[:12]
+
+
+def number(value: float) -> str:
+    """Three decimals, as AUC and accuracy are given."""
+    return f"{value:.3f}" if isfinite(value) else "–"
+
+
+def signed(value: float) -> str:
+    """Three decimals with a sign, which is kept even where it is all that is left of the value."""
+    if not isfinite(value):
+        return "–"
+    return f"{value:+.3f}".replace("-", "−") if value else "0.000"
+
+
+def interval(value: Interval | Difference) -> str:
+    """The ends of an interval; differences carry signs."""
+    if not isfinite(value.low):
+        return "–"
+    if isinstance(value, Difference):
+        return f"{signed(value.low)} to {signed(value.high)}"
+    return f"{number(value.low)}–{number(value.high)}"
+
+
+def spread_range(value: Spread) -> str:
+    """Smallest and largest of several seeds."""
+    if value.n == 1:
+        return "one seed"
+    return f"{number(value.low)}–{number(value.high)}, {value.n} seeds"
+
+
+def count(value: float | int) -> str:
+    """A whole number with thousands apart."""
+    return f"{value:,.0f}"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def sizes(values: list[int]) -> str:
+    """One count, or the range of several."""
+    if not values:
+        return "–"
+    ends = dict.fromkeys((count(values[0]), count(values[-1])))
+    return "–".join(ends)
+
+
+def percent(fraction: float | int) -> str:
+    """A fraction as a percentage."""
+    return f"{fraction * 100:.3g} %"

@@ -1,0 +1,116 @@
+"""The folder of a run: made once, refused to another config, resumed by the same command."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ctssl_jax import __version__
+from ctssl_jax.config import Config, config_record, first_difference, to_json
+from ctssl_jax.data import Dataset
+from ctssl_jax.errors import ConfigError, StorageError
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run; `StorageError` where that cannot be done."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        raise StorageError(f"{path} cannot be read: give another run folder") from None
+
+
+def open_run(workdir: Path, config: Config, dataset: Dataset) -> None:
+    """Makes the run folder, or checks that it was made by the same config and data.
+
+    Writes `config.json`, `data.json`, `env.json` and `STATUS`; no path, host or user name.
+
+    Raises:
+      ConfigError: the folder belongs to another config or dataset, or holds something else.
+      StorageError: it cannot be written.
+    """
+    record = config_record(config)
+    data = {
+        key: dataset.manifest[key] for key in ("name", "fingerprint", "intensity", "classes", "splits")
+    }
+    known = workdir / "config.json"
+    try:
+        if known.exists():
+            _require_same_run(workdir, record, data)
+        elif workdir.exists() and any(workdir.iterdir()):
+            raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "env.json", environment(config))
+        write_json(workdir / "data.json", data)
+        set_status(workdir, "running")
+        write_json(known, record)
+    except OSError as error:
+        raise StorageError(f"run folder {workdir} cannot be written: {error.strerror}") from None
+
+
+def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:
+    theirs, their_data = read_json(workdir / "config.json"), read_json(workdir / "data.json")
+    if theirs["hash"] != record["hash"]:
+        difference = first_difference(record["config"], theirs["config"])
+        if theirs["type"] != record["type"]:
+            difference = f"type is {theirs['type']} there and {record['type']} here"
+        raise ConfigError(
+            f"{workdir} was made by another config ({difference}): repeat that command to resume "
+            "it, or give another --workdir"
+        )
+    if their_data["fingerprint"] != data["fingerprint"]:
+        raise ConfigError(f"{workdir} was made with other data: give another --workdir")
+
+
+def set_status(workdir: Path, status: str) -> None:
+    """`running`, `done` or `failed:CODE`."""
+    (workdir / "STATUS").write_text(status + "\n")
+
+
+def is_done(workdir: Path) -> bool:
+    """Whether the run has ended well."""
+    path = workdir / "STATUS"
+    return path.exists() and path.read_text().strip() == "done"
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions, code and devices, for the record."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "python": platform.python_version(),
+        "ctssl_jax": __version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+        "commit": code_commit(),
+        "device": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "cpu_count": os.cpu_count(),
+        "precision": to_json(config.precision),
+    }
+
+
+def code_commit() -> str | None:
+    """The git commit of this code, with `+dirty` if files differ from it; None outside a clone."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

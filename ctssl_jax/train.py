@@ -1,0 +1,304 @@
+"""The training step and the loop, shared by all methods. Read this file first.
+
+`make_step` turns a method, an encoder and an optimizer into one pure function of (state, batch).
+`fit` calls it in a straight line: wait for a batch, step, check, log, and what else is due.
+`run` is a pre-training run from config to last checkpoint.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ctssl_jax import augment, data, pictures, run_folder, sharding
+from ctssl_jax.augment import Intensity, IntensityKind
+from ctssl_jax.checkpoint import Checkpoints
+from ctssl_jax.config import PretrainConfig
+from ctssl_jax.errors import DivergedError
+from ctssl_jax.methods.base import Batch, Method, TrainState
+from ctssl_jax.metrics import MetricWriter, Throughput, duration
+from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.optim import Schedule, lr_schedule, make_optimizer, weight_decay_schedule
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def init_state(
+    method: Method, encoder: ResNet, tx: optax.GradientTransformation, seed: int, channels: int
+) -> TrainState:
+    """The state at step 0; pure, so that `jax.eval_shape` tells its shapes."""
+    params, batch_stats, aux = method.init(encoder, jax.random.key(seed), channels)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        aux=aux,
+    )
+
+
+def make_step(
+    method: Method,
+    encoder: ResNet,
+    tx: optax.GradientTransformation,
+    intensity: Intensity,
+    kind: IntensityKind,
+    *,
+    seed: int,
+    total_steps: int,
+    schedules: Mapping[str, Schedule],
+) -> Step:
+    """One training step for any method.
+
+    Randomness is a function of (seed, step, global index of the slice), never of devices. A batch
+    holds `image` (int16 `[b, h, w]`), `index` (int32 `[b]`) and, for labelled data, `label`.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = augment.image_keys(jax.random.key(seed), state.step, batch["index"])
+        view_keys, method_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        unit = augment.to_unit(batch["image"], intensity, kind)
+        views = augment.make_views(view_keys, unit, method.views)
+        views = tuple(augment.normalise(view, intensity) for view in views)
+        batch = {**batch, "views": views, "keys": method_keys}
+
+        grad = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
+        (loss, out), grads = grad(encoder, state.params, state, batch, step_key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **out.metrics}
+        metrics |= {name: schedule(state.step) for name, schedule in schedules.items()}
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            batch_stats=out.batch_stats,
+            aux=out.aux,
+        )
+        return method.after_update(state, state.step / total_steps), metrics
+
+    return step
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """Something to do with the state after every `every`-th step and, if `at_end`, the last."""
+
+    every: int
+    call: Callable[[TrainState, int], None]
+    at_end: bool = True
+
+    def at(self, step: int, total_steps: int) -> bool:
+        """Whether it is due after `step` steps."""
+        return step % self.every == 0 or (self.at_end and step == total_steps)
+
+
+def fit(
+    state: TrainState,
+    step: Step,
+    batches: grain.DatasetIterator,
+    mesh: Mesh,
+    writer: MetricWriter,
+    *,
+    total_steps: int,
+    steps_per_epoch: float,
+    batch_size: int,
+    log_every: int,
+    due: Sequence[Due] = (),
+) -> TrainState:
+    """Trains from `state.step` to `total_steps`.
+
+    Raises:
+      DivergedError: loss or gradient was not finite; found before anything that is due, so that no
+        checkpoint holds what came of it.
+    """
+    start, began = int(state.step), time.monotonic()
+    throughput, unchecked = Throughput(batch_size), []
+    if start < total_steps:
+        writer.line(f"step {start:,}/{total_steps:,}: compiling the training step")
+    for number in range(start + 1, total_steps + 1):
+        asked = time.monotonic()
+        batch = sharding.put_batch(next(batches), mesh)
+        waited = time.monotonic() - asked
+        state, metrics = step(state, batch)
+        unchecked.append((metrics["loss"], metrics["grad_norm"]))
+        if number == start + 1:
+            jax.block_until_ready(metrics)
+            writer.line(f"compiled and first step done in {duration(time.monotonic() - began)}")
+            throughput.restart()
+        else:
+            throughput.step(waited)
+
+        now_due = [item for item in due if item.at(number, total_steps)]
+        log = number % log_every == 0 or number == total_steps
+        if not (log or now_due):
+            continue
+        check_finite(unchecked, number)
+        unchecked = []
+        if log:
+            epoch = number / steps_per_epoch
+            values = {name: float(value) for name, value in metrics.items()}
+            speed = throughput.read(total_steps - number)
+            left = speed.pop("seconds_left")
+            elapsed = {"elapsed_s": time.monotonic() - began}
+            writer.scalars(number, {"epoch": epoch, **values, **speed, **elapsed})
+            writer.line(log_line(number, total_steps, epoch, values, speed, left))
+        for item in now_due:
+            item.call(state, number)
+        throughput.restart()
+    return state
+
+
+def check_finite(values: Sequence[tuple[jax.Array, jax.Array]], last_step: int) -> None:
+    """Raises `DivergedError` naming the first step, of those up to `last_step`, with a NaN or inf."""
+    finite = np.isfinite(np.asarray(jax.device_get(values), np.float64)).all(axis=1)
+    if not finite.all():
+        bad = last_step - len(values) + 1 + int(np.argmin(finite))
+        loss, grad_norm = (float(value) for value in values[int(np.argmin(finite))])
+        raise DivergedError(
+            f"step {bad}: loss {loss}, gradient norm {grad_norm}: stopped, the last good checkpoint "
+            "is kept; lower config.optim.lr and start in another --workdir"
+        )
+
+
+def log_line(
+    step: int,
+    total_steps: int,
+    epoch: float,
+    values: Mapping[str, float],
+    speed: Mapping[str, float],
+    seconds_left: float,
+) -> str:
+    """One line of progress, at most 120 columns."""
+    return (
+        f"step {step:,}/{total_steps:,} ep {epoch:.1f} loss {values['loss']:.4f} "
+        f"lr {values['lr']:.2e} |g| {values['grad_norm']:.2g} "
+        f"{speed['images_per_second']:,.1f} img/s in-wait {speed['input_wait']:.0%} "
+        f"eta {duration(seconds_left)}"
+    )
+
+
+def run(config: PretrainConfig, workdir: Path) -> None:
+    """Pre-trains; repeating it in the same `workdir` resumes.
+
+    Raises:
+      UserError: one of its kinds, with the line to show.
+    """
+    dataset = data.open_dataset(config.data.path)
+    slices = len(dataset.source(config.data.split))
+    sharding.check_batch(config.batch_size)
+    run_folder.open_run(workdir, config, dataset)
+
+    mesh = sharding.make_mesh()
+    total_steps = config.total_steps(slices)
+    steps_per_epoch = slices / config.batch_size
+    lr = lr_schedule(config.optim, round(config.optim.warmup_epochs * steps_per_epoch), total_steps)
+    weight_decay = weight_decay_schedule(config.optim, total_steps)
+    tx = make_optimizer(config.optim, lr, weight_decay)
+    encoder = config.encoder.build(config.precision)
+    channels = config.intensity.channels
+
+    batches = iter(
+        data.pretrain_batches(
+            dataset,
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    )
+
+    def fresh() -> TrainState:
+        return init_state(config.method, encoder, tx, config.seed, channels)
+
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    if checkpoints.latest() is None:
+        state = jax.jit(fresh, out_shardings=sharding.replicated(mesh))()
+    else:
+        state = checkpoints.restore(jax.eval_shape(fresh), batches, mesh)
+    writer = MetricWriter(workdir, int(state.step))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    writer.line(
+        f"{type(config.method).__name__} on {dataset.name}: {slices:,} slices, "
+        f"ResNet-{config.encoder.depth}, {parameters:,} parameters, "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        + (f", resumed at step {int(state.step):,}" if int(state.step) else "")
+    )
+
+    step = make_step(
+        config.method,
+        encoder,
+        tx,
+        config.intensity,
+        dataset.intensity,
+        seed=config.seed,
+        total_steps=total_steps,
+        schedules={"lr": lr, "weight_decay": weight_decay},
+    )
+
+    def save(state: TrainState, number: int) -> None:
+        checkpoints.save(state, batches, {"method": type(config.method).__name__})
+
+    due = [Due(config.checkpoint_every, save)]
+    if config.picture_every:
+        draw = _reconstruction_picture(config, encoder, dataset, workdir)
+        due.append(Due(config.picture_every, draw))
+    try:
+        state = fit(
+            state,
+            sharding.jit_step(step, mesh),
+            batches,
+            mesh,
+            writer,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            due=due,
+        )
+    finally:
+        checkpoints.close()
+        writer.close()
+    run_folder.set_status(workdir, "done")
+    writer.line(f"done: {total_steps:,} steps; the encoder is in {workdir}")
+
+
+def _reconstruction_picture(
+    config: PretrainConfig, encoder: ResNet, dataset: data.Dataset, workdir: Path, count: int = 8
+) -> Callable[[TrainState, int], None]:
+    """Draws input, masked input and reconstruction of the same slices under the same masks."""
+    source = dataset.source(config.data.split)
+    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+    stored = np.stack(
+        [data.to_canvas(source[int(i)]["image"], config.data.canvas) for i in chosen]
+    )
+    keys = augment.image_keys(jax.random.key(config.seed), 0, jnp.asarray(chosen))
+
+    @jax.jit
+    def reconstruct(state: TrainState) -> Any:
+        unit = augment.to_unit(jnp.asarray(stored), config.intensity, dataset.intensity)
+        view = config.method.view
+        image = augment.resize(unit, view.size, view.interpolation)
+        image = augment.normalise(image, config.intensity)
+        return config.method.reconstruct(encoder, state, image, keys)
+
+    def draw(state: TrainState, number: int) -> None:
+        rows = [
+            pictures.to_display(
+                np.asarray(row), config.intensity, dataset.intensity, config.display_window_hu
+            )
+            for row in reconstruct(state)
+        ]
+        pictures.save_grid(rows, workdir / "figures" / f"reconstruction_{number:07}.png")
+
+    return draw
