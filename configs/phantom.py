@@ -9,8 +9,12 @@ from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods import SparK, Supervised
 
-DATA = DataConfig(path="data/phantom", canvas=96)
-INTENSITY = Intensity(window_hu=(-1000.0, 600.0), mean=(0.35,), std=(0.32,))
+PATH = "data/phantom"
+
+
+def intensity() -> Intensity:
+    """A window from air to dense bone."""
+    return Intensity(window_hu=(-1000.0, 600.0), mean=(0.35,), std=(0.32,))
 
 
 def unknown_preset(preset: str, *known: str) -> ConfigError:
@@ -20,7 +24,7 @@ def unknown_preset(preset: str, *known: str) -> ConfigError:
 
 def pretrain_demo(config: PretrainConfig) -> PretrainConfig:
     """SparK on the phantom: about three minutes on two CPU cores."""
-    config.data, config.intensity = DATA, INTENSITY
+    config.data, config.intensity = DataConfig(path=PATH, canvas=96), intensity()
     config.encoder = EncoderConfig(depth=18)
     config.method = SparK(decoder_width=128, view=ViewGroup(size=96))
     config.epochs, config.optim.warmup_epochs, config.optim.lr = 15.0, 1.5, 2e-3
@@ -31,7 +35,7 @@ def pretrain_demo(config: PretrainConfig) -> PretrainConfig:
 def pretrain_smoke(config: PretrainConfig) -> PretrainConfig:
     """A few steps, for tests."""
     config = pretrain_demo(config)
-    config.data = DataConfig(path=DATA.path, canvas=64)
+    config.data = DataConfig(path=PATH, canvas=64)
     config.method = SparK(decoder_width=32, view=ViewGroup(size=64))
     config.batch_size, config.epochs, config.optim.warmup_epochs = 8, 0.3, 0.1
     config.log_every, config.checkpoint_every, config.picture_every = 2, 4, 4
@@ -40,7 +44,8 @@ def pretrain_smoke(config: PretrainConfig) -> PretrainConfig:
 
 def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
     """Lesion or no lesion on the phantom: half a minute at full size on two CPU cores."""
-    config.task, config.data, config.intensity = "phantom", DATA, INTENSITY
+    config.task, config.intensity = "phantom", intensity()
+    config.data = DataConfig(path=PATH, canvas=96)
     config.encoder = EncoderConfig(depth=18)
     config.method = Supervised(view=ViewGroup(size=96, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
     config.batch_size, config.epochs, config.freeze.epochs = 32, 12, 2
@@ -51,7 +56,7 @@ def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
 def finetune_smoke(config: FinetuneConfig) -> FinetuneConfig:
     """A few steps, for tests."""
     config = finetune_demo(config)
-    config.data = DataConfig(path=DATA.path, canvas=64)
+    config.data = DataConfig(path=PATH, canvas=64)
     config.method = Supervised(view=ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
     config.batch_size, config.epochs, config.freeze.epochs = 8, 2, 1
     config.checkpoint_every_epochs, config.fraction = 1, 0.1

@@ -213,7 +213,9 @@ def to_json(config: Any) -> Any:
 
 def config_record(config: Config) -> dict[str, Any]:
     """What `config.json` holds: type, values and their hash."""
-    record = {"type": type(config).__name__, "config": to_json(config)}
+    values = to_json(config)
+    values["method"] = {"type": type(config.method).__name__, **values["method"]}
+    record = {"type": type(config).__name__, "config": values}
     text = json.dumps(record, sort_keys=True)
     return {**record, "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
 

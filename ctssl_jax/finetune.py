@@ -7,6 +7,7 @@ test split is opened once, at the end, by the chosen weights.
 import csv
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,15 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
         )
     )
 
-    def fresh() -> TrainState:
-        return init_state(method, encoder, tx, config.seed, channels)
-
+    fresh = partial(init_state, method, encoder, tx, channels)
+    key = jax.random.key(config.seed)
     checkpoints, best = Checkpoints(workdir, keep=1), BestWeights(workdir)
     if checkpoints.latest() is None:
-        state = jax.jit(fresh, out_shardings=sharding.replicated(mesh))()
+        state = sharding.jit_init(fresh, mesh)(key)
         if pretrained is not None:
             state = _with_encoder(state, *pretrained, mesh)
     else:
-        state = checkpoints.restore(jax.eval_shape(fresh), batches, mesh)
+        state = checkpoints.restore(jax.eval_shape(fresh, key), batches, mesh)
     writer = MetricWriter(workdir, int(state.step))
     writer.line(
         f"{config.task}: {config.arm_name()}, {len(rows)} of {len(labels)} training slices "
@@ -108,7 +108,6 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
         tx,
         config.intensity,
         dataset.intensity,
-        seed=config.seed,
         total_steps=total_steps,
         schedules={"lr": head_lr},
     )
@@ -119,6 +118,7 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
             batches,
             mesh,
             writer,
+            seed=config.seed,
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
             batch_size=batch_size,

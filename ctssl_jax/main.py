@@ -17,6 +17,7 @@ from ctssl_jax import platform
 from ctssl_jax.errors import ConfigError, UserError
 
 INTERRUPTED = 130
+PHANTOM = "data/phantom"  # as configs/phantom.py names it
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -66,16 +67,24 @@ def dispatch(config: object, workdir: Path) -> None:
     from ctssl_jax import finetune, train
     from ctssl_jax.config import FinetuneConfig, PretrainConfig
 
+    if not isinstance(config, PretrainConfig | FinetuneConfig):
+        raise ConfigError(f"config is a {type(config).__name__}: main takes no such config")
+    config.validate()
+    provide_phantom(config.data.path)
     platform.enable_compilation_cache()
-    match config:
-        case PretrainConfig():
-            config.validate()
-            train.run(config, workdir)
-        case FinetuneConfig():
-            config.validate()
-            finetune.run(config, workdir)
-        case _:
-            raise ConfigError(f"config is a {type(config).__name__}: no command takes that")
+    if isinstance(config, PretrainConfig):
+        train.run(config, workdir)
+    else:
+        finetune.run(config, workdir)
+
+
+def provide_phantom(path: str) -> None:
+    """Makes the embedded phantom where the presets `:demo` and `:smoke` expect it."""
+    if path == PHANTOM and not Path(path).exists():
+        from data_prep import phantom
+
+        print(f"preparing the embedded CT phantom in {path}", flush=True)
+        phantom.prepare(Path(path))
 
 
 def main(argv: list[str]) -> int:

@@ -5,7 +5,7 @@ sum over the batch is a sum over all devices, so BatchNorm statistics are global
 loss is that of the whole batch; nothing else in the package says so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +18,10 @@ PyTree = Any
 AXIS = "data"
 
 
-def make_mesh() -> Mesh:
-    """A mesh over all devices of all hosts. Axes are Auto: `jit` decides what moves where."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices`, or all of all hosts. Axes are Auto: `jit` decides what moves where."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def check_batch(batch_size: int) -> None:
@@ -62,11 +63,16 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
+def jit_init(init: Callable[[jax.Array], PyTree], mesh: Mesh) -> Callable[[jax.Array], PyTree]:
+    """Compiles `init(key) -> state`, the same on every device."""
+    return jax.jit(init, out_shardings=replicated(mesh))
+
+
 def jit_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Compiles `step(state, batch) -> state, metrics`; the old state's memory is reused."""
+    """Compiles `step(state, batch, key) -> state, metrics`; the old state's memory is reused."""
     same, shared = replicated(mesh), split(mesh)
     return jax.jit(
-        step, in_shardings=(same, shared), out_shardings=(same, same), donate_argnums=0
+        step, in_shardings=(same, shared, same), out_shardings=(same, same), donate_argnums=0
     )
 
 

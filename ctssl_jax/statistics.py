@@ -167,17 +167,17 @@ def _wins(
     patients: Integer[np.ndarray, " n"],
 ) -> Float[np.ndarray, "p q"]:
     """Counts pairs in which the positive case scores higher (ties half), per pair of patients."""
-    negatives = np.flatnonzero(~positive)
-    negatives = negatives[np.argsort(patients[negatives], kind="stable")]
-    columns, starts = np.unique(patients[negatives], return_index=True)
-    rows = np.unique(patients[positive])
+    order = np.argsort(patients, kind="stable")
+    wanted, others = order[positive[order]], order[~positive[order]]
+    rows, row_starts = np.unique(patients[wanted], return_index=True)
+    columns, column_starts = np.unique(patients[others], return_index=True)
     wins = np.zeros((len(rows), len(columns)))
     if wins.size:
-        for row, patient in zip(wins, rows, strict=True):
-            own = np.sort(scores[positive & (patients == patient)])
-            below = np.searchsorted(own, scores[negatives], side="left")
-            not_above = np.searchsorted(own, scores[negatives], side="right")
-            row[:] = np.add.reduceat(len(own) - (below + not_above) / 2, starts)
+        for row, own in zip(wins, np.split(scores[wanted], row_starts[1:]), strict=True):
+            own = np.sort(own)
+            below = np.searchsorted(own, scores[others], side="left")
+            not_above = np.searchsorted(own, scores[others], side="right")
+            row[:] = np.add.reduceat(len(own) - (below + not_above) / 2, column_starts)
     return wins
 
 

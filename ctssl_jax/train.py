@@ -8,6 +8,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Key
 
 from ctssl_jax import augment, data, pictures, run_folder, sharding
 from ctssl_jax.augment import Intensity, IntensityKind
@@ -29,14 +31,18 @@ from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule, lr_schedule, make_optimizer, weight_decay_schedule
 
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
 def init_state(
-    method: Method, encoder: ResNet, tx: optax.GradientTransformation, seed: int, channels: int
+    method: Method,
+    encoder: ResNet,
+    tx: optax.GradientTransformation,
+    channels: int,
+    key: Key[Array, ""],
 ) -> TrainState:
     """The state at step 0; pure, so that `jax.eval_shape` tells its shapes."""
-    params, batch_stats, aux = method.init(encoder, jax.random.key(seed), channels)
+    params, batch_stats, aux = method.init(encoder, key, channels)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -53,19 +59,19 @@ def make_step(
     intensity: Intensity,
     kind: IntensityKind,
     *,
-    seed: int,
     total_steps: int,
     schedules: Mapping[str, Schedule],
 ) -> Step:
     """One training step for any method.
 
-    Randomness is a function of (seed, step, global index of the slice), never of devices. A batch
+    Randomness is a function of (the run's key, step, global index of the slice), never of devices.
+    The key is an argument, so that runs that differ by their seed share a compiled program. A batch
     holds `image` (int16 `[b, h, w]`), `index` (int32 `[b]`) and, for labelled data, `label`.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        keys = augment.image_keys(jax.random.key(seed), state.step, batch["index"])
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        keys = augment.image_keys(key, state.step, batch["index"])
         view_keys, method_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         unit = augment.to_unit(batch["image"], intensity, kind)
         views = augment.make_views(view_keys, unit, method.views)
@@ -109,6 +115,7 @@ def fit(
     mesh: Mesh,
     writer: MetricWriter,
     *,
+    seed: int,
     total_steps: int,
     steps_per_epoch: float,
     batch_size: int,
@@ -122,6 +129,7 @@ def fit(
         checkpoint holds what came of it.
     """
     start, began = int(state.step), time.monotonic()
+    key = sharding.replicate(jax.random.key(seed), mesh)
     throughput, unchecked = Throughput(batch_size), []
     if start < total_steps:
         writer.line(f"step {start:,}/{total_steps:,}: compiling the training step")
@@ -129,7 +137,7 @@ def fit(
         asked = time.monotonic()
         batch = sharding.put_batch(next(batches), mesh)
         waited = time.monotonic() - asked
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, key)
         unchecked.append((metrics["loss"], metrics["grad_norm"]))
         if number == start + 1:
             jax.block_until_ready(metrics)
@@ -218,14 +226,13 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         )
     )
 
-    def fresh() -> TrainState:
-        return init_state(config.method, encoder, tx, config.seed, channels)
-
+    fresh = partial(init_state, config.method, encoder, tx, channels)
+    key = jax.random.key(config.seed)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     if checkpoints.latest() is None:
-        state = jax.jit(fresh, out_shardings=sharding.replicated(mesh))()
+        state = sharding.jit_init(fresh, mesh)(key)
     else:
-        state = checkpoints.restore(jax.eval_shape(fresh), batches, mesh)
+        state = checkpoints.restore(jax.eval_shape(fresh, key), batches, mesh)
     writer = MetricWriter(workdir, int(state.step))
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     writer.line(
@@ -241,7 +248,6 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         tx,
         config.intensity,
         dataset.intensity,
-        seed=config.seed,
         total_steps=total_steps,
         schedules={"lr": lr, "weight_decay": weight_decay},
     )
@@ -260,6 +266,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
             batches,
             mesh,
             writer,
+            seed=config.seed,
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
             batch_size=config.batch_size,

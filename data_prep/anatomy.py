@@ -101,7 +101,7 @@ class Patient:
             aim = np.array(
                 [side * abs(rng.normal(0.8, 0.5)), rng.normal(0, 0.8), 1.3 * rng.normal()]
             )
-            queue.append((hilum + rng.normal(0, 6, 3), aim / np.linalg.norm(aim), 4.8, 0))
+            queue.append((hilum + rng.normal(0, 6, 3), aim / np.linalg.norm(aim), 3.8, 0))
         while queue:
             start, aim, radius, depth = queue.pop()
             end = start + aim * rng.uniform(16, 30)

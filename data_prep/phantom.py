@@ -66,7 +66,7 @@ def add_lesion(hu: Plane, lung: Mask, soft: Mask, rng: np.random.Generator) -> N
     in_lung = lung.mean() > 0.03 and (rng.uniform() < 0.7 or soft.mean() < 0.02)
     step = FIELD_OF_VIEW_MM / len(hu)
     x, y = np.meshgrid(*2 * [np.arange(len(hu)) * step])
-    radius = rng.uniform(8, 15) if in_lung else rng.uniform(11, 20)
+    radius = rng.uniform(13, 25) if in_lung else rng.uniform(20, 34)
     sites = _eroded(lung if in_lung else soft, int(0.6 * radius / step))
     if not sites.any():
         sites = lung | soft
@@ -81,7 +81,7 @@ def add_lesion(hu: Plane, lung: Mask, soft: Mask, rng: np.random.Generator) -> N
     if in_lung:
         value = np.full_like(hu, rng.uniform(10, 80))
     else:
-        value = np.where(distance > 0.72, rng.uniform(100, 190), rng.uniform(-60, 5))
+        value = np.where(distance > 0.72, rng.uniform(200, 320), rng.uniform(-70, -20))
     hu += share * (value - hu)
 
 

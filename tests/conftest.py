@@ -14,3 +14,17 @@ import jax
 
 platform.enable_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def phantom_path(tmp_path_factory) -> Path:
+    """A small phantom: 6 patients of 8 slices at 64 px, 4 for training."""
+    from data_prep import phantom
+
+    path = tmp_path_factory.mktemp("data") / "phantom"
+    phantom.prepare(path, patients=6, slices=8, size=64, val=0.17, test=0.17)
+    return path

@@ -6,6 +6,7 @@ import sys
 from contextlib import closing
 from itertools import pairwise
 
+import grain
 import numpy as np
 import pytest
 from PIL import Image
@@ -112,6 +113,15 @@ def test_index_counts_through_the_run(dataset):
     np.testing.assert_array_equal(index, np.arange(30))
 
 
+def test_index_stays_int32_in_the_longest_run(dataset):
+    step = 2**31 // 5
+    with closing(iter(train(dataset))) as iterator:
+        iterator.set_state({"next_index": step})
+        index = next(iterator)["index"]
+    assert index.dtype == np.int32
+    np.testing.assert_array_equal(index, (5 * step + np.arange(5)) % 2**31)
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_read_the_batches_of_one(dataset, processes):
     whole = take(train(dataset, batch_size=8), 5)
@@ -131,6 +141,18 @@ def test_batch_does_not_depend_on_threads_or_prefetch(dataset):
     one = DataConfig(canvas=32, num_threads=1, prefetch=1)
     many = DataConfig(canvas=32, num_threads=4, prefetch=9)
     assert_same(take(train(dataset, data=one), 8), take(train(dataset, data=many), 8))
+
+
+def test_threads_and_prefetch_are_those_of_the_config(dataset, monkeypatch):
+    asked, options = [], grain.ReadOptions
+
+    def spy(**numbers):
+        asked.append(numbers)
+        return options(**numbers)
+
+    monkeypatch.setattr(grain, "ReadOptions", spy)
+    train(dataset, data=DataConfig(canvas=32, num_threads=3, prefetch=7))
+    assert asked == [{"num_threads": 3, "prefetch_buffer_size": 7}]
 
 
 def test_resume_is_bit_equal_and_the_state_is_the_step(dataset):
@@ -252,7 +274,7 @@ def population(counts, per_patient=4, seed=0):
     return labels[order], patients[order]
 
 
-FRACTIONS = [0.001, 0.05, 0.1, 0.25, 0.37, 0.5, 0.75, 0.9, 1.0]
+FRACTIONS = [0.001, 0.05, 0.1, 0.1239, 0.25, 0.37, 0.5, 0.75, 0.9, 1.0]
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)

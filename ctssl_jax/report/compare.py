@@ -5,13 +5,16 @@ of the same data and the same test cases are averaged or compared; others get a 
 own and are named as a conflict.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ctssl_jax.report.runs import Cases, Run
+from ctssl_jax.report.runs import Cases, Run, is_number
 from ctssl_jax.statistics import (
     Difference,
     Interval,
@@ -30,7 +33,10 @@ NAMES = {
     "moco": "MoCo v2",
     "swav": "SwAV",
     "byol": "BYOL",
+    "pretrained": "Pre-trained",
 }
+FREE_SETTINGS = {"seed", "subset_seed", "encoder_run", "log_every"}
+"""What runs of one cell may differ in."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ class Cell:
 
     def sizes(self, unit: str) -> list[int]:
         """The distinct numbers of training "slices" or "patients", small to large."""
-        counts = {run.results.get(f"train_{unit}") for run in self.runs}
-        return sorted(int(count) for count in counts if isinstance(count, int | float))
+        counts: list[Any] = [run.results.get(f"train_{unit}") for run in self.runs]
+        return sorted({int(count) for count in counts if is_number(count)})
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,9 @@ class Task:
         """Arms with a cell, scratch first, then the methods in their usual order."""
         return sorted({cell.arm for cell in self.cells}, key=arm_order)
 
-    def runs(self) -> list[Run]:
-        """Every run that counts here."""
-        return [run for cell in self.cells for run in cell.runs]
+    def runs(self, arm: str = "") -> list[Run]:
+        """Every run that counts here, or those of one arm."""
+        return [run for cell in self.cells if arm in ("", cell.arm) for run in cell.runs]
 
     def comparisons(self) -> list[Cell]:
         """Cells with a difference to scratch."""
@@ -90,11 +96,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the report says about fine-tuning; `runs` are all runs, with duplicates marked."""
+    """What the report says about fine-tuning; `runs` are all runs, with those refused marked."""
 
     runs: list[Run]
     tasks: list[Task] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def arm_name(arm: str) -> str:
@@ -109,14 +116,28 @@ def arm_order(arm: str) -> tuple[int, str]:
 
 def compare(runs: list[Run]) -> Comparison:
     """Sorts runs into tasks and cells and computes every interval and difference."""
-    runs = _mark_repeats(runs)
+    refused = _repeats(runs)
+    refused |= _other_settings([run for run in runs if run.folder not in refused])
+    runs = [replace(run, problem=refused.get(run.folder, run.problem)) for run in runs]
     groups: dict[str, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if run.kind == "fine-tuning" and not run.problem:
-            groups[run.results["task"]][_comparable(run)].append(run)
+    for run in _fine_tuned(runs):
+        groups[run.results["task"]][_comparable(run)].append(run)
     conflicts = [_conflict(name, list(kinds)) for name, kinds in groups.items() if len(kinds) > 1]
     tasks = [_task(group) for kinds in groups.values() for group in kinds.values()]
-    return Comparison(runs, tasks, conflicts)
+    return Comparison(runs, tasks, conflicts, _encoder_notes(tasks))
+
+
+def _fine_tuned(runs: list[Run]) -> list[Run]:
+    return [run for run in runs if run.kind == "fine-tuning" and not run.problem]
+
+
+def _cells(runs: list[Run], *more: str) -> list[list[Run]]:
+    """Runs of one task, arm, size and test set, kept apart by `more` of their results."""
+    cells: dict[tuple, list[Run]] = defaultdict(list)
+    for run in _fine_tuned(runs):
+        names = ("task", "arm", "fraction", *more)
+        cells[(*(run.results.get(name) for name in names), _comparable(run))].append(run)
+    return list(cells.values())
 
 
 def _comparable(run: Run) -> tuple:
@@ -139,26 +160,39 @@ def _conflict(task: str, kinds: list[tuple]) -> str:
     )
 
 
-def _mark_repeats(runs: list[Run]) -> list[Run]:
-    """Leaves one of several equal runs; runs that claim one seed with different results all go."""
-    same_seed: dict[tuple, list[Run]] = defaultdict(list)
-    marked = []
-    for run in runs:
-        if run.kind != "fine-tuning" or run.problem:
-            marked.append(run)
-            continue
-        names = ("task", "arm", "fraction", "seed", "encoder_run")
-        same_seed[(*(run.results.get(name) for name in names), _comparable(run))].append(run)
-    for group in same_seed.values():
-        first = group[0].results["test"]
-        if all(run.results["test"] == first for run in group):
-            marked.append(group[0])
-            marked += [replace(run, problem="the same run a second time") for run in group[1:]]
+def _repeats(runs: list[Run]) -> dict[Path, str]:
+    """Refuses copies of a run, and all runs that claim one seed with different results."""
+    refused: dict[Path, str] = {}
+    for first, *others in _cells(runs, "seed", "encoder_run"):
+        if all(run.results["test"] == first.results["test"] for run in others):
+            refused |= {run.folder: "the same run a second time" for run in others}
         else:
             problem = "another run has the same seed and size but a different result"
-            marked += [replace(run, problem=problem) for run in group]
-    order = {run.folder: position for position, run in enumerate(runs)}
-    return sorted(marked, key=lambda run: order[run.folder])
+            refused |= {run.folder: problem for run in (first, *others)}
+    return refused
+
+
+def _other_settings(runs: list[Run]) -> dict[Path, str]:
+    """Refuses cells whose runs were trained differently: nobody can tell which to keep."""
+    refused: dict[Path, str] = {}
+    for cell in _cells(runs):
+        names = sorted({name for run in cell for name in run.config} - FREE_SETTINGS)
+        values = {name: {json.dumps(run.config.get(name)) for run in cell} for name in names}
+        differing = [name[:40] for name in names if len(values[name]) > 1]
+        if differing:
+            problem = f"other runs of this arm and size differ in {', '.join(differing)}"
+            refused |= {run.folder: problem for run in cell}
+    return refused
+
+
+def _encoder_notes(tasks: list[Task]) -> list[str]:
+    return [
+        f"{task.name[:80]}: {arm_name(arm)} averages over {len(encoders)} pre-training runs."
+        for task in tasks
+        for arm in task.arms()
+        for encoders in [{run.results.get("encoder_run") for run in task.runs(arm)}]
+        if len(encoders) > 1
+    ]
 
 
 def _task(runs: list[Run]) -> Task:

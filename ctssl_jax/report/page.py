@@ -132,7 +132,10 @@ def render(
     return environment.get_template("page.html").render(
         sections=list(zip(section_titles(tasks), tasks, auc_pictures, strict=True)),
         summary=words.summary(comparison),
-        conflicts=comparison.conflicts,
+        notices=[
+            *(("Conflict.", text) for text in comparison.conflicts),
+            *(("Note.", text) for text in comparison.notes),
+        ],
         pretraining=[(methods[item.run.folder], item) for item in pretraining],
         rows=[run_row(run, methods[run.folder]) for run in runs],
         reproducibility=reproducibility(comparison),
@@ -189,8 +192,8 @@ def device(run: Run) -> str:
 def reproducibility(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """What somebody needs to repeat the runs that count, as (term, distinct values)."""
     runs = [run for run in comparison.runs if not run.problem]
-    seeds: set[Any] = {run.results.get("seed", run.config.get("seed")) for run in runs}
-    reads = {run.results.get("test_reads") for run in runs}
+    seeds: list[Any] = [run.results.get("seed", run.config.get("seed")) for run in runs]
+    reads = [run.results.get("test_reads") for run in runs]
     software = {"python": "Python", "jax": "JAX", "flax": "Flax", "ctssl_jax": "ctssl_jax"}
     versions = [
         f"{title} {run.env[name]}"
@@ -204,10 +207,10 @@ def reproducibility(comparison: Comparison) -> list[tuple[str, list[str]]]:
         ("Software", versions),
         ("Devices", map(device, runs)),
         ("Precision", (run.env.get("precision") for run in runs)),
-        ("Seeds", (f"{seed:g}" for seed in sorted(seed for seed in seeds if is_number(seed)))),
+        ("Seeds", (f"{seed:g}" for seed in sorted(filter(is_number, seeds)))),
         ("Data fingerprints", prints),
-        ("Epoch chosen by validation", (run.results.get("select_by") for run in runs)),
-        ("Reads of the test set, per run", (f"{value:g}" for value in filter(is_number, reads))),
+        ("Epoch chosen on validation by", (run.results.get("select_by") for run in runs)),
+        ("Test set reads per run", (f"{value:g}" for value in filter(is_number, reads))),
     ]
     return [
         (term, list(dict.fromkeys(str(value)[:64] for value in values if value)))

@@ -102,8 +102,8 @@ def read_run(folder: Path) -> Run:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    """Whether `value` is a finite number that a float can hold, and no bool."""
+    return type(value) in (int, float) and -1e300 < value < 1e300
 
 
 def reconstructions(run: Run) -> list[tuple[int, bytes]]:
@@ -154,7 +154,9 @@ def _with_outcome(run: Run) -> Run:
     if run.kind == "pre-training":
         return run
     results = _results(run.folder / "results.json")
-    return replace(run, results=results, cases=_cases(run.folder / "predictions.csv", results))
+    split = run.config.get("test_split", "test")
+    cases = _cases(run.folder / "predictions.csv", results, split)
+    return replace(run, results=results, cases=cases)
 
 
 def _order(run: Run) -> tuple[Any, ...]:
@@ -189,6 +191,7 @@ def _json(path: Path, *, missing_is_empty: bool = False) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(_text(path))
+        json.dumps(content, ensure_ascii=False).encode()  # fails on halves of characters
     except (ValueError, RecursionError):
         raise Unusable(f"{path.name} is not valid JSON") from None
     if not isinstance(content, dict):
@@ -219,10 +222,12 @@ def _results(path: Path) -> dict[str, Any]:
     for name in ("task", "arm", "data_fingerprint"):
         if not isinstance(results.get(name), str) or not results[name]:
             raise Unusable(f"results.json has no {name}")
+    if not isinstance(results.get("encoder_run"), str | None):
+        raise Unusable("results.json has an encoder_run that is no hash")
     for name in ("fraction", "train_slices", "seed"):
         if not is_number(results.get(name)):
             raise Unusable(f"results.json has no number {name}")
-    if not (0 < results["fraction"] <= 1 and results["train_slices"] > 0):
+    if not (0 < results["fraction"] <= 1 and 1 <= results["train_slices"] < 1e12):
         raise Unusable("results.json has a fraction or train_slices out of range")
     test = results.get("test")
     for name in ("auc", "accuracy", "f1", "n"):
@@ -233,11 +238,11 @@ def _results(path: Path) -> dict[str, Any]:
     return results
 
 
-def _cases(path: Path, results: dict[str, Any]) -> Cases:
-    """Test rows of predictions.csv, checked against results.json."""
+def _cases(path: Path, results: dict[str, Any], split: Any) -> Cases:
+    """Rows of the test split in predictions.csv, checked against results.json."""
     names = [f"score_{index}" for index in range(len(results["classes"]))]
     try:
-        rows = [row for row in csv.DictReader(_text(path).splitlines()) if row["split"] == "test"]
+        rows = [row for row in csv.DictReader(_text(path).splitlines()) if row["split"] == split]
         rows.sort(key=lambda row: row["record"])
         records = [row["record"] for row in rows]
         labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 
@@ -149,6 +151,16 @@ def test_no_identity_is_written_or_shown(tmp_path, write_ct, capfd, key_file):
         written += [path.read_bytes()] if path.is_file() else []
     for secret in (*canaries.values(), "CANARY", "77777", key_file.read_text(), str(tmp_path)):
         assert not any(secret.encode() in text for text in written), secret
+
+
+def test_a_header_that_pydicom_warns_of_is_read_in_silence(tmp_path, write_ct, capfd):
+    with warnings.catch_warnings(action="ignore"):
+        write_ct(
+            tmp_path / "in" / "a", pixels(), SeriesInstanceUID="1.2.CANARY", PatientID="X" * 70
+        )
+    manifest = prepare(tmp_path / "in", tmp_path / "out", key=KEY, fractions=TRAIN)
+    assert manifest["splits"]["train"]["slices"] == 1
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_real_series_in_order(tmp_path, shared, read):

@@ -106,6 +106,14 @@ def test_patients_and_labels_from_names(tmp_path, read):
     assert pseudonym(KEY, "sick0").encode() in set.union(*patients)
 
 
+def test_slices_of_a_patient_are_in_natural_order(tmp_path, read):
+    for k in (10, 9, 100, 1):
+        save(tmp_path / "in" / f"p_{k}.png", np.full((3, 3), k, np.uint8))
+    flags = {"key": KEY, "fractions": TRAIN, "patient_regex": "^(p)"}
+    prepare(tmp_path / "in", tmp_path / "out", **flags)
+    assert [r["image"][0, 0] for r in read(tmp_path / "out")] == [1, 9, 10, 100]
+
+
 def test_labels_from_a_table(tmp_path, read):
     source, table = tmp_path / "in", tmp_path / "labels.csv"
     for name in ("a", "b", "c", "x"):

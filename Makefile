@@ -1,0 +1,36 @@
+# `make demo` and `make test` set everything up by themselves; Python >= 3.11, make and git suffice.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+DEMO ?= runs/demo
+
+.PHONY: install demo test check clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python >= 3.11 is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# Phantom CT -> SparK -> fine-tuning at several training sizes -> report; repeating it goes on.
+demo: install
+	test -d data/phantom || $(RUN) -m data_prep.phantom --out=data/phantom
+	$(RUN) -m ctssl_jax.main --config=configs/spark.py:demo --workdir=$(DEMO)/spark
+	$(RUN) -m launch.sweep --config=configs/ablation.py:demo --config.encoder_run=$(DEMO)/spark --workdir=$(DEMO)/ablation
+	$(RUN) -m ctssl_jax.report $(DEMO) --out=$(DEMO)/report
+	@echo "open $(DEMO)/report/report.html"
+
+test: install
+	$(RUN) -m pytest
+
+# Lint, format and types.
+check: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,143 @@
+"""Every shipped config: valid, and init and one step have the right shapes at full size."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ctssl_jax.config import FinetuneConfig, PretrainConfig, config_record, to_json
+from ctssl_jax.errors import ConfigError
+from ctssl_jax.optim import finetune_optimizer, lr_schedule, make_optimizer, weight_decay_schedule
+from ctssl_jax.train import init_state, make_step
+from launch.sweep import AblationConfig
+
+PRESETS = ("", "as_run", "demo", "smoke")
+FILES = ("spark", "finetune_covid_ct", "finetune_organsmnist", "finetune_hemorrhage")
+SHIPPED = [(file, preset) for file in FILES for preset in PRESETS]
+
+
+def load(file, preset):
+    return importlib.import_module(f"configs.{file}").get_config(preset)
+
+
+def step_specs(config, total_steps=1000):
+    """Abstract state before and after one step, and the abstract metrics."""
+    encoder = config.encoder.build(config.precision)
+    if isinstance(config, PretrainConfig):
+        lr = lr_schedule(config.optim, 10, total_steps)
+        tx = make_optimizer(config.optim, lr, weight_decay_schedule(config.optim, total_steps))
+    else:
+        config.method.classes = 11
+        tx, lr = finetune_optimizer(config.optim, config.freeze, 10)
+    step = make_step(
+        config.method,
+        encoder,
+        tx,
+        config.intensity,
+        "hu",
+        total_steps=total_steps,
+        schedules={"lr": lr},
+    )
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(
+        lambda key: init_state(config.method, encoder, tx, config.intensity.channels, key), key
+    )
+    b, s = config.batch_size, config.data.canvas
+    batch = {
+        "image": jax.ShapeDtypeStruct((b, s, s), jnp.int16),
+        "index": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
+    }
+    return state, *jax.eval_shape(step, state, batch, key)
+
+
+@pytest.mark.parametrize(("file", "preset"), SHIPPED)
+def test_init_and_step_have_equal_specs_at_full_size(file, preset):
+    config = load(file, preset)
+    config.validate()
+    before, after, metrics = step_specs(config)
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(before.params))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(before.batch_stats))
+    assert metrics["loss"].shape == ()
+    assert metrics["loss"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("preset", ["covid_ct", "organsmnist", "hemorrhage", "demo", "smoke"])
+def test_ablation_grids_are_valid_and_pair_the_arms(preset):
+    config = load("ablation", preset)
+    config.encoder_run = "runs/some"
+    config.validate()
+    cells = dict(config.cells())
+    assert len(cells) == 2 * len(config.fractions) * len(config.seeds)
+    for name, cell in cells.items():
+        if cell.arm == "scratch":
+            twin = cells[name.replace("scratch", config.pretrained_arm)]
+            assert (twin.fraction, twin.subset_seed, twin.seed) == (
+                cell.fraction,
+                cell.subset_seed,
+                cell.seed,
+            )
+            assert twin.encoder_run == "runs/some"
+            assert cell.encoder_run == ""
+
+
+def test_two_loads_share_nothing_that_a_flag_could_change():
+    for file, preset in SHIPPED:
+        one, other = load(file, preset), load(file, preset)
+        one.data.path, one.method.view.size, one.intensity.channels = "elsewhere", 32, 7
+        again = load(file, preset)
+        assert to_json(other) == to_json(again), (file, preset)
+        assert again.data.path != "elsewhere"
+
+
+def test_as_run_learning_rate_is_the_papers():
+    assert load("spark", "as_run").optim.lr == pytest.approx(2.5e-5)
+    assert load("spark", "as_run").encoder.depth == 50
+
+
+@pytest.mark.parametrize("file", [*FILES, "ablation"])
+def test_unknown_preset_names_the_known_ones(file):
+    with pytest.raises(ConfigError, match=r"no preset :tiny; there is :.*:demo"):
+        load(file, "tiny")
+
+
+def test_private_paths_stay_out_of_the_record():
+    config = FinetuneConfig(encoder_run="/scans/DOE^JANE/run")
+    config.data.path = "/scans/DOE^JANE"
+    assert "DOE" not in str(config_record(config))
+
+
+def test_hash_depends_on_every_value():
+    records = [config_record(FinetuneConfig(seed=seed))["hash"] for seed in (0, 0, 1)]
+    assert records[0] == records[1] != records[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"fraction": 0.0}, "fraction=0.0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"epochs": 5}, "freeze.epochs=10 does not end before epochs=5"),
+        ({"val_split": "test"}, "must be three different splits"),
+    ],
+)
+def test_finetune_values_that_do_not_fit_are_named(change, named):
+    with pytest.raises(ConfigError, match=named):
+        FinetuneConfig(**change).validate()
+
+
+def test_pretrain_warmup_must_end():
+    config = PretrainConfig(epochs=10.0)
+    with pytest.raises(ConfigError, match=r"optim.warmup_epochs=40.0 does not end"):
+        config.validate()
+    assert PretrainConfig(epochs=0.5, batch_size=4).total_steps(16) == 2
+
+
+@pytest.mark.parametrize("change", [{"seeds": ()}, {"seeds": (1, 1)}, {"fractions": ()}])
+def test_an_empty_or_repeated_axis_is_named(change):
+    with pytest.raises(ConfigError, match=f"{next(iter(change))}="):
+        AblationConfig(base=FinetuneConfig(), **change).validate()

@@ -1,0 +1,165 @@
+"""A labelled run from end to end, on the smoke preset."""
+
+import csv
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ctssl_jax import data, finetune
+from ctssl_jax.errors import ConfigError, DataError
+from ctssl_jax.metrics import classification_metrics, duration, read_metrics
+from launch import sweep
+
+
+
+def smoke(phantom_path, **changes):
+    config = importlib.import_module("configs.finetune_covid_ct").get_config("smoke")
+    config.data.path, config.fraction = str(phantom_path), 0.5
+    for name, value in changes.items():
+        setattr(config, name, value)
+    config.validate()
+    return config
+
+
+@pytest.fixture(scope="module")
+def encoder_run(tmp_path_factory, phantom_path):
+    from ctssl_jax import train
+
+    config = importlib.import_module("configs.spark").get_config("smoke")
+    config.data.path, config.epochs = str(phantom_path), 0.75
+    workdir = tmp_path_factory.mktemp("spark") / "run"
+    train.run(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, phantom_path, encoder_run):
+    folder = tmp_path_factory.mktemp("finetune")
+    arms = {"scratch": "", "spark": str(encoder_run)}
+    return {
+        arm: (
+            finetune.run(smoke(phantom_path, encoder_run=run, arm=arm), folder / arm),
+            folder / arm,
+        )
+        for arm, run in arms.items()
+    }
+
+
+def test_results_say_what_was_done(results, encoder_run, phantom_path):
+    for arm, (found, workdir) in results.items():
+        assert json.loads((workdir / "results.json").read_text()) == found
+        assert found["arm"] == arm
+        assert (found["train_slices"], found["fraction"]) == (16, 0.5)
+        assert found["test"]["n"] == 8
+        assert found["test"]["patients"] == 1
+        assert found["test_reads"] == 1
+        assert found["classes"] == ["no lesion", "lesion"]
+        assert (workdir / "STATUS").read_text() == "done\n"
+    spark = json.loads((encoder_run / "config.json").read_text())["hash"]
+    assert results["spark"][0]["encoder_run"] == spark
+    assert results["scratch"][0]["encoder_run"] is None
+
+
+def test_metrics_come_from_the_saved_predictions(results):
+    found, workdir = results["spark"]
+    with (workdir / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    labels = np.array([int(row["label"]) for row in rows])
+    scores = np.array([[float(row["score_0"]), float(row["score_1"])] for row in rows])
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+    again = classification_metrics(labels, scores)
+    assert again == pytest.approx({k: found["test"][k] for k in again})
+
+
+def test_best_epoch_is_the_earliest_best_of_validation(results):
+    found, workdir = results["scratch"]
+    rows = [row for row in read_metrics(workdir) if "val_auc" in row]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    best = max(rows, key=lambda row: row["val_auc"])
+    assert found["best_epoch"] == best["epoch"]
+    assert found["val"]["auc"] == best["val_auc"]
+
+
+def test_repeating_a_finished_run_reads_nothing_again(results, phantom_path, monkeypatch):
+    found, workdir = results["scratch"]
+    monkeypatch.setattr(finetune, "evaluate", None)
+    again = finetune.run(smoke(phantom_path, arm="scratch"), workdir)
+    assert again == found
+
+
+def test_frozen_convolutions_are_the_pretrained_ones(tmp_path, phantom_path, encoder_run):
+    """After an epoch of rest, convolutions are as restored and BatchNorm has moved."""
+    from ctssl_jax.checkpoint import load_encoder
+
+    config = smoke(phantom_path, encoder_run=str(encoder_run))
+    encoder = config.encoder.build(config.precision)
+    before, _ = load_encoder(encoder_run, encoder, 1)
+    seen = {}
+    original = finetune.BestWeights.save
+
+    def spy(self, epoch, state, meta):
+        seen.setdefault(epoch, jax.device_get(state.params["encoder"]))
+        original(self, epoch, state, meta)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.BestWeights, "save", spy)
+        finetune.run(config, tmp_path / "run")
+    after = seen[1]
+    np.testing.assert_array_equal(after["conv1"]["kernel"], before["conv1"]["kernel"])
+    assert np.any(after["bn1"]["scale"] != before["bn1"]["scale"])
+
+
+def test_missing_test_split_is_named_before_training(tmp_path, phantom_path):
+    config = smoke(phantom_path, test_split="holdout")
+    with pytest.raises(DataError, match=r"no split 'holdout'; there is train, val, test"):
+        finetune.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_number_of_classes_is_named(tmp_path, phantom_path):
+    config = smoke(phantom_path)
+    config.method.classes = 5
+    with pytest.raises(ConfigError, match=r"method.classes=5 but phantom has 2"):
+        finetune.run(config, tmp_path / "run")
+
+
+def test_both_arms_and_all_methods_get_the_same_subset(phantom_path):
+    dataset = data.open_dataset(phantom_path)
+    labels, patients = data.read_labels(dataset, "train")
+    draws = [data.subset(labels, patients, 0.5, seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+
+
+def test_sweep_runs_the_grid_and_keeps_what_is_done(tmp_path, phantom_path, encoder_run, capsys):
+    argv = [
+        "sweep", "--config=configs/ablation.py:smoke", f"--config.base.data.path={phantom_path}",
+        f"--config.encoder_run={encoder_run}", "--config.fractions=(0.5,)",
+        f"--workdir={tmp_path / 'grid'}",
+    ]
+    assert sweep.command(argv) == 0
+    names = sorted(path.name for path in (tmp_path / "grid").iterdir())
+    assert names == ["phantom-scratch-0.5-seed0", "phantom-spark-0.5-seed0"]
+    stamps = [(tmp_path / "grid" / name / "results.json").stat().st_mtime_ns for name in names]
+    assert sweep.command(argv) == 0
+    again = [(tmp_path / "grid" / name / "results.json").stat().st_mtime_ns for name in names]
+    assert stamps == again
+    assert "[2/2] done" in capsys.readouterr().out
+
+
+def test_classification_metrics_of_known_cases():
+    labels = np.array([0, 0, 1, 1])
+    scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.2, 0.8]])
+    assert classification_metrics(labels, scores) == pytest.approx(
+        {"auc": 0.75, "f1": 0.5, "accuracy": 0.5}
+    )
+    three = np.eye(3)[[0, 1, 2, 0]]
+    assert classification_metrics(np.array([0, 1, 2, 0]), three)["auc"] == 1.0
+    assert np.isnan(classification_metrics(np.array([1, 1]), scores[:2])["auc"])
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (5, 89, 600, 9660)] == ["5s", "89s", "10m", "2h41m"]

@@ -1,0 +1,137 @@
+"""What a user types, and the one line that answers a mistake."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ctssl_jax import main
+from ctssl_jax.config import PretrainConfig
+from ctssl_jax.errors import ConfigError, StorageError
+
+
+def answer(capsys, *arguments):
+    """Exit code and stderr of a command."""
+    code = main.main(["main", *arguments])
+    return code, capsys.readouterr().err
+
+
+SPARK = "--config=configs/spark.py:smoke"
+FINETUNE = "--config=configs/finetune_covid_ct.py:smoke"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        ([], 2, "no --config"),
+        (["--config=configs/nothing.py"], 2, "nothing.py"),
+        (["--config=configs/spark.py:tiny"], 2, "no preset :tiny"),
+        ([SPARK, "--config.method.mask_ration=0.5"], 2, "mask_ration"),
+        ([SPARK, "--config.batch_size=many"], 2, "batch_size"),
+        ([SPARK, "--config.batch_size=3.5"], 2, "batch_size"),
+        ([SPARK, "--config.precision=float8"], 2, "precision"),
+        ([SPARK, "--workdri=x"], 2, "workdri"),
+        ([SPARK, "config.seed=1"], 2, "unknown argument config.seed=1"),
+        ([SPARK, "--config.method.view.size=100"], 2, "a multiple of 32"),
+        ([SPARK, "--config.encoder.depth=20"], 2, "encoder.depth=20"),
+        ([SPARK, "--config.data.path=nowhere"], 3, "nowhere: no such dataset"),
+        (["--config=configs/spark.py"], 3, "try the preset `:demo`"),
+        ([FINETUNE, "--config.fraction=2"], 2, "fraction=2"),
+    ],
+)
+def test_mistakes_are_one_line_with_an_exit_code(
+    capsys, tmp_path, monkeypatch, arguments, code, named
+):
+    workdir = tmp_path / "run"
+    found, err = answer(capsys, *arguments, f"--workdir={workdir}")
+    assert (found, err.count("\n")) == (code, 1), err
+    assert named in err
+    assert "Traceback" not in err
+    assert not workdir.exists()
+
+
+def test_batch_that_does_not_divide_over_the_devices(capsys, tmp_path, phantom_path):
+    code, err = answer(
+        capsys, SPARK, f"--config.data.path={phantom_path}", "--config.batch_size=6",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert code == 2
+    assert "batch_size=6 does not divide over 4 devices" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_encoder_run_that_is_none(capsys, tmp_path, phantom_path):
+    code, err = answer(
+        capsys, FINETUNE, f"--config.data.path={phantom_path}",
+        f"--config.encoder_run={tmp_path}", f"--workdir={tmp_path / 'run'}",
+    )
+    assert code == 3
+    assert "no run at" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_finetuning_needs_labels(capsys, tmp_path):
+    from data_prep.records import Slice, write_dataset
+
+    image = np.zeros((32, 32), np.int16)
+    slices = {"train": [Slice(image, "a", "b", 0)], "val": [Slice(image, "c", "d", 0)]}
+    write_dataset(
+        tmp_path / "set", name="bare", source_kind="image", intensity="grey8", classes=[],
+        slices=slices, rejected=[],
+    )
+    code, err = answer(
+        capsys, FINETUNE, f"--config.data.path={tmp_path / 'set'}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert code == 3
+    assert "bare has no labels: prepare it with --labels" in err
+
+
+def test_folder_that_is_no_run_is_left_alone(capsys, tmp_path, phantom_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    code, err = answer(
+        capsys, SPARK, f"--config.data.path={phantom_path}", f"--workdir={tmp_path}"
+    )
+    assert code == 2
+    assert "not empty and no run folder" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_flags_reach_the_config_and_the_workdir_has_a_name():
+    config, workdir = main.parse(
+        ["main", SPARK, "--config.method.mask_ratio=0.75", "--config.optim.lr=1e-3"]
+    )
+    assert isinstance(config, PretrainConfig)
+    assert (config.method.mask_ratio, config.optim.lr) == (0.75, 1e-3)
+    assert str(workdir) == "runs/spark-smoke"
+
+
+def test_unexpected_config_type_is_named(capsys):
+    code, err = answer(capsys, "--config=configs/ablation.py:smoke")
+    assert code == 2
+    assert "AblationConfig" in err
+
+
+def test_status_notes_a_failed_run_but_not_a_refused_one(tmp_path):
+    (tmp_path / "STATUS").write_text("running\n")
+    main._mark_failed(tmp_path, ConfigError.exit_code)
+    assert (tmp_path / "STATUS").read_text() == "running\n"
+    main._mark_failed(tmp_path, StorageError.exit_code)
+    assert (tmp_path / "STATUS").read_text() == "failed:5\n"
+
+
+def test_demo_phantom_is_made_where_it_is_missing(tmp_path, monkeypatch):
+    from data_prep import phantom
+
+    monkeypatch.chdir(tmp_path)
+    made = []
+    monkeypatch.setattr(phantom, "prepare", lambda path: made.append(str(path)))
+    main.provide_phantom("data/mine")
+    main.provide_phantom(main.PHANTOM)
+    assert made == ["data/phantom"]
+
+
+def test_json_of_the_config_is_plain():
+    config, _ = main.parse(["main", SPARK])
+    from ctssl_jax.config import to_json
+
+    assert json.loads(json.dumps(to_json(config))) == to_json(config)

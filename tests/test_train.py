@@ -1,0 +1,260 @@
+"""The shared step and loop: devices, resume, progress, refusal of non-finite numbers."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctssl_jax import sharding, train
+from ctssl_jax.checkpoint import Checkpoints, load_encoder
+from ctssl_jax.errors import ConfigError, DivergedError
+from ctssl_jax.metrics import MetricWriter, read_metrics
+from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
+from ctssl_jax.train import Due, fit, init_state, make_step
+
+SMOKE = importlib.import_module("configs.spark").get_config("smoke")
+STEPS = 12
+
+
+def spark_step(total_steps=STEPS):
+    encoder = SMOKE.encoder.build(SMOKE.precision)
+    lr = lr_schedule(SMOKE.optim, 2, total_steps)
+    tx = make_optimizer(SMOKE.optim, lr, weight_decay_schedule(SMOKE.optim, total_steps))
+    step = make_step(
+        SMOKE.method,
+        encoder,
+        tx,
+        SMOKE.intensity,
+        "hu",
+        total_steps=total_steps,
+        schedules={"lr": lr},
+    )
+    return step, encoder, tx
+
+
+def test_four_devices_give_the_loss_of_one():
+    assert jax.device_count() == 4
+    step, encoder, tx = spark_step()
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(-1000, 600, (8, 64, 64), dtype=np.int16),
+        "index": np.arange(8, dtype=np.int32),
+        "label": np.zeros(8, np.int32),
+    }
+    found = []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        mesh = sharding.make_mesh(devices)
+        key = sharding.replicate(jax.random.key(3), mesh)
+        state = init_state(SMOKE.method, encoder, tx, 1, jax.random.key(0))
+        state = sharding.replicate(state, mesh)
+        state, metrics = sharding.jit_step(step, mesh)(state, sharding.put_batch(batch, mesh), key)
+        found.append((jax.device_get(metrics), jax.device_get(state.batch_stats)))
+    (four, four_stats), (one, one_stats) = found
+    assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), four_stats, one_stats)
+
+
+def command(workdir: Path, phantom_path: Path) -> list[str]:
+    epochs = STEPS * SMOKE.batch_size / 32  # the fixture trains on 4 patients of 8 slices
+    return [
+        sys.executable,
+        "-m",
+        "ctssl_jax.main",
+        "--config=configs/spark.py:smoke",
+        f"--config.data.path={phantom_path}",
+        f"--config.epochs={epochs}",
+        "--config.log_every=3",
+        f"--workdir={workdir}",
+    ]
+
+
+def run(workdir: Path, phantom_path: Path) -> str:
+    done = subprocess.run(
+        command(workdir, phantom_path), capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def kill_after_a_checkpoint(workdir: Path, phantom_path: Path) -> None:
+    process = subprocess.Popen(command(workdir, phantom_path), stdout=subprocess.DEVNULL)
+    finished = workdir / "checkpoints" / "4" / "_CHECKPOINT_METADATA"
+    deadline = time.monotonic() + 300
+    while not finished.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert finished.exists()
+    assert (workdir / "STATUS").read_text() == "running\n"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, phantom_path):
+    """A run left alone, and one killed with SIGKILL and repeated."""
+    folder = tmp_path_factory.mktemp("runs")
+    alone, resumed = folder / "alone", folder / "resumed"
+    printed = run(alone, phantom_path)
+    kill_after_a_checkpoint(resumed, phantom_path)
+    assert "resumed at step" in run(resumed, phantom_path)
+    return alone, resumed, printed
+
+
+def whole_state(workdir: Path):
+    _, encoder, tx = spark_step()
+    template = jax.eval_shape(
+        lambda key: init_state(SMOKE.method, encoder, tx, 1, key), jax.random.key(0)
+    )
+    manager = Checkpoints(workdir)
+    assert manager.latest() == STEPS
+    import orbax.checkpoint as ocp
+
+    items = ocp.args.Composite(
+        state=ocp.args.StandardRestore(sharding.abstract(template, sharding.make_mesh()))
+    )
+    state = manager._manager.restore(STEPS, args=items)["state"]
+    manager.close()
+    return jax.device_get(state)
+
+
+def test_resume_after_a_kill_is_bit_equal(runs):
+    alone, resumed, _ = runs
+    jax.tree.map(np.testing.assert_array_equal, whole_state(alone), whole_state(resumed))
+    losses = [[row["loss"] for row in read_metrics(path)] for path in (alone, resumed)]
+    assert losses[0] == losses[1]
+    assert [row["step"] for row in read_metrics(resumed)] == [3, 6, 9, 12]
+
+
+def test_run_folder_explains_itself(runs):
+    alone, _, printed = runs
+    assert (alone / "STATUS").read_text() == "done\n"
+    environment = json.loads((alone / "env.json").read_text())
+    assert {"jax", "commit", "device", "precision"} <= environment.keys()
+    rows = read_metrics(alone)
+    assert {"loss", "lr", "weight_decay", "grad_norm", "images_per_second"} <= rows[-1].keys()
+    assert list((alone / "events").glob("events.*"))
+    assert "compiling" in printed
+    assert "img/s" in printed
+    assert "eta" in printed
+    assert max(map(len, printed.splitlines())) <= 160
+
+
+def test_reconstructions_are_drawn_as_three_rows_of_slices(runs):
+    from PIL import Image
+
+    alone, _, _ = runs
+    names = sorted(path.name for path in (alone / "figures").iterdir())
+    assert names == [f"reconstruction_{step:07}.png" for step in (4, 8, 12)]
+    picture = np.asarray(Image.open(alone / "figures" / names[-1]))
+    assert picture.shape == (3 * 64 + 2 * 2, 8 * 64 + 7 * 2)
+    shown, masked = picture[:64, :64].astype(int), picture[66:130, :64].astype(int)
+    assert 0.2 < np.mean(shown != masked) < 0.9  # half of four patches are hidden
+
+
+def test_no_path_is_written_into_the_run_folder(runs, phantom_path):
+    alone, _, _ = runs
+    for file in alone.rglob("*"):
+        if file.is_file() and "checkpoints" not in file.parts:
+            assert str(phantom_path).encode() not in file.read_bytes(), file.name
+
+
+def test_encoder_is_handed_over_strictly(runs):
+    alone, _, _ = runs
+    params, stats = load_encoder(alone, ResNet(depth=18), 1)
+    state = whole_state(alone)
+    jax.tree.map(np.testing.assert_array_equal, params, state.params["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, stats, state.batch_stats["encoder"])
+    with pytest.raises(ConfigError, match=r"another shape: .* set config.encoder"):
+        load_encoder(alone, ResNet(depth=50), 1)
+    with pytest.raises(ConfigError, match=r"conv1/kernel is \(7, 7, 1, 64\) there"):
+        load_encoder(alone, ResNet(depth=18), 3)
+
+
+def test_another_config_is_refused_and_named(runs, phantom_path):
+    alone, _, _ = runs
+    argv = [*command(alone, phantom_path), "--config.seed=5"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 2
+    assert "made by another config (config.seed is 0 there and 5 here)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (alone / "STATUS").read_text() == "done\n"
+
+
+class Stub:
+    """A training step of plain numbers: its loss is taken from a list."""
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def __call__(self, state, batch, key):
+        loss = self.losses[int(state.step)]
+        metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1), "lr": jnp.float32(1)}
+        return state.replace(step=state.step + 1), metrics
+
+
+def fit_stub(tmp_path, losses, due=()):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    state = train.TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, ())
+    batches = iter([{"image": np.zeros((1, 1, 1), np.int16)}] * len(losses))
+    writer = MetricWriter(tmp_path)
+    try:
+        return fit(
+            state,
+            Stub(losses),
+            batches,
+            mesh,
+            writer,
+            seed=0,
+            total_steps=len(losses),
+            steps_per_epoch=2,
+            batch_size=1,
+            log_every=4,
+            due=due,
+        )
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_loss_stops_the_run_names_its_step_and_is_never_saved(tmp_path, bad):
+    saved = []
+    losses = [1.0] * 8
+    losses[5] = bad  # the loss of step 6
+    with pytest.raises(DivergedError, match=r"^step 6: loss (nan|inf)"):
+        fit_stub(tmp_path, losses, [Due(2, lambda state, step: saved.append(step))])
+    assert saved == [2, 4]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [4]
+
+
+def test_what_is_due_happens_when_it_should(tmp_path):
+    calls = []
+    due = [
+        Due(3, lambda state, step: calls.append(("end too", step))),
+        Due(3, lambda state, step: calls.append(("not at end", step)), at_end=False),
+    ]
+    state = fit_stub(tmp_path, [1.0] * 7, due)
+    assert int(state.step) == 7
+    assert calls == [
+        ("end too", 3),
+        ("not at end", 3),
+        ("end too", 6),
+        ("not at end", 6),
+        ("end too", 7),
+    ]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [4, 7]
+
+
+def test_rows_after_the_resumed_step_are_dropped_and_a_cut_row_too(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n{"st')
+    MetricWriter(tmp_path, step=2).close()
+    assert read_metrics(tmp_path) == [{"step": 2}]
