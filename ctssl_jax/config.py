@@ -142,7 +142,7 @@ class FinetuneConfig:
         default_factory=lambda: OptimConfig(
             name=OptimizerName.ADAM,
             lr=1e-4,
-            warmup_epochs=0,
+            warmup_epochs=0.0,
             weight_decay=5e-4,
             weight_decay_end=5e-4,
             b2=0.999,

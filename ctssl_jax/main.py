@@ -6,6 +6,8 @@ Exit codes: 0 done; 2 usage or configuration, nothing written; 3 data; 4 diverge
 130 interrupted by Ctrl-C (repeat the command to go on from the last checkpoint).
 """
 
+import dataclasses
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -20,10 +22,14 @@ INTERRUPTED = 130
 PHANTOM = "data/phantom"  # as configs/phantom.py names it
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """The command's flags."""
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """The command's flags; the overrides of the config are found in `argv`."""
     config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/, with :PRESET if wanted.", flag_values=values
+        "config",
+        None,
+        "A file of configs/, with :PRESET if wanted.",
+        flag_values=values,
+        sys_argv=argv,
     )
     flags.DEFINE_string(
         "workdir",
@@ -39,22 +45,36 @@ def parse(argv: list[str]) -> tuple[object, Path]:
     Raises:
       ConfigError: an unknown flag or key, a value of the wrong type, no such file or preset.
     """
+    file = config_argument(argv).partition(":")[0]
+    if file and not Path(file).is_file():
+        raise ConfigError(f"no config file {file}: run from the project's folder, or give its path")
     values = flags.FlagValues()
-    define_flags(values)
+    define_flags(values, argv)
     try:
         rest = values(argv)
         config = values.config
+        if config is not None:
+            dataclasses.fields(config)  # where loading failed, this raises what went wrong
+    except ConfigError:
+        raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise ConfigError(_one_line(error)) from None
     if len(rest) > 1:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
     if config is None:
         raise ConfigError("no --config: give a file, for example --config=configs/spark.py:demo")
-    name = next(arg for arg in argv if arg.startswith(("--config=", "-config=", "--config", "-config")))
-    name = name.partition("=")[2] or argv[argv.index(name) + 1]
-    file, _, preset = name.partition(":")
+    file, _, preset = config_argument(argv).partition(":")
     stem = Path(file).stem + (f"-{preset}" if preset else "")
     return config, Path(values.workdir or Path("runs") / stem)
+
+
+def config_argument(argv: list[str]) -> str:
+    """What `--config` was given, or nothing."""
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value if equals else following
+    return ""
 
 
 def _one_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ sum over the batch is a sum over all devices, so BatchNorm statistics are global
 loss is that of the whole batch; nothing else in the package says so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This host's share of a global batch, as global arrays split over the devices."""
     return {
         name: jax.make_array_from_process_local_data(split(mesh), value)

@@ -7,12 +7,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +110,7 @@ class Due:
 def fit(
     state: TrainState,
     step: Step,
-    batches: grain.DatasetIterator,
+    batches: Iterator[Batch],
     mesh: Mesh,
     writer: MetricWriter,
     *,

@@ -66,7 +66,7 @@ def add_lesion(hu: Plane, lung: Mask, soft: Mask, rng: np.random.Generator) -> N
     in_lung = lung.mean() > 0.03 and (rng.uniform() < 0.7 or soft.mean() < 0.02)
     step = FIELD_OF_VIEW_MM / len(hu)
     x, y = np.meshgrid(*2 * [np.arange(len(hu)) * step])
-    radius = rng.uniform(13, 25) if in_lung else rng.uniform(20, 34)
+    radius = rng.uniform(15, 28) if in_lung else rng.uniform(22, 36)
     sites = _eroded(lung if in_lung else soft, int(0.6 * radius / step))
     if not sites.any():
         sites = lung | soft
@@ -79,9 +79,9 @@ def add_lesion(hu: Plane, lung: Mask, soft: Mask, rng: np.random.Generator) -> N
     distance = np.hypot(dx, dy * rng.uniform(0.8, 1.25)) / (radius * (1 + lobes))
     share = np.clip((1 - distance) * radius / 2.5, 0, 1)
     if in_lung:
-        value = np.full_like(hu, rng.uniform(10, 80))
+        value = np.full_like(hu, rng.uniform(60, 160))
     else:
-        value = np.where(distance > 0.72, rng.uniform(200, 320), rng.uniform(-70, -20))
+        value = np.where(distance > 0.6, rng.uniform(300, 420), rng.uniform(-90, -30))
     hu += share * (value - hu)
 
 

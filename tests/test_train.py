@@ -216,7 +216,7 @@ def fit_stub(tmp_path, losses, due=()):
             writer,
             seed=0,
             total_steps=len(losses),
-            steps_per_epoch=2,
+            steps_per_epoch=2.0,
             batch_size=1,
             log_every=4,
             due=due,

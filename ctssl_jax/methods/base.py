@@ -6,11 +6,11 @@ and the loop are shared and know none of them. `params` and `batch_stats` hold t
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.nn.resnet import ResNet
@@ -22,7 +22,7 @@ Batch = Mapping[str, Any]
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a run needs to continue; nothing else exists."""
 
-    step: Int[Array, ""]
+    step: Any  # int32 scalar; like all fields, an array, its abstract form or its sharding
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
@@ -45,6 +45,7 @@ class Initial(NamedTuple):
     aux: PyTree
 
 
+@runtime_checkable
 class Method(Protocol):
     """The interface; see `spark.SparK` and `supervised.Supervised`."""
 
