@@ -61,10 +61,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise StorageError(f"checkpoint of step {int(state.step)} not saved: {error}") from None
 
-    def restore(
-        self, state: TrainState, batches: grain.DatasetIterator, mesh: Mesh
-    ) -> TrainState:
-        """The latest checkpoint; `batches` is set to continue after it.
+    def restore(self, state: TrainState, batches: grain.DatasetIterator, mesh: Mesh) -> TrainState:
+        """The latest checkpoint; `batches` is set to go on after it.
 
         Args:
           state: a state, or its abstract form, of the run that asks.
@@ -83,8 +81,8 @@ class Checkpoints:
             return self._manager.restore(step, args=items)["state"]
         except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
             raise StorageError(
-                f"checkpoint of step {step} cannot be restored ({_first_line(error)}): remove it to "
-                "go on from the one before, or start in another --workdir"
+                f"checkpoint of step {step} cannot be restored ({_first_line(error)}): remove it "
+                "to go on from the one before, or start in another --workdir"
             ) from None
 
     def close(self) -> None:
@@ -160,7 +158,9 @@ def load_encoder(run: Path, encoder: ResNet, channels: int) -> tuple[PyTree, PyT
     if step is None:
         raise DataError(f"no finished checkpoint in {run}: pre-train longer, or give another run")
 
-    params, stats = jax.eval_shape(lambda key: init_encoder(encoder, key, 32, channels), jax.random.key(0))
+    params, stats = jax.eval_shape(
+        lambda key: init_encoder(encoder, key, 32, channels), jax.random.key(0)
+    )
     wanted = {"params": params, "batch_stats": stats}
     item = folder / str(step) / "encoder"
     try:

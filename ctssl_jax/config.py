@@ -194,7 +194,7 @@ def _require_positive(config: Config, *names: str) -> None:
 
 
 def to_json(config: Any) -> Any:
-    """Plain data of a config. Fields marked private (paths may name patients) show as `<private>`."""
+    """Plain data of a config. Private fields (paths may name patients) show as `<private>`."""
     if dataclasses.is_dataclass(config):
         return {
             field.name: (

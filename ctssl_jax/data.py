@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Int, Int16, Shaped
 from PIL import Image
 
+from ctssl_jax.augment import IntensityKind
 from ctssl_jax.errors import ConfigError, DataError
 
 FORMAT = 1
@@ -118,7 +119,7 @@ class Dataset:
         return self.manifest["name"]
 
     @property
-    def intensity(self) -> str:
+    def intensity(self) -> IntensityKind:
         """What the pixels are: "hu", "grey8" or "grey16" (grey - 32768)."""
         return self.manifest["intensity"]
 

@@ -5,11 +5,12 @@ test split is opened once, at the end, by the chosen weights.
 """
 
 import csv
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,69 +42,128 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
       UserError: one of its kinds, with the line to show.
     """
     dataset = data.open_dataset(config.data.path)
-    classes = _check_classes(config, dataset)
-    labels, patients = data.read_labels(dataset, config.data.split)
-    rows = data.subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
-    batch_size = _batch_size(config.batch_size, len(rows))
+    config = _for_dataset(config, dataset)
     encoder = config.encoder.build(config.precision)
-    channels = config.intensity.channels
     pretrained = None
     if config.encoder_run:
-        pretrained = load_encoder(Path(config.encoder_run), encoder, channels)
+        pretrained = load_encoder(Path(config.encoder_run), encoder, config.intensity.channels)
+    subset = _training_subset(config, dataset)
     run_folder.open_run(workdir, config, dataset)
     if run_folder.is_done(workdir):
         return run_folder.read_json(workdir / "results.json")
 
     mesh = sharding.make_mesh()
-    steps_per_epoch = math.ceil(len(rows) / batch_size)
+    predict = make_predictor(config, encoder, dataset)
+    best = BestWeights(workdir)
+    try:
+        state = _train(config, workdir, dataset, encoder, pretrained, subset, predict, best, mesh)
+        chosen = best.read()
+        assert chosen is not None, "validation follows every epoch"
+        test = _test_once(config, predict, best.restore(state, mesh), dataset, workdir, mesh)
+    finally:
+        best.close()
+    results = {
+        "task": config.task,
+        "arm": config.arm_name(),
+        "encoder_run": _run_hash(config.encoder_run),
+        "fraction": config.fraction,
+        "train_slices": len(subset.rows),
+        "train_patients": subset.patients,
+        "seed": config.seed,
+        "select_by": config.select_by.value,
+        "best_epoch": chosen["epoch"],
+        "epochs": config.epochs,
+        "val": {name: chosen[name] for name in ("auc", "accuracy", "f1")},
+        "test": test,
+        "classes": list(dataset.classes),
+        "data_fingerprint": dataset.fingerprint,
+        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
+        "test_reads": 1,
+    }
+    run_folder.write_json(workdir / "results.json", results)
+    run_folder.set_status(workdir, "done")
+    print(
+        f"test: AUC {test['auc']:.3f}, F1 {test['f1']:.3f}, accuracy {test['accuracy']:.3f} on "
+        f"{test['n']} slices of {test['patients']} patients (epoch {chosen['epoch']})",
+        flush=True,
+    )
+    return results
+
+
+class Subset(NamedTuple):
+    """The part of the training split that a run sees."""
+
+    rows: Int[np.ndarray, "m"]
+    of: int  # slices in the split
+    patients: int
+
+
+def _training_subset(config: FinetuneConfig, dataset: data.Dataset) -> Subset:
+    labels, patients = data.read_labels(dataset, config.data.split)
+    rows = data.subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
+    return Subset(rows, len(labels), len(set(patients[rows])))
+
+
+def _train(
+    config: FinetuneConfig,
+    workdir: Path,
+    dataset: data.Dataset,
+    encoder: ResNet,
+    pretrained: tuple[PyTree, PyTree] | None,
+    subset: Subset,
+    predict: Predictor,
+    best: BestWeights,
+    mesh: Mesh,
+) -> TrainState:
+    """All epochs, each followed by validation; leaves the best weights in `best`."""
+    batch_size = _batch_size(config.batch_size, len(subset.rows))
+    steps_per_epoch = math.ceil(len(subset.rows) / batch_size)
     total_steps = config.epochs * steps_per_epoch
-    freeze = config.freeze if config.encoder_run or config.freeze.scratch else FreezeConfig(epochs=0)
+    freeze = config.freeze if pretrained or config.freeze.scratch else FreezeConfig(epochs=0)
     tx, head_lr = finetune_optimizer(config.optim, freeze, steps_per_epoch)
-    method = config.method
     batches = iter(
         data.labelled_batches(
             dataset,
             config.data,
             split=config.data.split,
-            indices=rows,
+            indices=subset.rows,
             batch_size=batch_size,
             seed=config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
     )
-
-    fresh = partial(init_state, method, encoder, tx, channels)
+    fresh = partial(init_state, config.method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
-    checkpoints, best = Checkpoints(workdir, keep=1), BestWeights(workdir)
+    checkpoints = Checkpoints(workdir, keep=1)
     if checkpoints.latest() is None:
         state = sharding.jit_init(fresh, mesh)(key)
-        if pretrained is not None:
+        if pretrained:
             state = _with_encoder(state, *pretrained, mesh)
     else:
         state = checkpoints.restore(jax.eval_shape(fresh, key), batches, mesh)
     writer = MetricWriter(workdir, int(state.step))
     writer.line(
-        f"{config.task}: {config.arm_name()}, {len(rows)} of {len(labels)} training slices "
-        f"({len(set(patients[rows]))} patients), {len(classes)} classes, seed {config.seed}"
+        f"{config.task}: {config.arm_name()}, {len(subset.rows)} of {subset.of} training slices "
+        f"({subset.patients} patients), {len(dataset.classes)} classes, seed {config.seed}"
         + (f", resumed at step {int(state.step):,}" if int(state.step) else "")
     )
-    predict = make_predictor(config, encoder, dataset)
 
     def validate(state: TrainState, number: int) -> None:
         truth, scores, loss = evaluate(predict, state, dataset, config, config.val_split, mesh)
-        epoch = number // steps_per_epoch
         found = {"loss": loss, **classification_metrics(truth, scores)}
-        writer.scalars(
-            number, {"epoch": epoch, **{f"val_{name}": value for name, value in found.items()}}
-        )
-        score = found[config.select_by.value]
+        epoch = number // steps_per_epoch
+        row = {f"val_{name}": value for name, value in found.items()}
+        writer.scalars(number, {"epoch": epoch, **row})
         so_far = best.read()
-        if so_far is None or score > so_far[config.select_by.value]:
+        if so_far is None or found[config.select_by.value] > so_far[config.select_by.value]:
             best.save(epoch, state, {"epoch": epoch, **found})
 
+    def save(state: TrainState, number: int) -> None:
+        checkpoints.save(state, batches, {"method": type(config.method).__name__})
+
     step = make_step(
-        method,
+        config.method,
         encoder,
         tx,
         config.intensity,
@@ -112,7 +172,7 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
         schedules={"lr": head_lr},
     )
     try:
-        state = fit(
+        return fit(
             state,
             sharding.jit_step(step, mesh),
             batches,
@@ -125,60 +185,33 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
             log_every=max(1, total_steps // 10),
             due=[
                 Due(steps_per_epoch, validate),
-                Due(
-                    config.checkpoint_every_epochs * steps_per_epoch,
-                    lambda state, _: checkpoints.save(state, batches, {"method": "Supervised"}),
-                ),
+                Due(config.checkpoint_every_epochs * steps_per_epoch, save),
             ],
         )
-        checkpoints.close()
-        chosen = best.read()
-        results = _test_once(config, predict, best.restore(state, mesh), dataset, workdir, mesh)
     finally:
-        best.close()
+        checkpoints.close()
         writer.close()
-    results = {
-        "task": config.task,
-        "arm": config.arm_name(),
-        "encoder_run": _run_hash(config.encoder_run),
-        "fraction": config.fraction,
-        "train_slices": len(rows),
-        "train_patients": len(set(patients[rows])),
-        "seed": config.seed,
-        "select_by": config.select_by.value,
-        "best_epoch": chosen["epoch"],
-        "epochs": config.epochs,
-        "val": {name: chosen[name] for name in ("auc", "accuracy", "f1")},
-        **results,
-        "classes": list(classes),
-        "data_fingerprint": dataset.fingerprint,
-        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
-        "test_reads": 1,
-    }
-    run_folder.write_json(workdir / "results.json", results)
-    run_folder.set_status(workdir, "done")
-    test = results["test"]
-    print(
-        f"test: AUC {test['auc']:.3f}, F1 {test['f1']:.3f}, accuracy {test['accuracy']:.3f} on "
-        f"{test['n']} slices of {test['patients']} patients (epoch {chosen['epoch']})",
-        flush=True,
-    )
-    return results
 
 
-def _check_classes(config: FinetuneConfig, dataset: data.Dataset) -> tuple[str, ...]:
-    classes = dataset.classes
+def _for_dataset(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
+    """The config with the dataset's number of classes, if labels and splits are what it needs."""
+    classes, splits = dataset.classes, dataset.manifest["splits"]
     if not classes:
         raise DataError(f"{dataset.name} has no labels: prepare it with --labels")
-    for split in (config.data.split, config.val_split, config.test_split):
-        dataset.source(split)  # names a split that is missing or empty, before any training
     if config.method.classes not in (0, len(classes)):
         raise ConfigError(
             f"method.classes={config.method.classes} but {dataset.name} has {len(classes)}: "
             "set it to 0"
         )
-    config.method.classes = len(classes)
-    return classes
+    for split in (config.data.split, config.val_split, config.test_split):
+        dataset.source(split)  # names a split that is missing or empty, before any training
+        if np.count_nonzero(splits[split]["labels"]) < 2:
+            raise DataError(
+                f"{dataset.name}: split {split!r} holds a single class, so that nothing can be "
+                "scored on it; prepare it with larger splits"
+            )
+    method = dataclasses.replace(config.method, classes=len(classes))
+    return dataclasses.replace(config, method=method)
 
 
 def _batch_size(wanted: int, slices: int) -> int:
@@ -227,7 +260,9 @@ def evaluate(
     batch_size = sharding.round_up(EVALUATION_BATCH)
     labels, scores, losses = [], [], []
     for batch in data.evaluation_batches(dataset, config.data, split=split, batch_size=batch_size):
-        probability, loss = predict(state.params, state.batch_stats, sharding.put_batch(batch, mesh))
+        probability, loss = predict(
+            state.params, state.batch_stats, sharding.put_batch(batch, mesh)
+        )
         valid = batch["valid"]
         labels.append(batch["label"][valid])
         scores.append(np.asarray(probability)[valid])
@@ -262,7 +297,7 @@ def _test_once(
         writer.writerow(["split", "record", "patient", "label", *columns])
         writer.writerows(table)
     temporary.rename(workdir / "predictions.csv")
-    return {"test": test}
+    return test
 
 
 def _run_hash(encoder_run: str) -> str | None:

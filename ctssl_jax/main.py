@@ -1,4 +1,6 @@
-"""`python -m ctssl_jax.main --config=configs/spark.py:PRESET [--config.FIELD=VALUE] [--workdir=RUN]`.
+"""The command: a config file, changes to it, and a run folder.
+
+    python -m ctssl_jax.main --config=configs/spark.py:demo [--config.FIELD=VALUE] [--workdir=RUN]
 
 Loads and validates the config and dispatches on its type. Repeating a command resumes its run.
 

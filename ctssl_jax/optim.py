@@ -33,7 +33,7 @@ class OptimConfig:
     """An optimizer and its schedules.
 
     Attributes:
-      name: LAMB (decoupled decay with trust ratio), or ADAM with weight decay added to the gradient.
+      name: LAMB (decoupled decay, trust ratio), or ADAM with weight decay added to the gradient.
       lr: the peak learning rate, as used: nothing scales it further.
       warmup_epochs: linear from `warmup_start` of the peak.
       warmup_start, final: share of the peak at the first step and, by cosine, at the last.
@@ -157,8 +157,8 @@ class FreezeConfig:
     Attributes:
       epochs: convolutions rest this long; classifier and BatchNorm train from the start.
       mode: AS_MEANT, what Lightning's BackboneFinetuning documents: the encoder joins at
-        `encoder_lr_ratio` of the peak rate and doubles each epoch up to it. AS_RUN, what the paper's
-        notebooks do (recipe: the only parameter group falls to a fifth): everything at the peak in
+        `encoder_lr_ratio` of the peak rate and doubles each epoch up to it. AS_RUN, what the
+        paper's notebooks do, their optimizer having one parameter group: everything at the peak in
         the epoch of unfreezing, everything at 2 * `encoder_lr_ratio` of it from the next one on.
       encoder_lr_ratio: the encoder's first learning rate, as a share of the peak.
       scratch: freeze a randomly initialised encoder too, as the paper's baseline did.

@@ -42,7 +42,8 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> None:
     """
     record = config_record(config)
     data = {
-        key: dataset.manifest[key] for key in ("name", "fingerprint", "intensity", "classes", "splits")
+        key: dataset.manifest[key]
+        for key in ("name", "fingerprint", "intensity", "classes", "splits")
     }
     known = workdir / "config.json"
     try:

@@ -116,7 +116,7 @@ def fit(
     *,
     seed: int,
     total_steps: int,
-    steps_per_epoch: float,
+    steps_per_epoch: float | int,
     batch_size: int,
     log_every: int,
     due: Sequence[Due] = (),
@@ -166,14 +166,14 @@ def fit(
 
 
 def check_finite(values: Sequence[tuple[jax.Array, jax.Array]], last_step: int) -> None:
-    """Raises `DivergedError` naming the first step, of those up to `last_step`, with a NaN or inf."""
+    """Raises `DivergedError` naming the first step, of those up to `last_step`, that is bad."""
     finite = np.isfinite(np.asarray(jax.device_get(values), np.float64)).all(axis=1)
     if not finite.all():
         bad = last_step - len(values) + 1 + int(np.argmin(finite))
         loss, grad_norm = (float(value) for value in values[int(np.argmin(finite))])
         raise DivergedError(
-            f"step {bad}: loss {loss}, gradient norm {grad_norm}: stopped, the last good checkpoint "
-            "is kept; lower config.optim.lr and start in another --workdir"
+            f"step {bad}: loss {loss}, gradient norm {grad_norm}: stopped, the last good "
+            "checkpoint is kept; lower config.optim.lr and start in another --workdir"
         )
 
 
@@ -285,9 +285,7 @@ def _reconstruction_picture(
     """Draws input, masked input and reconstruction of the same slices under the same masks."""
     source = dataset.source(config.data.split)
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    stored = np.stack(
-        [data.to_canvas(source[int(i)]["image"], config.data.canvas) for i in chosen]
-    )
+    stored = np.stack([data.to_canvas(source[int(i)]["image"], config.data.canvas) for i in chosen])
     keys = augment.image_keys(jax.random.key(config.seed), 0, jnp.asarray(chosen))
 
     @jax.jit

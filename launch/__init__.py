@@ -1,0 +1,1 @@
+"""Ways to start runs: here, the ablation grid."""

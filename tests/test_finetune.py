@@ -14,7 +14,6 @@ from ctssl_jax.metrics import classification_metrics, duration, read_metrics
 from launch import sweep
 
 
-
 def smoke(phantom_path, **changes):
     config = importlib.import_module("configs.finetune_covid_ct").get_config("smoke")
     config.data.path, config.fraction = str(phantom_path), 0.5
@@ -136,8 +135,11 @@ def test_both_arms_and_all_methods_get_the_same_subset(phantom_path):
 
 def test_sweep_runs_the_grid_and_keeps_what_is_done(tmp_path, phantom_path, encoder_run, capsys):
     argv = [
-        "sweep", "--config=configs/ablation.py:smoke", f"--config.base.data.path={phantom_path}",
-        f"--config.encoder_run={encoder_run}", "--config.fractions=(0.5,)",
+        "sweep",
+        "--config=configs/ablation.py:smoke",
+        f"--config.base.data.path={phantom_path}",
+        f"--config.encoder_run={encoder_run}",
+        "--config.fractions=(0.5,)",
         f"--workdir={tmp_path / 'grid'}",
     ]
     assert sweep.command(argv) == 0

@@ -1,7 +1,7 @@
 """SparK against the numbers of the official PyTorch implementation.
 
-The file named by CTSSL_GOLDEN (default: tests/golden/spark.json) holds what the reference computes in
-float64 for inputs and weights given by a formula; tests/golden/README.md states it.
+The file named by CTSSL_GOLDEN (default: tests/golden/spark.json) holds what the reference computes
+in float64 for inputs and weights given by a formula; tests/golden/README.md states it.
 
 In float64 every quantity must equal it to 1e-8 (forward) and 1e-6 (gradients, LAMB). In float32 the
 tolerances are 1e-4 and 1e-3, or `AMPLIFICATION` times what rounding the inputs to float32 alone
@@ -228,7 +228,9 @@ def compare_precisions(single, double, rounded, case):
             moved = norm(rounded[group][name] - arrays[name]) / scale
             error = norm(single[group][name] - arrays[name]) / scale
             if not error <= max(stated, AMPLIFICATION * moved):
-                wrong.append(f"{group} {name}: float32 is off by {error:.1e}, {moved:.1e} by inputs")
+                wrong.append(
+                    f"{group} {name}: float32 is off by {error:.1e}, {moved:.1e} by inputs"
+                )
     return wrong
 
 

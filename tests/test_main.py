@@ -52,7 +52,10 @@ def test_mistakes_are_one_line_with_an_exit_code(
 
 def test_batch_that_does_not_divide_over_the_devices(capsys, tmp_path, phantom_path):
     code, err = answer(
-        capsys, SPARK, f"--config.data.path={phantom_path}", "--config.batch_size=6",
+        capsys,
+        SPARK,
+        f"--config.data.path={phantom_path}",
+        "--config.batch_size=6",
         f"--workdir={tmp_path / 'run'}",
     )
     assert code == 2
@@ -62,8 +65,11 @@ def test_batch_that_does_not_divide_over_the_devices(capsys, tmp_path, phantom_p
 
 def test_encoder_run_that_is_none(capsys, tmp_path, phantom_path):
     code, err = answer(
-        capsys, FINETUNE, f"--config.data.path={phantom_path}",
-        f"--config.encoder_run={tmp_path}", f"--workdir={tmp_path / 'run'}",
+        capsys,
+        FINETUNE,
+        f"--config.data.path={phantom_path}",
+        f"--config.encoder_run={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
     )
     assert code == 3
     assert "no run at" in err
@@ -76,8 +82,13 @@ def test_finetuning_needs_labels(capsys, tmp_path):
     image = np.zeros((32, 32), np.int16)
     slices = {"train": [Slice(image, "a", "b", 0)], "val": [Slice(image, "c", "d", 0)]}
     write_dataset(
-        tmp_path / "set", name="bare", source_kind="image", intensity="grey8", classes=[],
-        slices=slices, rejected=[],
+        tmp_path / "set",
+        name="bare",
+        source_kind="image",
+        intensity="grey8",
+        classes=[],
+        slices=slices,
+        rejected=[],
     )
     code, err = answer(
         capsys, FINETUNE, f"--config.data.path={tmp_path / 'set'}", f"--workdir={tmp_path / 'run'}"
@@ -88,9 +99,7 @@ def test_finetuning_needs_labels(capsys, tmp_path):
 
 def test_folder_that_is_no_run_is_left_alone(capsys, tmp_path, phantom_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    code, err = answer(
-        capsys, SPARK, f"--config.data.path={phantom_path}", f"--workdir={tmp_path}"
-    )
+    code, err = answer(capsys, SPARK, f"--config.data.path={phantom_path}", f"--workdir={tmp_path}")
     assert code == 2
     assert "not empty and no run folder" in err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

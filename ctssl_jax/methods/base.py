@@ -77,7 +77,9 @@ class Method(Protocol):
         ...
 
 
-def init_encoder(encoder: ResNet, key: jax.Array, size: int, channels: int) -> tuple[PyTree, PyTree]:
+def init_encoder(
+    encoder: ResNet, key: jax.Array, size: int, channels: int
+) -> tuple[PyTree, PyTree]:
     """Fresh encoder parameters and batch statistics."""
     sample = jax.numpy.zeros((1, size, size, channels), encoder.param_dtype)
     variables = encoder.init({"params": key, "drop_path": key}, sample)

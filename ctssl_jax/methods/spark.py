@@ -165,7 +165,7 @@ class SparK:
         """The reconstruction loss under a fresh mask per image."""
         image = batch["views"][0][0]
         mask, _ = random_mask(batch["keys"], self.grid, self.visible)
-        prediction, stages, stats = self.forward(
+        prediction, _, stats = self.forward(
             encoder, params, state.batch_stats, image, mask, train=True, key=key
         )
         loss = reconstruction_loss(image, prediction, mask)

@@ -61,7 +61,9 @@ class Supervised:
         if self.view.count != 1:
             raise ConfigError(f"method.view.count={self.view.count}: fine-tuning reads one, set 1")
         if self.classes < 0 or self.classes == 1:
-            raise ConfigError(f"method.classes={self.classes}: use 2 or more, or 0 for the dataset's")
+            raise ConfigError(
+                f"method.classes={self.classes}: use 2 or more, or 0 for the dataset's"
+            )
 
     def init(self, encoder: ResNet, key: jax.Array, channels: int) -> Initial:
         """Fresh encoder and classifier; a pre-trained encoder replaces the former afterwards."""
@@ -93,7 +95,7 @@ class Supervised:
             rngs={} if key is None else {"drop_path": key},
         )
         head = Classifier(self.classes, encoder.param_dtype)
-        logits = head.apply({"params": params["head"]}, stages[-1])
+        logits = jnp.asarray(head.apply({"params": params["head"]}, stages[-1]))
         return logits, {"encoder": updates["batch_stats"], "head": {}}
 
     def loss(

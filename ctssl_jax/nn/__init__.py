@@ -1,0 +1,1 @@
+"""The networks: Linen modules that know nothing of data, methods or devices."""

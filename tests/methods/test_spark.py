@@ -1,6 +1,5 @@
 """SparK's loss and its pieces against direct sums."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

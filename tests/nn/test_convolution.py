@@ -23,9 +23,7 @@ def test_small_maps_equal_xla(size, stride):
         return convolve(x, kernel, (stride, stride), pad, dimension_numbers=NHWC)
 
     def xla(x, kernel):
-        return lax.conv_general_dilated(
-            x, kernel, (stride, stride), pad, dimension_numbers=NHWC
-        )
+        return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=NHWC)
 
     assert "dot_general" in str(jax.make_jaxpr(ours)(x, kernel))  # the other form is really taken
     np.testing.assert_allclose(ours(x, kernel), xla(x, kernel), atol=1e-5)
@@ -56,5 +54,7 @@ def test_up_convolution_equals_its_definition():
     module = UpConv(6)
     params = module.init(jax.random.key(0), x)["params"]
     params["bias"] = jnp.asarray(rng.standard_normal(6), jnp.float32)
-    expected = transposed_convolution(np.asarray(x), np.asarray(params["kernel"]), np.asarray(params["bias"]))
+    expected = transposed_convolution(
+        np.asarray(x), np.asarray(params["kernel"]), np.asarray(params["bias"])
+    )
     np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-4)

@@ -21,7 +21,9 @@ def test_parameter_counts_are_the_references():
 
     def count(prefix):
         return sum(
-            leaf.size for name in params if name.startswith(prefix)
+            leaf.size
+            for name in params
+            if name.startswith(prefix)
             for leaf in jax.tree.leaves(params[name])
         )
 

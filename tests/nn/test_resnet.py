@@ -41,9 +41,7 @@ def test_names_are_torchvisions():
 def test_stage_maps_have_the_declared_widths_and_strides(depth):
     network = ResNet(depth=depth)
     variables = abstract(depth, size=96)
-    stages = jax.eval_shape(
-        lambda v: network.apply(v, jnp.zeros((2, 96, 96, 1))), variables
-    )
+    stages = jax.eval_shape(lambda v: network.apply(v, jnp.zeros((2, 96, 96, 1))), variables)
     assert [stage.shape[-1] for stage in stages] == list(network.widths)
     assert [stage.shape[1] for stage in stages] == [24, 12, 6, 3]
 
