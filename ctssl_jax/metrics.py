@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class MetricWriter:
         self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._events = SummaryWriter(str(run / "events"), purge_step=step + 1)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """One row, flushed, so that a killed run keeps it."""
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
