@@ -7,7 +7,7 @@ Presets: covid_ct, organsmnist, hemorrhage (as meant); demo, smoke (phantom).
 """
 
 from configs import finetune_covid_ct, finetune_hemorrhage, finetune_organsmnist, phantom
-from launch.sweep import AblationConfig
+from ctssl_jax.config import AblationConfig
 
 TASKS = {
     "covid_ct": finetune_covid_ct,

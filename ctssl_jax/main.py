@@ -90,7 +90,7 @@ def dispatch(config: object, workdir: Path) -> None:
     from ctssl_jax.config import FinetuneConfig, PretrainConfig
 
     if not isinstance(config, PretrainConfig | FinetuneConfig):
-        raise ConfigError(f"config is a {type(config).__name__}: main takes no such config")
+        raise ConfigError(f"config is a {type(config).__name__}: run it with launch.sweep")
     config.validate()
     provide_phantom(config.data.path)
     platform.enable_compilation_cache()

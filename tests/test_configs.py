@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ctssl_jax.config import FinetuneConfig, PretrainConfig, config_record, to_json
+from ctssl_jax.config import AblationConfig, FinetuneConfig, PretrainConfig, config_record, to_json
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.optim import finetune_optimizer, lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.train import init_state, make_step
-from launch.sweep import AblationConfig
 
 PRESETS = ("", "as_run", "demo", "smoke")
 FILES = ("spark", "finetune_covid_ct", "finetune_organsmnist", "finetune_hemorrhage")
