@@ -48,8 +48,7 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
     if config.encoder_run:
         pretrained = load_encoder(Path(config.encoder_run), encoder, config.intensity.channels)
     subset = _training_subset(config, dataset)
-    run_folder.open_run(workdir, config, dataset)
-    if run_folder.is_done(workdir):
+    if run_folder.open_run(workdir, config, dataset):
         return run_folder.read_json(workdir / "results.json")
 
     mesh = sharding.make_mesh()

@@ -112,6 +112,7 @@ def provide_phantom(path: str) -> None:
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
     platform.set_cpu_flags()
+    platform.quiet_libraries()
     workdir = None
     try:
         config, workdir = parse(argv)

@@ -59,7 +59,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds as people read them: `45s`, `12m`, `2h41m`."""
     minutes = round(seconds / 60)
     if seconds < 90:

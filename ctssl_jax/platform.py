@@ -20,6 +20,13 @@ def set_cpu_flags() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {CPU_CONVOLUTION_FLAG}".strip()
 
 
+def quiet_libraries() -> None:
+    """Leaves of absl's log what is wrong; Orbax narrates each restore as a warning."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk between processes, unless the environment says where."""
     import jax

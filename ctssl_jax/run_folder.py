@@ -31,10 +31,13 @@ def read_json(path: Path) -> Any:
         raise StorageError(f"{path} cannot be read: give another run folder") from None
 
 
-def open_run(workdir: Path, config: Config, dataset: Dataset) -> None:
+def open_run(workdir: Path, config: Config, dataset: Dataset) -> bool:
     """Makes the run folder, or checks that it was made by the same config and data.
 
     Writes `config.json`, `data.json`, `env.json` and `STATUS`; no path, host or user name.
+
+    Returns:
+      Whether the run has already ended well; then nothing is touched.
 
     Raises:
       ConfigError: the folder belongs to another config or dataset, or holds something else.
@@ -49,6 +52,8 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> None:
     try:
         if known.exists():
             _require_same_run(workdir, record, data)
+            if (workdir / "STATUS").read_text().strip() == "done":
+                return True
         elif workdir.exists() and any(workdir.iterdir()):
             raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
@@ -56,6 +61,7 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> None:
         write_json(workdir / "data.json", data)
         set_status(workdir, "running")
         write_json(known, record)
+        return False
     except OSError as error:
         raise StorageError(f"run folder {workdir} cannot be written: {error.strerror}") from None
 
@@ -77,12 +83,6 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
 def set_status(workdir: Path, status: str) -> None:
     """`running`, `done` or `failed:CODE`."""
     (workdir / "STATUS").write_text(status + "\n")
-
-
-def is_done(workdir: Path) -> bool:
-    """Whether the run has ended well."""
-    path = workdir / "STATUS"
-    return path.exists() and path.read_text().strip() == "done"
 
 
 def environment(config: Config) -> dict[str, Any]:

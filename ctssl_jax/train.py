@@ -203,7 +203,9 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     dataset = data.open_dataset(config.data.path)
     slices = len(dataset.source(config.data.split))
     sharding.check_batch(config.batch_size)
-    run_folder.open_run(workdir, config, dataset)
+    if run_folder.open_run(workdir, config, dataset):
+        print(f"{workdir} is done already", flush=True)
+        return
 
     mesh = sharding.make_mesh()
     total_steps = config.total_steps(slices)

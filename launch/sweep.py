@@ -32,6 +32,7 @@ def run(config: AblationConfig, workdir: Path) -> None:
 def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
     platform.set_cpu_flags()
+    platform.quiet_libraries()
     try:
         config, workdir = main.parse(argv)
         if not isinstance(config, AblationConfig):

@@ -149,6 +149,13 @@ def test_run_folder_explains_itself(runs):
     assert max(map(len, printed.splitlines())) <= 160
 
 
+def test_repeating_a_finished_run_changes_nothing(runs, phantom_path):
+    alone, _, _ = runs
+    before = {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file()}
+    assert "is done already" in run(alone, phantom_path)
+    assert before == {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file()}
+
+
 def test_reconstructions_are_drawn_as_three_rows_of_slices(runs):
     from PIL import Image
 
