@@ -23,12 +23,12 @@ def unknown_preset(preset: str, *known: str) -> ConfigError:
 
 
 def pretrain_demo(config: PretrainConfig) -> PretrainConfig:
-    """SparK on the phantom: about three minutes on two CPU cores."""
+    """SparK on the phantom: two minutes on two CPU cores."""
     config.data, config.intensity = DataConfig(path=PATH, canvas=96), intensity()
     config.encoder = EncoderConfig(depth=18)
     config.method = SparK(decoder_width=128, view=ViewGroup(size=96))
-    config.epochs, config.optim.warmup_epochs, config.optim.lr = 15.0, 1.5, 2e-3
-    config.log_every, config.checkpoint_every, config.picture_every = 10, 100, 50
+    config.epochs, config.optim.warmup_epochs, config.optim.lr = 10.0, 1.0, 2e-3
+    config.log_every, config.checkpoint_every, config.picture_every = 10, 100, 35
     return config
 
 
@@ -48,7 +48,7 @@ def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
     config.data = DataConfig(path=PATH, canvas=96)
     config.encoder = EncoderConfig(depth=18)
     config.method = Supervised(view=ViewGroup(size=96, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    config.batch_size, config.epochs, config.freeze.epochs = 32, 12, 2
+    config.batch_size, config.epochs, config.freeze.epochs = 32, 6, 1
     config.optim.lr, config.checkpoint_every_epochs = 3e-4, 6
     return config
 
