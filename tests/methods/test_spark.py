@@ -1,5 +1,6 @@
 """SparK's loss and its pieces against direct sums."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.spark import SparK, patchify, reconstruction_loss, unpatchify
+from ctssl_jax.nn.resnet import ResNet
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((2, 96, 96, 3)).astype(np.float32)
@@ -82,3 +84,22 @@ def test_mask_ratio_leaves_the_stated_patches(size, ratio, visible):
 def test_values_that_make_no_sense_are_named(method, named):
     with pytest.raises(ConfigError, match=named):
         method.validate()
+
+
+def test_bfloat16_computes_close_to_float32_and_leaves_fp32_results():
+    method = SparK(decoder_width=32, view=ViewGroup(size=64))
+    image = jnp.asarray(IMAGE[:, :64, :64, :1])
+    mask = jnp.asarray([[[True, False], [False, True]]] * 2)
+    initial = method.init(ResNet(depth=18), jax.random.key(0), 1)
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        encoder = ResNet(depth=18, dtype=dtype)
+        prediction, stages, stats = method.forward(
+            encoder, initial.params, initial.batch_stats, image, mask, train=True
+        )
+        assert stages[-1].dtype == dtype
+        assert prediction.dtype == jnp.float32
+        assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype(jnp.float32)}
+        found[dtype] = float(reconstruction_loss(image, prediction, mask))
+    assert found[jnp.bfloat16] != found[jnp.float32]
+    assert found[jnp.bfloat16] == pytest.approx(found[jnp.float32], rel=2e-2)
