@@ -128,8 +128,7 @@ def _train(
             indices=subset.rows,
             batch_size=batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **sharding.process_share(),
         )
     )
     fresh = partial(init_state, config.method, encoder, tx, config.intensity.channels)

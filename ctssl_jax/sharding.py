@@ -83,6 +83,6 @@ def abstract(tree: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
-def is_main_host() -> bool:
-    """Whether this process writes logs, pictures and results."""
-    return jax.process_index() == 0
+def process_share() -> dict[str, int]:
+    """Which share of each global batch this process reads, as the pipelines of `data` take it."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -222,8 +222,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
             config.data,
             batch_size=config.batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **sharding.process_share(),
         )
     )
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ctssl_jax.errors import DataError, UserError
-from data_prep.records import refuse_taken
+from data_prep.records import load_key, refuse_taken
+from data_prep.split import split_fractions
 
 Manifest = dict[str, Any]
 
@@ -46,6 +47,17 @@ def new_parser(
     parser.add_argument("--test_fraction", type=float, default=test, help="share of patients")
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
     return parser
+
+
+def common_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What every source is prepared with, from the flags."""
+    return {
+        "source": args.source,
+        "out": args.out,
+        "key": load_key(args.key),
+        "fractions": split_fractions(args.val_fraction, args.test_fraction),
+        "seed": args.seed,
+    }
 
 
 def add_patient_regex(parser: argparse.ArgumentParser, item: str) -> None:

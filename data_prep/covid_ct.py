@@ -11,8 +11,7 @@ from pathlib import Path
 from ctssl_jax.errors import DataError
 from data_prep import command
 from data_prep.folder import Item, shared_patients, write_images
-from data_prep.records import Rejected, load_key
-from data_prep.split import split_fractions
+from data_prep.records import Rejected
 
 CLASSES = ("COVID", "NonCOVID")
 SPLITS = ("train", "val", "test")
@@ -117,11 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def from_flags(args: argparse.Namespace) -> command.Manifest:
         return prepare(
-            args.source,
-            args.out,
-            key=load_key(args.key),
-            fractions=split_fractions(args.val_fraction, args.test_fraction),
-            seed=args.seed,
+            **command.common_arguments(args),
             split_by=args.split_by,
         )
 

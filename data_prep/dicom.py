@@ -27,12 +27,11 @@ from data_prep.records import (
     Rejected,
     Slice,
     Unusable,
-    load_key,
     pseudonym,
     to_hu,
     write_dataset,
 )
-from data_prep.split import split_by_patient, split_fractions
+from data_prep.split import split_by_patient
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -302,9 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     def from_flags(args: argparse.Namespace) -> command.Manifest:
-        fractions = split_fractions(args.val_fraction, args.test_fraction)
-        key = load_key(args.key)
-        return prepare(args.source, args.out, key=key, fractions=fractions, seed=args.seed)
+        return prepare(**command.common_arguments(args))
 
     return command.run(from_flags, parser, argv)
 

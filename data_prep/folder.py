@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ctssl_jax.errors import DataError
 from data_prep import command, images
-from data_prep.records import Rejected, Slice, Unusable, load_key, pseudonym, write_dataset
-from data_prep.split import patient_finder, split_by_patient, split_fractions
+from data_prep.records import Rejected, Slice, Unusable, pseudonym, write_dataset
+from data_prep.split import patient_finder, split_by_patient
 
 
 @dataclass(frozen=True)
@@ -255,11 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def from_flags(args: argparse.Namespace) -> command.Manifest:
         return prepare(
-            args.source,
-            args.out,
-            key=load_key(args.key),
-            fractions=split_fractions(args.val_fraction, args.test_fraction),
-            seed=args.seed,
+            **command.common_arguments(args),
             patient_regex=args.patient_regex,
             labels=args.labels,
         )

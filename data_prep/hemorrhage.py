@@ -11,8 +11,7 @@ from pathlib import Path
 from ctssl_jax.errors import DataError
 from data_prep import command
 from data_prep.folder import Item, read_table, write_images
-from data_prep.records import Rejected, load_key
-from data_prep.split import split_fractions
+from data_prep.records import Rejected
 
 CLASSES = ("no hemorrhage", "hemorrhage")
 
@@ -73,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     def from_flags(args: argparse.Namespace) -> command.Manifest:
-        fractions = split_fractions(args.val_fraction, args.test_fraction)
-        key = load_key(args.key)
-        return prepare(args.source, args.out, key=key, fractions=fractions, seed=args.seed)
+        return prepare(**command.common_arguments(args))
 
     return command.run(from_flags, parser, argv)
 

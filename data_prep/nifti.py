@@ -14,8 +14,8 @@ from jaxtyping import Num
 
 from ctssl_jax.errors import DataError
 from data_prep import command
-from data_prep.records import Rejected, Slice, Unusable, load_key, pseudonym, to_hu, write_dataset
-from data_prep.split import patient_finder, split_by_patient, split_fractions
+from data_prep.records import Rejected, Slice, Unusable, pseudonym, to_hu, write_dataset
+from data_prep.split import patient_finder, split_by_patient
 
 MAX_LABELS = 128
 SUFFIXES = (".nii", ".nii.gz")
@@ -226,11 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def from_flags(args: argparse.Namespace) -> command.Manifest:
         return prepare(
-            args.source,
-            args.out,
-            key=load_key(args.key),
-            fractions=split_fractions(args.val_fraction, args.test_fraction),
-            seed=args.seed,
+            **command.common_arguments(args),
             patient_regex=args.patient_regex,
             intensity=args.intensity,
         )

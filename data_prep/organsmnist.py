@@ -16,8 +16,8 @@ import numpy as np
 from ctssl_jax.errors import DataError
 from data_prep import command
 from data_prep.folder import patient_strata
-from data_prep.records import Slice, load_key, pseudonym, write_dataset
-from data_prep.split import split_by_patient, split_fractions
+from data_prep.records import Slice, pseudonym, write_dataset
+from data_prep.split import split_by_patient
 
 # fmt: off
 ORGANS = (
@@ -149,11 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def from_flags(args: argparse.Namespace) -> command.Manifest:
         return prepare(
-            args.source,
-            args.out,
-            key=load_key(args.key),
-            fractions=split_fractions(args.val_fraction, args.test_fraction),
-            seed=args.seed,
+            **command.common_arguments(args),
             split_by=args.split_by,
         )
 
