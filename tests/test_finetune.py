@@ -28,7 +28,7 @@ def encoder_run(tmp_path_factory, phantom_path):
     from ctssl_jax import train
 
     config = importlib.import_module("configs.spark").get_config("smoke")
-    config.data.path, config.epochs = str(phantom_path), 0.75
+    config.data.path, config.epochs = str(phantom_path), 3.0  # as in test_train
     workdir = tmp_path_factory.mktemp("spark") / "run"
     train.run(config, workdir)
     return workdir

@@ -27,9 +27,11 @@ STEPS = 12
 
 
 def spark_step(total_steps=STEPS):
+    """The very program of the run folders below, so that it is compiled once."""
     encoder = SMOKE.encoder.build(SMOKE.precision)
-    lr = lr_schedule(SMOKE.optim, 2, total_steps)
-    tx = make_optimizer(SMOKE.optim, lr, weight_decay_schedule(SMOKE.optim, total_steps))
+    lr = lr_schedule(SMOKE.optim, 0, total_steps)
+    weight_decay = weight_decay_schedule(SMOKE.optim, total_steps)
+    tx = make_optimizer(SMOKE.optim, lr, weight_decay)
     step = make_step(
         SMOKE.method,
         encoder,
@@ -37,7 +39,7 @@ def spark_step(total_steps=STEPS):
         SMOKE.intensity,
         "hu",
         total_steps=total_steps,
-        schedules={"lr": lr},
+        schedules={"lr": lr, "weight_decay": weight_decay},
     )
     return step, encoder, tx
 
