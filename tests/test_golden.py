@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
-GOLDEN = Path(os.environ.get("CTSSL_GOLDEN", HERE / "golden" / "spark.json"))
+GOLDEN = Path(os.environ.get("CTSSL_GOLDEN", HERE / "golden" / "spark.json")).absolute()
 CASES = json.loads(GOLDEN.read_text())["cases"]
+NAMES = [f"{i}-{case['model']}-{case['size']}px" for i, case in enumerate(CASES)]
 FORWARD = {"float64": 1e-8, "float32": 1e-4}
 BACKWARD = {"float64": 1e-6, "float32": 1e-3}
 AMPLIFICATION = 20  # rounding happens at each of some 60 layers, not at the input alone
@@ -254,16 +255,16 @@ def compare_precisions(single, double, rounded, case):
 
 
 def main():
-    """Prints, as JSON, the complaints by model and precision."""
+    """Prints, as JSON, the complaints by case and precision."""
     complaints = {}
-    for case in CASES:
+    for name, case in zip(NAMES, CASES, strict=True):
         in_double = Implementation(case, "float64")
         rounded, double = in_double.compute(rounded=True), in_double.compute()
-        complaints[f"{case['model']} float64"] = compare_to_golden(
+        complaints[f"{name} float64"] = compare_to_golden(
             double, case, FORWARD["float64"], BACKWARD["float64"]
         )
         single = Implementation(case, "float32").compute(descend_along=in_double.grads)
-        complaints[f"{case['model']} float32"] = compare_precisions(single, double, rounded, case)
+        complaints[f"{name} float32"] = compare_precisions(single, double, rounded, case)
     print(json.dumps(complaints))
 
 
@@ -282,9 +283,9 @@ def complaints():
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("model", [case["model"] for case in CASES])
-def test_spark_equals_golden(complaints, model, precision):
-    assert complaints[f"{model} {precision}"] == []
+@pytest.mark.parametrize("case", NAMES)
+def test_spark_equals_golden(complaints, case, precision):
+    assert complaints[f"{case} {precision}"] == []
 
 
 def test_schedules_equal_golden():
