@@ -45,19 +45,17 @@ def pretrain_smoke(config: PretrainConfig) -> PretrainConfig:
 def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
     """Lesion or no lesion on the phantom: half a minute at full size on two CPU cores."""
     config.task, config.intensity = "phantom", intensity()
-    config.data = DataConfig(path=PATH, canvas=96)
+    config.data = DataConfig(path=PATH, canvas=64)
     config.encoder = EncoderConfig(depth=18)
-    config.method = Supervised(view=ViewGroup(size=96, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    config.batch_size, config.epochs, config.freeze.epochs = 32, 6, 1
-    config.optim.lr, config.checkpoint_every_epochs = 3e-4, 6
+    config.method = Supervised(view=ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
+    config.batch_size, config.epochs, config.freeze.epochs = 16, 12, 2
+    config.optim.lr, config.checkpoint_every_epochs = 1e-3, 6
     return config
 
 
 def finetune_smoke(config: FinetuneConfig) -> FinetuneConfig:
     """A few steps, for tests."""
     config = finetune_demo(config)
-    config.data = DataConfig(path=PATH, canvas=64)
-    config.method = Supervised(view=ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
     config.batch_size, config.epochs, config.freeze.epochs = 8, 2, 1
     config.checkpoint_every_epochs, config.fraction = 1, 0.1
     return config
