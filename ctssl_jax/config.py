@@ -17,11 +17,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from ctssl_jax.augment import Intensity
-from ctssl_jax.data import DataConfig, SubsetBy
+from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods import SparK, Supervised
 from ctssl_jax.nn.resnet import DEPTHS, ResNet
 from ctssl_jax.optim import FreezeConfig, OptimConfig, OptimizerName
+from ctssl_jax.subsets import SubsetBy
 
 
 class Precision(enum.Enum):

@@ -26,6 +26,7 @@ from ctssl_jax.methods.base import PyTree, TrainState
 from ctssl_jax.metrics import MetricWriter, classification_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import FreezeConfig, finetune_optimizer
+from ctssl_jax.subsets import subset
 from ctssl_jax.train import Due, fit, init_state, make_step
 
 EVALUATION_BATCH = 64
@@ -99,7 +100,7 @@ class Subset(NamedTuple):
 
 def _training_subset(config: FinetuneConfig, dataset: data.Dataset) -> Subset:
     labels, patients = data.read_labels(dataset, config.data.split)
-    rows = data.subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
+    rows = subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
     return Subset(rows, len(labels), len(set(patients[rows])))
 
 

@@ -11,6 +11,7 @@ import pytest
 from ctssl_jax import data, finetune
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.metrics import classification_metrics, duration, read_metrics
+from ctssl_jax.subsets import subset
 from launch import sweep
 
 
@@ -128,7 +129,7 @@ def test_wrong_number_of_classes_is_named(tmp_path, phantom_path):
 def test_both_arms_and_all_methods_get_the_same_subset(phantom_path):
     dataset = data.open_dataset(phantom_path)
     labels, patients = data.read_labels(dataset, "train")
-    draws = [data.subset(labels, patients, 0.5, seed) for seed in (0, 0, 1)]
+    draws = [subset(labels, patients, 0.5, seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
 
