@@ -48,8 +48,8 @@ def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
     config.data = DataConfig(path=PATH, canvas=64)
     config.encoder = EncoderConfig(depth=18)
     config.method = Supervised(view=ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    config.batch_size, config.epochs, config.freeze.epochs = 16, 12, 2
-    config.optim.lr, config.checkpoint_every_epochs = 1e-3, 6
+    config.batch_size, config.epochs, config.freeze.epochs = 16, 10, 2
+    config.optim.lr, config.checkpoint_every_epochs = 1e-3, 10
     return config
 
 
