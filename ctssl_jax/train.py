@@ -96,15 +96,14 @@ def make_step(
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """Something to do with the state after every `every`-th step and, if `at_end`, the last."""
+    """Something to do with the state after every `every`-th step and after the last."""
 
     every: int
     call: Callable[[TrainState, int], None]
-    at_end: bool = True
 
     def at(self, step: int, total_steps: int) -> bool:
         """Whether it is due after `step` steps."""
-        return step % self.every == 0 or (self.at_end and step == total_steps)
+        return step % self.every == 0 or step == total_steps
 
 
 def fit(
@@ -138,15 +137,14 @@ def fit(
         waited = time.monotonic() - asked
         state, metrics = step(state, batch, key)
         unchecked.append((metrics["loss"], metrics["grad_norm"]))
+        throughput.step(waited)
+        now_due = [item for item in due if item.at(number, total_steps)]
+        log = number % log_every == 0 or number == total_steps
         if number == start + 1:
             jax.block_until_ready(metrics)
             writer.line(f"compiled and first step done in {duration(time.monotonic() - began)}")
-            throughput.restart()
-        else:
-            throughput.step(waited)
-
-        now_due = [item for item in due if item.at(number, total_steps)]
-        log = number % log_every == 0 or number == total_steps
+            if not log:
+                throughput.restart()  # later lines leave the compilation out
         if not (log or now_due):
             continue
         check_finite(unchecked, number)
