@@ -9,7 +9,7 @@ from pathlib import Path
 CPU_CONVOLUTION_FLAG = (
     "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 )
-JAXLIBS_WITH_FLAG = ("0.10.2",)
+JAXLIBS_WITH_FLAG = ("0.10.2", "0.11.2")
 
 
 def set_cpu_flags() -> None:

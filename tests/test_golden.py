@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ctssl_jax import platform
+
 HERE = Path(__file__).parent
 GOLDEN = Path(os.environ.get("CTSSL_GOLDEN", HERE / "golden" / "spark.json")).absolute()
 CASES = json.loads(GOLDEN.read_text())["cases"]
@@ -256,6 +258,7 @@ def compare_precisions(single, double, rounded, case):
 
 def main():
     """Prints, as JSON, the complaints by case and precision."""
+    platform.set_cpu_flags()  # as the program itself runs
     complaints = {}
     for name, case in zip(NAMES, CASES, strict=True):
         in_double = Implementation(case, "float64")
