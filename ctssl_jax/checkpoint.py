@@ -33,12 +33,12 @@ class Checkpoints:
       keep: how many of the latest to keep.
     """
 
-    def __init__(self, run: Path, *, keep: int = 2, folder: str = FOLDER):
+    def __init__(self, run: Path, *, keep: int = 2):
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
             cleanup_tmp_directories=True,  # what a killed save left behind
         )
-        self._manager = ocp.CheckpointManager((run / folder).absolute(), options=options)
+        self._manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
 
     def latest(self) -> int | None:
         """The last complete step, if any."""

@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> tuple[object, Path]:
     Raises:
       ConfigError: an unknown flag or key, a value of the wrong type, no such file or preset.
     """
-    file = config_argument(argv).partition(":")[0]
+    file, _, preset = config_argument(argv).partition(":")
     if file and not Path(file).is_file():
         raise ConfigError(f"no config file {file}: run from the project's folder, or give its path")
     values = flags.FlagValues()
@@ -65,7 +65,6 @@ def parse(argv: list[str]) -> tuple[object, Path]:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
     if config is None:
         raise ConfigError("no --config: give a file, for example --config=configs/spark.py:demo")
-    file, _, preset = config_argument(argv).partition(":")
     stem = Path(file).stem + (f"-{preset}" if preset else "")
     return config, Path(values.workdir or Path("runs") / stem)
 
