@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
+# `make test ORACLES=` leaves the PyTorch oracles out; their tests are then skipped.
+ORACLES ?= $(VENV)/.oracles-installed
 
 .PHONY: install demo test check clean
 
@@ -15,6 +17,10 @@ $(VENV)/.installed: pyproject.toml requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
+$(VENV)/.oracles-installed: requirements-oracles.txt $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-oracles.txt
+	touch $@
+
 # Phantom CT -> SparK -> fine-tuning at several training sizes -> report; repeating it goes on.
 demo: install
 	test -d data/phantom || $(RUN) -m data_prep.phantom --out=data/phantom
@@ -23,7 +29,7 @@ demo: install
 	$(RUN) -m ctssl_jax.report $(DEMO) --out=$(DEMO)/report
 	@echo "open $(DEMO)/report/report.html"
 
-test: install
+test: install $(ORACLES)
 	$(RUN) -m pytest
 
 # Lint, format and types.

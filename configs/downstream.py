@@ -6,7 +6,7 @@ Not a config of its own. Source: Wolf et al. 2023, Wolfda95/SSL-MedicalImagining
 
 from ctssl_jax.augment import Intensity
 from ctssl_jax.config import FinetuneConfig, Metric
-from ctssl_jax.optim import FreezeMode
+from ctssl_jax.freezing import FreezeMode
 
 CANVAS = 224
 

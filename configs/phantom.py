@@ -7,7 +7,8 @@ from ctssl_jax.augment import Intensity, ViewGroup
 from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.methods import SparK, Supervised
+from ctssl_jax.methods import Method, Supervised
+from ctssl_jax.optim import OptimConfig
 
 PATH = "data/phantom"
 
@@ -22,21 +23,25 @@ def unknown_preset(preset: str, *known: str) -> ConfigError:
     return ConfigError(f"no preset :{preset}; there is {', '.join(':' + name for name in known)}")
 
 
-def pretrain_demo(config: PretrainConfig) -> PretrainConfig:
-    """SparK on the phantom: two minutes on two CPU cores."""
-    config.data, config.intensity = DataConfig(path=PATH, canvas=96), intensity()
-    config.encoder = EncoderConfig(depth=18)
-    config.method = SparK(decoder_width=128, view=ViewGroup(size=96))
-    config.epochs, config.optim.warmup_epochs, config.optim.lr = 10.0, 1.0, 2e-3
-    config.log_every, config.checkpoint_every, config.picture_every = 10, 100, 35
-    return config
+def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
+    """Pre-training on the phantom: minutes on two CPU cores; `method` has views of 96 px."""
+    return PretrainConfig(
+        data=DataConfig(path=PATH, canvas=96),
+        intensity=intensity(),
+        encoder=EncoderConfig(depth=18),
+        method=method,
+        optim=optim,
+        epochs=10.0,
+        log_every=10,
+        checkpoint_every=100,
+        picture_every=35,
+    )
 
 
-def pretrain_smoke(config: PretrainConfig) -> PretrainConfig:
-    """A few steps, for tests."""
-    config = pretrain_demo(config)
+def pretrain_smoke(method: Method, optim: OptimConfig) -> PretrainConfig:
+    """A few steps, for tests; `method` has views of 64 px or less."""
+    config = pretrain_demo(method, optim)
     config.data = DataConfig(path=PATH, canvas=64)
-    config.method = SparK(decoder_width=32, view=ViewGroup(size=64))
     config.batch_size, config.epochs, config.optim.warmup_epochs = 8, 0.3, 0.1
     config.log_every, config.checkpoint_every, config.picture_every = 2, 4, 4
     return config

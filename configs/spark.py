@@ -9,8 +9,9 @@ by its own minimum and maximum, ImageNet statistics, fp32). :demo and :smoke run
 """
 
 from configs import phantom
-from ctssl_jax.augment import Intensity, IntensityMode
+from ctssl_jax.augment import Intensity, IntensityMode, ViewGroup
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
+from ctssl_jax.methods import SparK
 from ctssl_jax.optim import OptimConfig
 
 
@@ -39,8 +40,10 @@ def get_config(preset: str = "") -> PretrainConfig:
                 std=(0.229, 0.224, 0.225),
             )
             return config
-        case "demo" | "smoke":
-            config = PretrainConfig()
-            make = phantom.pretrain_demo if preset == "demo" else phantom.pretrain_smoke
-            return make(config)
+        case "demo":
+            method = SparK(decoder_width=128, view=ViewGroup(size=96))
+            return phantom.pretrain_demo(method, OptimConfig(lr=2e-3, warmup_epochs=1.0))
+        case "smoke":
+            method = SparK(decoder_width=32, view=ViewGroup(size=64))
+            return phantom.pretrain_smoke(method, OptimConfig(lr=2e-3))
     raise phantom.unknown_preset(preset, "as_run", "demo", "smoke")

@@ -7,8 +7,13 @@ All randomness of an image comes from its own key (`image_keys`), which knows th
 and the image's place in the run, but nothing of devices, hosts or the batch around it. Each
 operation draws from its own stream of that key, so a new one leaves the draws of the others alone.
 
-Images are square canvases in float32. A crop is resampled as Pillow resamples a cropped image, by
-two small matrices, so that crop, antialiased resize and flip are two matrix products.
+A view is made in this order: rotation, crop with resize and flips (all three in `resample.py`),
+brightness and contrast, blur, noise. The reference flips after the blur, which is the same in law:
+jitter, blur and noise know neither left from right nor top from bottom. Hue, saturation and
+greyscale mean nothing on CT and do not exist. Probability 0 compiles nothing.
+
+Sources of the laws: torchvision v0.14 transforms; Wolfda95/SSL-MedicalImagining-CL-MAE@87a1627
+moco_data_module.py (MoCo, and BYOL alike) and multicropdataset.py (SwAV).
 """
 
 import dataclasses
@@ -16,28 +21,30 @@ import enum
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int16, Key
+from jaxtyping import Array, Float, Int, Int16, Key
 
 from ctssl_jax.errors import ConfigError
+from ctssl_jax.resample import (
+    Interpolation,
+    RotateInterpolation,
+    gaussian_blur,
+    random_resized_crop,
+    random_rotation,
+)
+from ctssl_jax.resample import resize as resize
 
 IntensityKind = Literal["hu", "grey8", "grey16"]
 """What the stored int16 are: Hounsfield units, grey 0..255, or 16-bit grey minus 32768."""
 
 GREY_RANGE = {"grey8": (0.0, 255.0), "grey16": (-32768.0, 32767.0)}
 AIR_HU = -1024.0  # the lowest value of 12-bit CT; less is padding outside the field of view
-CROP_STREAM, FLIP_STREAM = 0, 1  # never renumber: every run would draw other views
-CROP_TRIES = 10  # torchvision RandomResizedCrop.get_params
-
-
-class Interpolation(enum.Enum):
-    """Pillow's antialiased filters."""
-
-    BILINEAR = "bilinear"
-    BICUBIC = "bicubic"
+# Never renumber: every run would draw other views.
+CROP_STREAM, FLIP_STREAM, ROTATE_STREAM, JITTER_STREAM, BLUR_STREAM, NOISE_STREAM = range(6)
+BLUR_TRUNCATE = 4.0  # standard deviations; beyond lie 6e-5 of a Gaussian
 
 
 class IntensityMode(enum.Enum):
@@ -45,15 +52,6 @@ class IntensityMode(enum.Enum):
 
     WINDOW = "window"
     SLICE_MIN_MAX = "slice_min_max"
-
-
-class Box(NamedTuple):
-    """A crop in whole pixels: first row, first column, rows, columns."""
-
-    top: int | Int[Array, ""]
-    left: int | Int[Array, ""]
-    height: int | Int[Array, ""]
-    width: int | Int[Array, ""]
 
 
 @dataclasses.dataclass
@@ -68,6 +66,16 @@ class ViewGroup:
     interpolation: Interpolation = Interpolation.BICUBIC
     hflip: float = 0.5  # probability of a left-right flip
     vflip: float = 0.0  # probability of a top-bottom flip
+    rotate: float = 0.0  # probability of a rotation, before the crop, what is outside being 0
+    degrees: float = 180.0  # its angle is uniform in ±degrees
+    rotate_interpolation: RotateInterpolation = RotateInterpolation.BILINEAR
+    jitter: float = 0.0  # probability of a change of brightness and contrast, in random order
+    brightness: float = 0.0  # factor uniform in [max(0, 1 - brightness), 1 + brightness]
+    contrast: float = 0.0  # likewise; about the view's mean
+    blur: float = 0.0  # probability of a Gaussian blur
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # uniform, in pixels of the view
+    noise: float = 0.0  # probability of white Gaussian noise
+    noise_variance: tuple[float, float] = (1e-5, 1e-4)  # log-uniform, of values in 0..1
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
@@ -81,6 +89,21 @@ class ViewGroup:
             ratio=(0 < self.ratio[0] <= self.ratio[1] < math.inf, "(low, high), 0 < low <= high"),
             hflip=(0 <= self.hflip <= 1, probability),
             vflip=(0 <= self.vflip <= 1, probability),
+            rotate=(0 <= self.rotate <= 1, probability),
+            degrees=(0 <= self.degrees <= 180, "an angle, 0 to 180"),
+            jitter=(0 <= self.jitter <= 1, probability),
+            brightness=(0 <= self.brightness < math.inf, "at least 0"),
+            contrast=(0 <= self.contrast < math.inf, "at least 0"),
+            blur=(0 <= self.blur <= 1, probability),
+            blur_sigma=(
+                0 < self.blur_sigma[0] <= self.blur_sigma[1] <= self.size,
+                f"(low, high) in pixels, 0 < low <= high <= {self.size} (size)",
+            ),
+            noise=(0 <= self.noise <= 1, probability),
+            noise_variance=(
+                0 < self.noise_variance[0] <= self.noise_variance[1] < math.inf,
+                "(low, high), 0 < low <= high",
+            ),
         )
 
 
@@ -171,134 +194,112 @@ def _view(
     key: Key[Array, ""], image: Float[Array, "h w c"], group: ViewGroup
 ) -> Float[Array, "size size c"]:
     """One view of one image: the operations of `group` in their order."""
-    draw = jax.random.uniform(jax.random.fold_in(key, FLIP_STREAM), (2,))
-    hflip, vflip = draw < jnp.array([group.hflip, group.vflip])
-    key, kernel = jax.random.fold_in(key, CROP_STREAM), group.interpolation
-    return random_resized_crop(
-        key, image, group.size, group.scale, group.ratio, kernel, hflip, vflip
+    stream = functools.partial(jax.random.fold_in, key)
+    if group.rotate:
+        image = random_rotation(
+            stream(ROTATE_STREAM), image, group.rotate, group.degrees, group.rotate_interpolation
+        )
+    hflip, vflip = jax.random.uniform(stream(FLIP_STREAM), (2,)) < jnp.array(
+        [group.hflip, group.vflip]
     )
+    view = random_resized_crop(
+        stream(CROP_STREAM),
+        image,
+        group.size,
+        group.scale,
+        group.ratio,
+        group.interpolation,
+        hflip,
+        vflip,
+    )
+    if group.jitter:
+        view = random_jitter(
+            stream(JITTER_STREAM), view, group.jitter, group.brightness, group.contrast
+        )
+    if group.blur:
+        view = random_blur(stream(BLUR_STREAM), view, group.blur, group.blur_sigma)
+    if group.noise:
+        view = random_noise(stream(NOISE_STREAM), view, group.noise, group.noise_variance)
+    return view
 
 
-def random_resized_crop(
+def random_jitter(
     key: Key[Array, ""],
     image: Float[Array, "h w c"],
-    size: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    interpolation: Interpolation,
-    hflip: bool | Bool[Array, ""] = False,
-    vflip: bool | Bool[Array, ""] = False,
-) -> Float[Array, "{size} {size} c"]:
-    """A random box of the image, resized to `size`, then flipped if asked."""
-    box = sample_crop(key, image.shape[:2], scale, ratio)
-    return crop_and_resize(image, box, size, interpolation, hflip, vflip)
+    probability: float,
+    brightness: float,
+    contrast: float,
+) -> Float[Array, "h w c"]:
+    """With `probability`, a change of brightness and one of contrast, either first.
+
+    Each factor is uniform in [max(0, 1 - x), 1 + x] and each result clipped to 0..1. Source:
+    torchvision transforms.ColorJitter, without saturation and hue.
+    """
+    draw = jax.random.uniform(key, (4,))
+    applied, brightness_first = draw[0] < probability, draw[1] < 0.5
+
+    def factor(x: float, uniform: Float[Array, ""]) -> Float[Array, ""]:
+        low = max(0.0, 1.0 - x)
+        return jnp.where(applied, low + (1.0 + x - low) * uniform, 1.0)
+
+    # A factor of 1 leaves every bit as it is, so that one of the two changes of brightness, or
+    # everything, can be left out without choosing between images.
+    by = factor(brightness, draw[2])
+    image = adjust_brightness(image, jnp.where(brightness_first, by, 1.0))
+    image = adjust_contrast(image, factor(contrast, draw[3]))
+    return adjust_brightness(image, jnp.where(brightness_first, 1.0, by))
 
 
-def sample_crop(
+def adjust_brightness(
+    image: Float[Array, "h w c"], factor: float | Float[Array, ""]
+) -> Float[Array, "h w c"]:
+    """The 0..1 image times `factor`, clipped to 0..1. Source: torchvision adjust_brightness."""
+    return jnp.clip(factor * image, 0.0, 1.0)
+
+
+def adjust_contrast(
+    image: Float[Array, "h w c"], factor: float | Float[Array, ""]
+) -> Float[Array, "h w c"]:
+    """The distance of a 0..1 image from its mean times `factor`, clipped to 0..1.
+
+    Source: torchvision adjust_contrast of a grey image; Pillow rounds the mean to 8 bits, this not.
+    """
+    return jnp.clip(factor * image + (1.0 - factor) * image.mean(), 0.0, 1.0)
+
+
+def random_blur(
     key: Key[Array, ""],
-    shape: tuple[int, ...],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> Box:
-    """A random crop box: area uniform in `scale`, width / height log-uniform in `ratio`.
-
-    Of ten draws the first that fits the image is taken; if none does, the largest central box
-    whose ratio is allowed. Source: torchvision v0.13 transforms.RandomResizedCrop.get_params.
-    """
-    height, width = shape
-    # Drawn flat: the CPU compiler takes several times longer over a two-dimensional draw.
-    draw = jax.random.uniform(key, (4 * CROP_TRIES,)).reshape(4, CROP_TRIES)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draw[0])
-    log_ratio = math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * draw[1]
-    h = jnp.round(jnp.sqrt(area / jnp.exp(log_ratio))).astype(jnp.int32)
-    w = jnp.round(jnp.sqrt(area * jnp.exp(log_ratio))).astype(jnp.int32)
-    # A draw is below 1, so a box that fits lies inside; one that does not fit is not taken.
-    top = jnp.floor((height - h + 1) * draw[2]).astype(jnp.int32)
-    left = jnp.floor((width - w + 1) * draw[3]).astype(jnp.int32)
-
-    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
-    first = jnp.argmax(fits)
-    drawn = Box(top[first], left[first], h[first], w[first])
-    h0, w0 = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
-    central = Box((height - h0) // 2, (width - w0) // 2, h0, w0)
-    return jax.tree.map(lambda a, b: jnp.where(fits.any(), a, b), drawn, central)
-
-
-def crop_and_resize(
     image: Float[Array, "h w c"],
-    box: Box,
-    size: int,
-    interpolation: Interpolation,
-    hflip: bool | Bool[Array, ""] = False,
-    vflip: bool | Bool[Array, ""] = False,
-) -> Float[Array, "{size} {size} c"]:
-    """The box of a 0..1 image, resized with antialiasing, flipped, clipped to 0..1.
+    probability: float,
+    sigma: tuple[float, float],
+) -> Float[Array, "h w c"]:
+    """With `probability`, a Gaussian blur of standard deviation uniform in `sigma`, in pixels.
 
-    Bicubic weights overshoot at edges; the clip is what an 8-bit pipeline does by saturation.
-    Oracle: Pillow `image.crop(box).resize((size, size), filter)` in mode "F".
+    The reference calls PIL.ImageFilter.GaussianBlur, which approximates it by three box blurs.
     """
-    h, w, _ = image.shape
-    rows = resize_weights(h, box.top, box.height, size, interpolation, vflip)
-    columns = resize_weights(w, box.left, box.width, size, interpolation, hflip)
-    return _resample(image, rows, columns)
+    draw = jax.random.uniform(key, (2,))
+    radius = math.ceil(BLUR_TRUNCATE * sigma[1])
+    blurred = gaussian_blur(image, sigma[0] + (sigma[1] - sigma[0]) * draw[1], radius)
+    return jnp.where(draw[0] < probability, blurred, image)
 
 
-def resize(
-    image: Float[Array, "b h w c"], size: int, interpolation: Interpolation
-) -> Float[Array, "b {size} {size} c"]:
-    """The whole 0..1 image at `size`: the evaluation view, by the same kernel as the crops."""
-    _, h, w, _ = image.shape
-    rows = resize_weights(h, 0, h, size, interpolation)
-    columns = resize_weights(w, 0, w, size, interpolation)
-    return jax.vmap(_resample, in_axes=(0, None, None))(image, rows, columns)
+def random_noise(
+    key: Key[Array, ""],
+    image: Float[Array, "h w c"],
+    probability: float,
+    variance: tuple[float, float],
+) -> Float[Array, "h w c"]:
+    """With `probability`, white Gaussian noise of variance log-uniform in `variance`, then a clip.
 
-
-def _resample(
-    image: Float[Array, "h w c"], rows: Float[Array, "s h"], columns: Float[Array, "t w"]
-) -> Float[Array, "s t c"]:
-    # Accelerators would multiply in TF32 or bfloat16 and so quantise the HU.
-    highest = jax.lax.Precision.HIGHEST
-    x = jnp.einsum("sh,hwc->swc", rows, image, precision=highest)
-    return jnp.clip(jnp.einsum("tw,swc->stc", columns, x, precision=highest), 0.0, 1.0)
-
-
-def resize_weights(
-    pixels: int,
-    start: int | Int[Array, ""],
-    length: int | Int[Array, ""],
-    size: int,
-    interpolation: Interpolation,
-    flip: bool | Bool[Array, ""] = False,
-) -> Float[Array, "{size} {pixels}"]:
-    """The matrix that takes pixels `start .. start + length` of an axis to `size` samples.
-
-    The filter widens with the factor of reduction (antialiasing). Taps outside the box are dropped
-    and the rest renormalised, as when the box is cut out first. Source: Pillow Resample.c.
+    The reference draws it for each of three equal channels; here there is one until `normalise`.
     """
-    sample = jnp.arange(size)
-    sample = jnp.where(flip, size - 1 - sample, sample)[:, None]
-    pixel = jnp.arange(pixels) - start
-    # From the sample's centre to the pixel's, in filter widths; whole numbers keep it exact.
-    numerator = (2 * pixel + 1) * size - (2 * sample + 1) * length
-    distance = numerator / (2 * jnp.maximum(length, size))
-    weights = _FILTERS[interpolation](jnp.abs(distance))
-    weights = jnp.where((pixel >= 0) & (pixel < length), weights, 0.0)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _triangle(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    return jnp.maximum(1.0 - x, 0.0)
-
-
-def _cubic(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Keys' cubic convolution with a = -0.5, for x >= 0."""
-    a = -0.5
-    near = ((a + 2) * x - (a + 3)) * x**2 + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
-
-
-_FILTERS = {Interpolation.BILINEAR: _triangle, Interpolation.BICUBIC: _cubic}
+    number_key, pixel_key = jax.random.split(key)
+    draw = jax.random.uniform(number_key, (2,))
+    low, high = math.log(variance[0]), math.log(variance[1])
+    deviation = jnp.exp(0.5 * (low + (high - low) * draw[1]))
+    # Drawn flat, as in `sample_crop`: the CPU compiler is slow at more dimensions.
+    noise = deviation * jax.random.normal(pixel_key, (image.size,)).reshape(image.shape)
+    return jnp.where(draw[0] < probability, jnp.clip(image + noise, 0.0, 1.0), image)
 
 
 def _check(config: object, name: str, **rules: tuple[bool, str]) -> None:

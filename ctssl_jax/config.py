@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from ctssl_jax.augment import Intensity
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.methods import SparK, Supervised
-from ctssl_jax.nn.resnet import DEPTHS, ResNet
-from ctssl_jax.optim import FreezeConfig, OptimConfig, OptimizerName
+from ctssl_jax.freezing import FreezeConfig
+from ctssl_jax.methods import Method, SparK, Supervised
+from ctssl_jax.nn.resnet import DEPTHS, STRIDE, ResNet
+from ctssl_jax.optim import OptimConfig, OptimizerName
 from ctssl_jax.subsets import SubsetBy
 
 
@@ -68,6 +69,36 @@ class EncoderConfig:
 
 
 @dataclasses.dataclass
+class ProbeConfig:
+    """A kNN score on a labelled dataset while pre-training goes on; see `evaluate.make_probe`.
+
+    Attributes:
+      path: a labelled dataset with splits `train` and `val`; `test` is not read.
+      every: in steps; 0 never.
+      k: neighbours.
+      canvas, size: pixels, as in `EvaluateConfig`.
+    """
+
+    path: str = dataclasses.field(default="", metadata={"private": True})
+    every: int = 0
+    k: int = 20
+    canvas: int = 224
+    size: int = 224
+
+    def validate(self) -> None:
+        """Raises `ConfigError` naming the field."""
+        if self.every < 0:
+            raise ConfigError(f"probe.every={self.every}: must be 0 (never) or more")
+        if self.every and not self.path:
+            raise ConfigError(f"probe.every={self.every} needs probe.path: a labelled dataset")
+        if self.k <= 0:
+            raise ConfigError(f"probe.k={self.k}: must be above 0")
+        if self.canvas < 32:
+            raise ConfigError(f"probe.canvas={self.canvas}: must be at least 32")
+        _require_size("probe.size", self.size)
+
+
+@dataclasses.dataclass
 class PretrainConfig:
     """A pre-training run.
 
@@ -86,7 +117,7 @@ class PretrainConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     intensity: Intensity = dataclasses.field(default_factory=Intensity)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
-    method: SparK = dataclasses.field(default_factory=SparK)
+    method: Method = dataclasses.field(default_factory=SparK)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     precision: Precision = Precision.FLOAT32
     log_every: int = 50
@@ -148,6 +179,7 @@ class FinetuneConfig:
             warmup_epochs=0.0,
             weight_decay=5e-4,
             weight_decay_end=5e-4,
+            exclude_1d=False,
             b2=0.999,
             eps=1e-8,
             clip_norm=0.0,
@@ -162,22 +194,61 @@ class FinetuneConfig:
         """Raises `ConfigError`: one line with the fields and values that do not fit."""
         _validate_parts(self)
         _require_positive(self, "batch_size", "epochs", "checkpoint_every_epochs")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"fraction={self.fraction}: must be in (0, 1]")
-        if len({self.data.split, self.val_split, self.test_split}) != 3:
-            raise ConfigError(
-                f"data.split={self.data.split}, val_split={self.val_split}, "
-                f"test_split={self.test_split}: must be three different splits"
-            )
+        _require_fraction_and_splits(self)
         if self.freeze.epochs >= self.epochs:
             raise ConfigError(
                 f"freeze.epochs={self.freeze.epochs} does not end before epochs={self.epochs}: "
                 "lower it"
             )
 
-    def arm_name(self) -> str:
-        """The initialisation, as the report calls it."""
-        return self.arm or ("pretrained" if self.encoder_run else "scratch")
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    """Frozen features of an encoder, scored by kNN and by a linear probe; see `evaluate`.
+
+    Attributes:
+      task: name in results.
+      encoder_run: run folder of the pre-training; empty: a randomly initialised encoder.
+      arm: name of the encoder in results; empty: the method's name, or "random".
+      seed: of the random encoder; `subset_seed` of the training subset.
+      fraction: share of the training split used; validation and test stay whole.
+      size: side of the network's input in pixels; the whole slice is resized to it.
+      knn_k: numbers of neighbours to choose from; those above the training subset's size are
+        left out.
+      linear_c: values of scikit-learn's C to choose from, the inverse strength of the L2 penalty.
+      linear_iterations: at most, of the linear probe's solver.
+      select_by: validation metric that chooses k and C; the first listed of equals.
+    """
+
+    task: str = "task"
+    encoder_run: str = dataclasses.field(default="", metadata={"private": True})
+    arm: str = ""
+    seed: int = 0
+    subset_seed: int = 0
+    subset_by: SubsetBy = SubsetBy.IMAGE
+    fraction: float = 1.0
+    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(canvas=224))
+    val_split: str = "val"
+    test_split: str = "test"
+    size: int = 224
+    intensity: Intensity = dataclasses.field(default_factory=Intensity)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    knn_k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
+    linear_c: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    linear_iterations: int = 2000
+    select_by: Metric = Metric.AUC
+    precision: Precision = Precision.FLOAT32
+
+    def validate(self) -> None:
+        """Raises `ConfigError`: one line with the fields and values that do not fit."""
+        _validate_parts(self)
+        _require_positive(self, "linear_iterations")
+        _require_size("size", self.size)
+        _require_fraction_and_splits(self)
+        for name in ("knn_k", "linear_c"):
+            values = getattr(self, name)
+            if not values or min(values) <= 0 or len(set(values)) != len(values):
+                raise ConfigError(f"{name}={values}: give one or more different values above 0")
 
 
 @dataclasses.dataclass
@@ -187,7 +258,7 @@ class AblationConfig:
     Attributes:
       base: the labelled run that all cells vary.
       encoder_run: run folder of the pre-training; empty leaves the scratch arm alone.
-      pretrained_arm: its name in the report.
+      pretrained_arm: its name in the report; empty: that run's method.
       fractions: of the training split.
       seeds: each draws another subset and another head, order and augmentation; both arms of a
         seed share them.
@@ -195,7 +266,7 @@ class AblationConfig:
 
     base: FinetuneConfig
     encoder_run: str = ""
-    pretrained_arm: str = "spark"
+    pretrained_arm: str = ""
     fractions: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
@@ -212,7 +283,7 @@ class AblationConfig:
         """Name and config of each run; the largest training sets last, so that curves grow."""
         arms = [("scratch", "")]
         if self.encoder_run:
-            arms.append((self.pretrained_arm, self.encoder_run))
+            arms.append((self.pretrained_arm or "pretrained", self.encoder_run))
         for fraction, seed, (arm, encoder_run) in itertools.product(
             sorted(self.fractions), self.seeds, arms
         ):
@@ -228,7 +299,7 @@ class AblationConfig:
             yield f"{config.task}-{arm}-{fraction:g}-seed{seed}", config
 
 
-Config = PretrainConfig | FinetuneConfig
+Config = PretrainConfig | FinetuneConfig | EvaluateConfig
 
 
 def _validate_parts(config: Config) -> None:
@@ -242,6 +313,21 @@ def _require_positive(config: Config, *names: str) -> None:
     for name in names:
         if getattr(config, name) <= 0:
             raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
+
+
+def _require_fraction_and_splits(config: FinetuneConfig | EvaluateConfig) -> None:
+    if not 0 < config.fraction <= 1:
+        raise ConfigError(f"fraction={config.fraction}: must be in (0, 1]")
+    if len({config.data.split, config.val_split, config.test_split}) != 3:
+        raise ConfigError(
+            f"data.split={config.data.split}, val_split={config.val_split}, "
+            f"test_split={config.test_split}: must be three different splits"
+        )
+
+
+def _require_size(name: str, size: int) -> None:
+    if size < STRIDE or size % STRIDE:
+        raise ConfigError(f"{name}={size}: must be a multiple of {STRIDE}, the encoder's stride")
 
 
 def to_json(config: Any) -> Any:
@@ -265,7 +351,8 @@ def to_json(config: Any) -> Any:
 def config_record(config: Config) -> dict[str, Any]:
     """What `config.json` holds: type, values and their hash."""
     values = to_json(config)
-    values["method"] = {"type": type(config.method).__name__, **values["method"]}
+    if not isinstance(config, EvaluateConfig):
+        values["method"] = {"type": type(config.method).__name__, **values["method"]}
     record = {"type": type(config).__name__, "config": values}
     text = json.dumps(record, sort_keys=True)
     return {**record, "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}

@@ -7,7 +7,7 @@ augmentation are the device's (`augment.py`). A batch is a dict of NumPy arrays:
     label  int32 [b]         class, -1 = none
     index  int32 [b]         place in the run's stream: step * batch_size + position in the batch
     valid  bool  [b]         evaluation only: False = padding of the last batch
-    record int32 [b]         evaluation only: row number in the split, -1 = padding
+    record int32 [b]         row number in the split, -1 = padding
 
 Batch number `step` is a function of (seed, step) alone: threads and processes only decide who reads
 what. So an iterator's whole state is `{"next_index": step}`.
@@ -33,6 +33,7 @@ FORMAT = 1
 INTENSITIES = ("hu", "grey8", "grey16")
 MANIFEST_KEYS = ("name", "intensity", "classes", "splits", "records", "fingerprint")
 INDEX_LIMIT = 2**31  # `index` is int32; beyond, it starts again at 0 (the step differs)
+EVALUATION_BATCH = 64  # slices, before it is rounded up to the devices
 CHUNK = 256  # records held at once while labels are read
 
 Batch = dict[str, np.ndarray]
@@ -189,6 +190,24 @@ def open_dataset(path: str | Path) -> Dataset:
     return Dataset(path, manifest)
 
 
+def require_labels(dataset: Dataset, *splits: str) -> None:
+    """Raises `DataError` unless each split is there, is labelled and holds two or more classes."""
+    if not dataset.classes:
+        raise DataError(f"{dataset.name} has no labels: prepare it with --labels")
+    for split in splits:
+        slices, labels = len(dataset.source(split)), dataset.manifest["splits"][split]["labels"]
+        if missing := slices - sum(labels):
+            raise DataError(
+                f"{dataset.name}: {missing} of {slices} records of split {split!r} have no label; "
+                "prepare it without them"
+            )
+        if np.count_nonzero(labels) < 2:
+            raise DataError(
+                f"{dataset.name}: split {split!r} holds a single class, so that nothing can be "
+                "scored on it; prepare it with larger splits"
+            )
+
+
 @functools.cache
 def read_labels(
     dataset: Dataset, split: str
@@ -261,7 +280,8 @@ def labelled_batches(
         batch = _load(source, rows[part], data.canvas)
         position = np.arange(batch_size, dtype=np.int64)[part]
         index = (step * batch_size + position) % INDEX_LIMIT
-        return {**batch, "index": index.astype(np.int32)}
+        record = rows[part].astype(np.int32)
+        return {**batch, "index": index.astype(np.int32), "record": record}
 
     # Only row numbers run through the shuffle; a global batch of them is cheap everywhere.
     order = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(batch_size)

@@ -22,10 +22,10 @@ from ctssl_jax import augment, data, run_folder, sharding
 from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_encoder
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError, DataError
+from ctssl_jax.freezing import FreezeConfig, finetune_optimizer
 from ctssl_jax.methods.base import PyTree, TrainState
 from ctssl_jax.metrics import MetricWriter, classification_metrics
 from ctssl_jax.nn.resnet import ResNet
-from ctssl_jax.optim import FreezeConfig, finetune_optimizer
 from ctssl_jax.subsets import subset
 from ctssl_jax.train import Due, fit, init_state, make_step
 
@@ -48,6 +48,7 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
     pretrained = None
     if config.encoder_run:
         pretrained = load_encoder(Path(config.encoder_run), encoder, config.intensity.channels)
+    config = dataclasses.replace(config, arm=config.arm or run_folder.method(config.encoder_run))
     subset = _training_subset(config, dataset)
     if run_folder.open_run(workdir, config, dataset):
         return run_folder.read_json(workdir / "results.json")
@@ -64,7 +65,7 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
         best.close()
     results = {
         "task": config.task,
-        "arm": config.arm_name(),
+        "arm": config.arm,
         "encoder_run": _run_hash(config.encoder_run),
         "fraction": config.fraction,
         "train_slices": len(subset.rows),
@@ -143,7 +144,7 @@ def _train(
         state = checkpoints.restore(jax.eval_shape(fresh, key), batches, mesh)
     writer = MetricWriter(workdir, int(state.step))
     writer.line(
-        f"{config.task}: {config.arm_name()}, {len(subset.rows)} of {subset.of} training slices "
+        f"{config.task}: {config.arm}, {len(subset.rows)} of {subset.of} training slices "
         f"({subset.patients} patients), {len(dataset.classes)} classes, seed {config.seed}"
         + (f", resumed at step {int(state.step):,}" if int(state.step) else "")
     )
@@ -168,6 +169,7 @@ def _train(
         config.intensity,
         dataset.intensity,
         total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
         schedules={"lr": head_lr},
     )
     try:

@@ -3,6 +3,8 @@
 LAMB here is the reference's variant (keyu-tian/SparK@a63e386 `utils/lamb.py`, after timm 0.5.4):
 gradients clipped by their global norm, Adam with bias correction, then, for the decayed group only,
 weight decay and the trust ratio. Parameters without decay train as plain Adam.
+LARS is You, Gitman and Ginsburg 2017 (arXiv 1708.03888) in the form of NVIDIA's LARC and of timm:
+decay and trust ratio on the gradient, then momentum; parameters without decay train as plain SGD.
 """
 
 import dataclasses
@@ -25,7 +27,24 @@ class OptimizerName(enum.Enum):
     """The optimizers of the recipes."""
 
     LAMB = "lamb"
+    LARS = "lars"
+    SGD = "sgd"
     ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class Clock(enum.Enum):
+    """What the learning rate counts (see `lr_schedule`).
+
+    Attributes:
+      STEP: optimizer steps.
+      EPOCH: whole epochs: the rate changes once an epoch, as torch's per-epoch schedulers.
+      STEP_AS_EPOCH: optimizer steps, taken for epochs: what SwAV's released code does by mistake.
+    """
+
+    STEP = "step"
+    EPOCH = "epoch"
+    STEP_AS_EPOCH = "step_as_epoch"
 
 
 @dataclasses.dataclass
@@ -33,51 +52,103 @@ class OptimConfig:
     """An optimizer and its schedules.
 
     Attributes:
-      name: LAMB (decoupled decay, trust ratio), or ADAM with weight decay added to the gradient.
+      name: LAMB, ADAMW (decay beside the gradient); LARS, SGD, ADAM (decay added to the gradient).
+        LAMB and LARS scale by the trust ratio; it goes with the decay: without one, neither does.
       lr: the peak learning rate, as used: nothing scales it further.
+      clock: what the learning rate counts.
       warmup_epochs: linear from `warmup_start` of the peak.
-      warmup_start, final: share of the peak at the first step and, by cosine, at the last.
+      cosine_epochs: where the cosine ends, counted as the warm-up from the run's first step; past
+        it, the rate rises again. 0 = with the run.
+      warmup_start, final: share of the peak at the first step and at the cosine's end.
       weight_decay, weight_decay_end: from first to last step by a cosine.
+      exclude_1d: BatchNorm scales, biases, mask tokens and SwAV's prototypes get no decay and, in
+        LARS and LAMB, no trust ratio; False treats all parameters alike.
+      b1, b2: of LAMB, ADAM and ADAMW; `momentum`: of LARS and SGD.
+      eps: in the denominator of all but SGD (LARS: beside a gradient's norm; timm has 1e-8).
+      trust_coefficient: of LARS.
       clip_norm: the gradient's global norm is cut to this; 0 = not at all.
     """
 
     name: OptimizerName = OptimizerName.LAMB
     lr: float = 2.5e-5
+    clock: Clock = Clock.STEP
     warmup_epochs: float = 40.0
+    cosine_epochs: float = 0.0
     warmup_start: float = 0.005
     final: float = 0.001
     weight_decay: float = 0.04
     weight_decay_end: float = 0.2
+    exclude_1d: bool = True
     b1: float = 0.9
     b2: float = 0.95
+    momentum: float = 0.9
     eps: float = 1e-6
+    trust_coefficient: float = 1e-3
     clip_norm: float = 5.0
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
-        for field in ("lr", "eps"):
+        for field in ("lr", "eps", "trust_coefficient"):
             if getattr(self, field) <= 0:
                 raise ConfigError(f"optim.{field}={getattr(self, field)}: must be above 0")
-        for field in ("warmup_epochs", "weight_decay", "weight_decay_end", "clip_norm", "final"):
+        for field in (
+            *("warmup_epochs", "warmup_start", "final"),
+            *("weight_decay", "weight_decay_end", "clip_norm"),
+        ):
             if getattr(self, field) < 0:
                 raise ConfigError(f"optim.{field}={getattr(self, field)}: must not be negative")
-        for field in ("b1", "b2"):
+        for field in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"optim.{field}={getattr(self, field)}: must be in [0, 1)")
+        if self.cosine_epochs and self.cosine_epochs <= self.warmup_epochs:
+            raise ConfigError(
+                f"optim.cosine_epochs={self.cosine_epochs} does not end after "
+                f"optim.warmup_epochs={self.warmup_epochs}: raise it, or 0 for the whole run"
+            )
 
 
-def lr_schedule(config: OptimConfig, warmup_steps: int, total_steps: int) -> Schedule:
-    """Linear warm-up, then cosine to the last step (keyu-tian/SparK@a63e386 `lr_control.py`)."""
+def lr_schedule(config: OptimConfig, steps_per_epoch: float | int, total_steps: int) -> Schedule:
+    """Linear warm-up, then cosine (keyu-tian/SparK@a63e386 `lr_control.py`), by the config's clock.
+
+    Per epoch, the warm-up reaches the peak in its last epoch and the cosine leaves it one later, as
+    lightning-bolts' LinearWarmupCosineAnnealingLR; without warm-up it is torch's CosineAnnealingLR.
+
+    Args:
+      config: its peak, shares and clock.
+      steps_per_epoch: optimizer steps in one pass over the data.
+      total_steps: of the run; its last step is `total_steps - 1`.
+
+    Returns:
+      Step, from 0, to learning rate.
+    """
+    last = total_steps - 1
+    warmup = peak = config.warmup_epochs
+    end = config.cosine_epochs or last
+    if config.clock is Clock.STEP:
+        warmup = peak = round(config.warmup_epochs * steps_per_epoch)
+        end = config.cosine_epochs * steps_per_epoch or last
+    elif config.clock is Clock.EPOCH:
+        peak = warmup - 1
+        end = config.cosine_epochs or last // steps_per_epoch
 
     def schedule(step: Any) -> Float[Array, ""]:
-        step = jnp.asarray(step, jnp.result_type(float))
-        warm = config.warmup_start + (1 - config.warmup_start) * step / max(warmup_steps, 1)
-        span = max(total_steps - 1 - warmup_steps, 1)
-        cosine = 0.5 + 0.5 * jnp.cos(jnp.pi * (step - warmup_steps) / span)
+        now = jnp.asarray(step, jnp.result_type(float))
+        if config.clock is Clock.EPOCH:
+            now = whole_epochs(now, steps_per_epoch)
+        warm = config.warmup_start + (1 - config.warmup_start) * now / max(peak, 1)
+        # Not clamped at its end: the recipes whose horizon is shorter than their run come back up.
+        cosine = 0.5 + 0.5 * jnp.cos(jnp.pi * (now - warmup) / max(end - warmup, 1))
         cool = config.final + (1 - config.final) * cosine
-        return config.lr * jnp.where(step < warmup_steps, warm, cool)
+        return config.lr * jnp.where(now < warmup, warm, cool)
 
     return schedule
+
+
+def whole_epochs(step: Float[Array, ""], steps_per_epoch: float | int) -> Float[Array, ""]:
+    """The epoch of a step, both from 0."""
+    epoch = jnp.floor(step / steps_per_epoch)
+    # XLA multiplies by the rounded reciprocal, which falls short at the first step of some epochs.
+    return epoch + (step >= (epoch + 1) * steps_per_epoch)
 
 
 def weight_decay_schedule(config: OptimConfig, total_steps: int) -> Schedule:
@@ -92,13 +163,49 @@ def weight_decay_schedule(config: OptimConfig, total_steps: int) -> Schedule:
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: not on 1-D parameters, biases and mask tokens."""
+    """True where weight decay applies: not on 1-D parameters, biases, mask tokens and prototypes.
+
+    Decay would turn SwAV's prototypes while they are frozen, and they are normalised anyway.
+    """
 
     def decays(path: tuple[Any, ...], leaf: Any) -> bool:
-        name = path[-1].key
-        return leaf.ndim > 1 and name != "bias" and not name.startswith("mask_token")
+        *modules, name = (entry.key for entry in path)
+        return (
+            leaf.ndim > 1
+            and name != "bias"
+            and not name.startswith("mask_token")
+            and "prototypes" not in modules
+        )
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def scale_by_lars(
+    weight_decay: Schedule, trust_coefficient: float, eps: float
+) -> optax.GradientTransformation:
+    """Adds the decay to the gradient g of a parameter p and scales both by p's trust ratio.
+
+    That is trust_coefficient * |p| / (|g| + weight_decay * |p| + eps), where neither norm is zero;
+    g stays as it is, undecayed, where one is (Wolf et al. 2023, `optimizers/lars.py`).
+    optax.scale_by_trust_ratio has another denominator, |g + weight_decay * p|.
+    """
+
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
+        decay = weight_decay(state.count)
+
+        def scale(g: Array, p: Array) -> Array:
+            g_norm, p_norm = jnp.linalg.norm(g.ravel()), jnp.linalg.norm(p.ravel())
+            ratio = trust_coefficient * p_norm / (g_norm + decay * p_norm + eps)
+            return jnp.where((g_norm > 0) & (p_norm > 0), ratio * (g + decay * p), g)
+
+        return jax.tree.map(scale, updates, params), state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def make_optimizer(
@@ -107,130 +214,25 @@ def make_optimizer(
     """The optimizer for one set of schedules (functions of the step)."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    momentum = optax.trace(config.momentum)
+    decay = optax.add_decayed_weights(weight_decay)
     descend = optax.scale_by_learning_rate(lr)
-    decays = bool(config.weight_decay or config.weight_decay_end)
+
+    def group(decayed: optax.GradientTransformation) -> optax.GradientTransformation:
+        if not (config.weight_decay or config.weight_decay_end):
+            return optax.identity()
+        return optax.masked(decayed, decay_mask) if config.exclude_1d else decayed
+
     match config.name:
         case OptimizerName.LAMB:
-            decayed = optax.chain(
-                optax.add_decayed_weights(weight_decay), optax.scale_by_trust_ratio()
-            )
-            group = optax.masked(decayed, decay_mask) if decays else optax.identity()
-            return optax.chain(clip, adam, group, descend)
-        case OptimizerName.ADAM:  # torch's Adam: coupled L2, on all parameters
-            l2 = optax.add_decayed_weights(weight_decay) if decays else optax.identity()
-            return optax.chain(clip, l2, adam, descend)
-
-
-def start_at(inner: optax.GradientTransformation, step: int) -> optax.GradientTransformation:
-    """`inner`, asleep until `step`: no updates, and its own state (moments, counter) untouched."""
-
-    def init(params: PyTree) -> PyTree:
-        return jnp.zeros((), jnp.int32), inner.init(params)
-
-    def update(
-        updates: PyTree, state: PyTree, params: PyTree | None = None
-    ) -> tuple[PyTree, PyTree]:
-        count, inner_state = state
-        awake = count >= step
-        new_updates, new_state = inner.update(updates, inner_state, params)
-
-        def pick(new: Array, old: Array) -> Array:
-            return jnp.where(awake, new, old)
-
-        chosen = jax.tree.map(lambda u: jnp.where(awake, u, jnp.zeros_like(u)), new_updates)
-        return chosen, (count + 1, jax.tree.map(pick, new_state, inner_state))
-
-    return optax.GradientTransformation(init, update)
-
-
-class FreezeMode(enum.Enum):
-    """How the encoder joins in after `freeze_epochs` (see `finetune_optimizer`)."""
-
-    AS_MEANT = "as_meant"
-    AS_RUN = "as_run"
-
-
-@dataclasses.dataclass
-class FreezeConfig:
-    """Frozen-then-unfrozen fine-tuning.
-
-    Attributes:
-      epochs: convolutions rest this long; classifier and BatchNorm train from the start.
-      mode: AS_MEANT, what Lightning's BackboneFinetuning documents: the encoder joins at
-        `encoder_lr_ratio` of the peak rate and doubles each epoch up to it. AS_RUN, what the
-        paper's notebooks do, their optimizer having one parameter group: everything at the peak in
-        the epoch of unfreezing, everything at 2 * `encoder_lr_ratio` of it from the next one on.
-      encoder_lr_ratio: the encoder's first learning rate, as a share of the peak.
-      scratch: freeze a randomly initialised encoder too, as the paper's baseline did.
-    """
-
-    epochs: int = 10
-    mode: FreezeMode = FreezeMode.AS_MEANT
-    encoder_lr_ratio: float = 0.1
-    scratch: bool = False
-
-    def validate(self) -> None:
-        """Raises `ConfigError` naming the field."""
-        if self.epochs < 0:
-            raise ConfigError(f"freeze.epochs={self.epochs}: must not be negative")
-        if not 0 < self.encoder_lr_ratio <= 1:
-            raise ConfigError(f"freeze.encoder_lr_ratio={self.encoder_lr_ratio}: must be in (0, 1]")
-
-
-def freeze_schedules(
-    lr: float, freeze: FreezeConfig, steps_per_epoch: int
-) -> tuple[Schedule, Schedule]:
-    """Learning rates of encoder and head by step, by whole epochs (Wolf et al. 2023, notebooks)."""
-    ratio = freeze.encoder_lr_ratio
-
-    def unfrozen_epochs(step: Any) -> Any:
-        return jnp.asarray(step) // steps_per_epoch - freeze.epochs
-
-    def encoder(step: Any) -> Float[Array, ""]:
-        since = unfrozen_epochs(step)
-        if freeze.epochs == 0:
-            return jnp.full((), lr, jnp.result_type(float))
-        if freeze.mode is FreezeMode.AS_RUN:
-            return jnp.where(since <= 0, lr, 2 * ratio * lr)
-        ramp = jnp.minimum(ratio * 2.0 ** jnp.clip(since, 0, 30), 1.0)
-        return jnp.where(since < 0, lr, lr * ramp)  # before: BatchNorm alone, with the head
-
-    def head(step: Any) -> Float[Array, ""]:
-        if freeze.epochs and freeze.mode is FreezeMode.AS_RUN:
-            return encoder(step)
-        return jnp.full((), lr, jnp.result_type(float))
-
-    return encoder, head
-
-
-def finetune_optimizer(
-    config: OptimConfig, freeze: FreezeConfig, steps_per_epoch: int
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """Three groups: head, the encoder's BatchNorm (never frozen) and its convolutions.
-
-    Returns:
-      The optimizer, and the head's learning rate by step.
-    """
-    encoder_lr, head_lr = freeze_schedules(config.lr, freeze, steps_per_epoch)
-    frozen_steps = freeze.epochs * steps_per_epoch
-
-    def decay(step: Any) -> Float[Array, ""]:
-        return jnp.full((), config.weight_decay, jnp.result_type(float))
-
-    def labels(params: PyTree) -> PyTree:
-        def group(path: tuple[Any, ...], leaf: Any) -> str:
-            if path[0].key == "head":
-                return "head"
-            return "convolution" if leaf.ndim > 1 else "batchnorm"
-
-        return jax.tree_util.tree_map_with_path(group, params)
-
-    def from_unfreezing(step: Any) -> Float[Array, ""]:  # the sleeper counts its own steps
-        return encoder_lr(step + frozen_steps)
-
-    groups = {
-        "head": make_optimizer(config, head_lr, decay),
-        "batchnorm": make_optimizer(config, encoder_lr, decay),
-        "convolution": start_at(make_optimizer(config, from_unfreezing, decay), frozen_steps),
-    }
-    return optax.multi_transform(groups, labels), head_lr
+            decay_and_trust = optax.chain(decay, optax.scale_by_trust_ratio())
+            return optax.chain(clip, adam, group(decay_and_trust), descend)
+        case OptimizerName.LARS:
+            lars = scale_by_lars(weight_decay, config.trust_coefficient, config.eps)
+            return optax.chain(clip, group(lars), momentum, descend)
+        case OptimizerName.SGD:
+            return optax.chain(clip, group(decay), momentum, descend)
+        case OptimizerName.ADAM:  # torch's: the decay is part of the gradient
+            return optax.chain(clip, group(decay), adam, descend)
+        case OptimizerName.ADAMW:
+            return optax.chain(clip, adam, group(decay), descend)

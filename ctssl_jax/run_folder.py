@@ -80,6 +80,13 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
         raise ConfigError(f"{workdir} was made with other data: give another --workdir")
 
 
+def method(run: str) -> str:
+    """What made the encoder of a run folder, as an arm of a study: `spark`; no run: `scratch`."""
+    if not run:
+        return "scratch"
+    return read_json(Path(run) / "config.json")["config"]["method"]["type"].lower()
+
+
 def set_status(workdir: Path, status: str) -> None:
     """`running`, `done` or `failed:CODE`."""
     (workdir / "STATUS").write_text(status + "\n")

@@ -7,24 +7,24 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int16, Key
 
-from ctssl_jax import augment, data, pictures, run_folder, sharding
+from ctssl_jax import augment, data, gauges, pictures, run_folder, sharding
 from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.checkpoint import Checkpoints
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.errors import DivergedError
-from ctssl_jax.methods.base import Batch, Method, TrainState
+from ctssl_jax.methods.base import Batch, Method, Progress, TrainState
 from ctssl_jax.metrics import MetricWriter, Throughput, duration
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule, lr_schedule, make_optimizer, weight_decay_schedule
@@ -59,13 +59,14 @@ def make_step(
     kind: IntensityKind,
     *,
     total_steps: int,
+    steps_per_epoch: float,
     schedules: Mapping[str, Schedule],
 ) -> Step:
     """One training step for any method.
 
     Randomness is a function of (the run's key, step, global index of the slice), never of devices.
     The key is an argument, so that runs that differ by their seed share a compiled program. A batch
-    holds `image` (int16 `[b, h, w]`), `index` (int32 `[b]`) and, for labelled data, `label`.
+    holds `image` (int16 `[b, h, w]`), `index`, `record` and `label` (int32 `[b]`).
     """
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -77,8 +78,9 @@ def make_step(
         views = tuple(augment.normalise(view, intensity) for view in views)
         batch = {**batch, "views": views, "keys": method_keys}
 
+        progress = Progress(state.step, total_steps, steps_per_epoch)
         grad = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
-        (loss, out), grads = grad(encoder, state.params, state, batch, step_key)
+        (loss, out), grads = grad(encoder, state.params, state, batch, step_key, progress)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **out.metrics}
         metrics |= {name: schedule(state.step) for name, schedule in schedules.items()}
@@ -89,7 +91,7 @@ def make_step(
             batch_stats=out.batch_stats,
             aux=out.aux,
         )
-        return method.after_update(state, state.step / total_steps), metrics
+        return method.after_update(state, progress), metrics
 
     return step
 
@@ -128,7 +130,7 @@ def fit(
     """
     start, began = int(state.step), time.monotonic()
     key = sharding.replicate(jax.random.key(seed), mesh)
-    throughput, unchecked = Throughput(batch_size), []
+    throughput, watch, unchecked = Throughput(batch_size), gauges.Watch(), []
     if start < total_steps:
         writer.line(f"step {start:,}/{total_steps:,}: compiling the training step")
     for number in range(start + 1, total_steps + 1):
@@ -157,6 +159,8 @@ def fit(
             elapsed = {"elapsed_s": time.monotonic() - began}
             writer.scalars(number, {"epoch": epoch, **values, **speed, **elapsed})
             writer.line(log_line(number, total_steps, epoch, values, speed, left))
+            for line in filter(None, [gauges.in_words(values), *watch.read(values)]):
+                writer.line(f"  {line}")
         for item in now_due:
             item.call(state, number)
         throughput.restart()
@@ -201,6 +205,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     dataset = data.open_dataset(config.data.path)
     slices = len(dataset.source(config.data.split))
     sharding.check_batch(config.batch_size)
+    config.method.validate_run(config.batch_size, slices)
     if run_folder.open_run(workdir, config, dataset):
         print(f"{workdir} is done already", flush=True)
         return
@@ -208,7 +213,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     mesh = sharding.make_mesh()
     total_steps = config.total_steps(slices)
     steps_per_epoch = slices / config.batch_size
-    lr = lr_schedule(config.optim, round(config.optim.warmup_epochs * steps_per_epoch), total_steps)
+    lr = lr_schedule(config.optim, steps_per_epoch, total_steps)
     weight_decay = weight_decay_schedule(config.optim, total_steps)
     tx = make_optimizer(config.optim, lr, weight_decay)
     encoder = config.encoder.build(config.precision)
@@ -247,6 +252,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         config.intensity,
         dataset.intensity,
         total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
         schedules={"lr": lr, "weight_decay": weight_decay},
     )
 
@@ -255,8 +261,11 @@ def run(config: PretrainConfig, workdir: Path) -> None:
 
     due = [Due(config.checkpoint_every, save)]
     if config.picture_every:
-        draw = _reconstruction_picture(config, encoder, dataset, workdir)
-        due.append(Due(config.picture_every, draw))
+        slices_to_draw = SlicesToDraw.of(dataset, config)
+        draw_views(slices_to_draw, config, workdir)
+        if hasattr(config.method, "reconstruct"):
+            draw = reconstruction_picture(slices_to_draw, config, encoder, workdir)
+            due.append(Due(config.picture_every, draw))
     try:
         state = fit(
             state,
@@ -278,30 +287,62 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     writer.line(f"done: {total_steps:,} steps; the encoder is in {workdir}")
 
 
-def _reconstruction_picture(
-    config: PretrainConfig, encoder: ResNet, dataset: data.Dataset, workdir: Path, count: int = 8
+class SlicesToDraw(NamedTuple):
+    """The slices that all pictures of a run show, spread over the training split."""
+
+    stored: Int16[np.ndarray, "b h w"]
+    keys: Key[Array, "b"]
+    kind: IntensityKind
+
+    @classmethod
+    def of(cls, dataset: data.Dataset, config: PretrainConfig, count: int = 8) -> "SlicesToDraw":
+        """Reads them."""
+        source = dataset.source(config.data.split)
+        rows = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+        stored = [data.to_canvas(source[int(i)]["image"], config.data.canvas) for i in rows]
+        keys = augment.image_keys(jax.random.key(config.seed), 0, jnp.asarray(rows))
+        return cls(np.stack(stored), keys, dataset.intensity)
+
+    def show(self, rows: Iterable[Any], config: PretrainConfig, path: Path) -> None:
+        """Writes rows of network inputs as one picture."""
+        window = config.display_window_hu
+        shown = [
+            pictures.to_display(np.asarray(row), config.intensity, self.kind, window)
+            for row in rows
+        ]
+        pictures.save_grid(shown, path)
+
+
+def draw_views(slices: SlicesToDraw, config: PretrainConfig, workdir: Path) -> None:
+    """`figures/views.png`: the whole slices, and below them each view that the method draws."""
+    groups, size = config.method.views, max(group.size for group in config.method.views)
+
+    @jax.jit
+    def draw(stored: Int16[Array, "b h w"], keys: Key[Array, "b"]) -> Any:
+        unit = augment.to_unit(stored, config.intensity, slices.kind)
+        whole = augment.resize(unit, size, augment.Interpolation.BILINEAR)
+        views = (whole[None], *augment.make_views(keys, unit, groups))
+        return tuple(augment.normalise(view, config.intensity) for view in views)
+
+    drawn = draw(jnp.asarray(slices.stored), slices.keys)
+    slices.show(pictures.views_rows(drawn, size), config, workdir / "figures" / "views.png")
+
+
+def reconstruction_picture(
+    slices: SlicesToDraw, config: PretrainConfig, encoder: ResNet, workdir: Path
 ) -> Callable[[TrainState, int], None]:
     """Draws input, masked input and reconstruction of the same slices under the same masks."""
-    source = dataset.source(config.data.split)
-    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    stored = np.stack([data.to_canvas(source[int(i)]["image"], config.data.canvas) for i in chosen])
-    keys = augment.image_keys(jax.random.key(config.seed), 0, jnp.asarray(chosen))
+    method: Any = config.method
 
     @jax.jit
     def reconstruct(state: TrainState) -> Any:
-        unit = augment.to_unit(jnp.asarray(stored), config.intensity, dataset.intensity)
-        view = config.method.view
-        image = augment.resize(unit, view.size, view.interpolation)
+        unit = augment.to_unit(jnp.asarray(slices.stored), config.intensity, slices.kind)
+        image = augment.resize(unit, method.view.size, method.view.interpolation)
         image = augment.normalise(image, config.intensity)
-        return config.method.reconstruct(encoder, state, image, keys)
+        return method.reconstruct(encoder, state, image, slices.keys)
 
     def draw(state: TrainState, number: int) -> None:
-        rows = [
-            pictures.to_display(
-                np.asarray(row), config.intensity, dataset.intensity, config.display_window_hu
-            )
-            for row in reconstruct(state)
-        ]
-        pictures.save_grid(rows, workdir / "figures" / f"reconstruction_{number:07}.png")
+        path = workdir / "figures" / f"reconstruction_{number:07}.png"
+        slices.show(reconstruct(state), config, path)
 
     return draw

@@ -3,6 +3,9 @@
     python -m launch.sweep --config=configs/ablation.py:covid_ct \
         --config.encoder_run=RUN --workdir=runs/covid_ct
 
+Several methods share the runs from scratch when they share a workdir: repeat the command with each
+method's run.
+
 Runs the grid one after the other in this process, each cell in its own run folder; finished cells
 are kept, so repeating the command goes on. `--config.base.FIELD=VALUE` changes the task's config.
 """
@@ -11,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from ctssl_jax import main, platform
+from ctssl_jax import main, platform, run_folder
 from ctssl_jax.config import AblationConfig
 from ctssl_jax.errors import ConfigError, UserError
 from ctssl_jax.metrics import duration
@@ -37,6 +40,8 @@ def command(argv: list[str]) -> int:
         config, workdir = main.parse(argv)
         if not isinstance(config, AblationConfig):
             raise ConfigError(f"config is a {type(config).__name__}: give configs/ablation.py")
+        if config.encoder_run and not config.pretrained_arm:
+            config.pretrained_arm = run_folder.method(config.encoder_run)
         config.validate()
         main.provide_phantom(config.base.data.path)
         platform.enable_compilation_cache()

@@ -4,50 +4,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from ctssl_jax.augment import (
-    Box,
+    BLUR_STREAM,
+    CROP_STREAM,
+    FLIP_STREAM,
+    JITTER_STREAM,
+    NOISE_STREAM,
+    ROTATE_STREAM,
     Intensity,
     IntensityMode,
     Interpolation,
+    RotateInterpolation,
     ViewGroup,
-    crop_and_resize,
     image_keys,
     make_views,
     normalise,
+    random_blur,
+    random_jitter,
+    random_noise,
     random_resized_crop,
+    random_rotation,
     resize,
-    sample_crop,
     to_unit,
 )
 from ctssl_jax.errors import ConfigError
 
-PILLOW = {
-    Interpolation.BICUBIC: Image.Resampling.BICUBIC,
-    Interpolation.BILINEAR: Image.Resampling.BILINEAR,
-}
 FULL = (1.0, 1.0)
-
-
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).random((height, width), np.float32)
-
-
-def pillow_crop(image, box, size, interpolation):
-    top, left, height, width = box
-    crop = Image.fromarray(image).crop((left, top, left + width, top + height))
-    return np.asarray(crop.resize((size, size), PILLOW[interpolation])).clip(0, 1)
-
-
-def our_crop(image, box, size, interpolation, **flips):
-    box = Box(*map(jnp.int32, box))
-    crop = jax.jit(crop_and_resize, static_argnames=("size", "interpolation"))
-    return crop(jnp.asarray(image)[..., None], box, size, interpolation, **flips)[..., 0]
-
-
-def our_resize(images, size, interpolation):
-    return jax.jit(resize, static_argnums=(1, 2))(jnp.asarray(images), size, interpolation)
 
 
 def views_of(keys, image, groups):
@@ -62,6 +45,30 @@ def two_groups(keys, image):
     )
 
 
+EVERYTHING = {
+    "scale": (0.3, 0.8),
+    "ratio": (0.5, 1.5),
+    "interpolation": Interpolation.BILINEAR,
+    "hflip": 0.4,
+    "vflip": 0.6,
+    "rotate": 0.7,
+    "degrees": 50.0,
+    "rotate_interpolation": RotateInterpolation.NEAREST,
+    "jitter": 0.65,
+    "brightness": 0.4,
+    "contrast": 0.3,
+    "blur": 0.55,
+    "blur_sigma": (0.5, 1.0),
+    "noise": 0.45,
+    "noise_variance": (1e-3, 1e-2),
+}
+
+
+@jax.jit
+def everything(keys, image):
+    return make_views(keys, image, [ViewGroup(count=2, size=32, **EVERYTHING)])[0]
+
+
 def images(count=4, side=48, seed=0):
     return jnp.asarray(np.random.default_rng(seed).random((count, side, side, 1), np.float32))
 
@@ -70,135 +77,13 @@ def keys(count=4, step=0):
     return image_keys(jax.random.key(0), step, jnp.arange(count))
 
 
-# Resampling: Pillow is the oracle.
-
-
-@pytest.mark.parametrize("interpolation", Interpolation)
-@pytest.mark.parametrize(
-    "box",
-    [
-        (0, 0, 97, 131),  # whole image, down and not square
-        (3, 5, 61, 77),  # odd box, down
-        (50, 30, 21, 33),  # odd box, rows up, columns down
-        (96, 130, 1, 1),  # one pixel in the corner
-        (0, 11, 97, 2),  # far down one way, far up the other
-    ],
-)
-def test_crop_equals_pillow_crop_then_resize(box, interpolation):
-    image = noise(97, 131)
-    got = our_crop(image, box, 32, interpolation)
-    np.testing.assert_allclose(got, pillow_crop(image, box, 32, interpolation), atol=2e-6)
-
-
-@pytest.mark.parametrize("interpolation", Interpolation)
-@pytest.mark.parametrize(("side", "size"), [(512, 224), (28, 96), (64, 64)])
-def test_whole_image_resize_equals_pillow(side, size, interpolation):
-    image = noise(side, side)
-    want = pillow_crop(image, (0, 0, side, side), size, interpolation)
-    got = our_resize(image[None, ..., None], size, interpolation)[0, ..., 0]
-    np.testing.assert_allclose(got, want, atol=2e-6)
-
-
-def test_resize_treats_every_image_and_channel_alike():
-    stack = np.stack([noise(40, 40, s) for s in range(4)]).reshape(2, 2, 40, 40)
-    got = our_resize(stack.transpose(0, 2, 3, 1), 32, Interpolation.BICUBIC)
-    for i in range(2):
-        for c in range(2):
-            want = pillow_crop(stack[i, c], (0, 0, 40, 40), 32, Interpolation.BICUBIC)
-            np.testing.assert_allclose(got[i, ..., c], want, atol=2e-6)
-
-
-def test_bicubic_overshoot_is_clipped_to_unit_range():
-    step = np.zeros((32, 32), np.float32)
-    step[:, 16:] = 1
-    box = (0, 0, 32, 32)
-    raw = Image.fromarray(step).resize((96, 96), Image.Resampling.BICUBIC)
-    assert np.asarray(raw).max() > 1.01
-    got = our_crop(step, box, 96, Interpolation.BICUBIC)
-    assert got.min() == 0
-    assert got.max() == 1
-
-
-def test_flip_in_the_weights_is_a_flip_of_the_view():
-    image, box = noise(60, 70), (3, 7, 41, 50)
-    plain = our_crop(image, box, 32, Interpolation.BICUBIC)
-    left_right = our_crop(image, box, 32, Interpolation.BICUBIC, hflip=True)
-    top_bottom = our_crop(image, box, 32, Interpolation.BICUBIC, vflip=True)
-    np.testing.assert_allclose(left_right, plain[:, ::-1], atol=1e-6)
-    np.testing.assert_allclose(top_bottom, plain[::-1], atol=1e-6)
-
-
-def test_resampling_asks_for_full_float32_on_accelerators():
-    program = str(jax.make_jaxpr(lambda x: resize(x, 32, Interpolation.BICUBIC))(images()))
-    assert program.count("dot_general") == 2
-    assert program.count("Precision.HIGHEST") == 4  # of both operands of both
-
-
-# The crop box: torchvision's sampling.
-
-
-def reference_box(rng, height, width, scale, ratio):
-    """torchvision's rule, one box at a time."""
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w
-    return None
-
-
-def draw_boxes(count, height, width, scale, ratio):
-    draw = jax.jit(jax.vmap(lambda key: sample_crop(key, (height, width), scale, ratio)))
-    return np.stack(draw(jax.random.split(jax.random.key(3), count)), axis=1)
-
-
-@pytest.mark.parametrize("scale", [(0.67, 1.0), (0.1, 0.33)])
-def test_crops_are_distributed_as_torchvisions(scale):
-    ratio, count = (3 / 4, 4 / 3), 6000
-    got = draw_boxes(count, 90, 100, scale, ratio)
-    rng = np.random.default_rng(0)
-    want = np.array([reference_box(rng, 90, 100, scale, ratio) for _ in range(count)])
-    assert (got[:, :2] >= 0).all()
-    assert (got[:, :2] + got[:, 2:] <= (90, 100)).all()
-    distance_limit = 1.95 * math.sqrt(2 / count)  # Kolmogorov-Smirnov, p = 0.001
-    for name, measure in {
-        "area": lambda b: b[:, 2] * b[:, 3],
-        "log ratio": lambda b: np.log(b[:, 3] / b[:, 2]),
-        "top": lambda b: b[:, 0],
-        "left": lambda b: b[:, 1],
-        "top and left": lambda b: b[:, 0] * b[:, 1],
-    }.items():
-        a, b = np.sort(measure(got)), np.sort(measure(want))
-        at = np.union1d(a, b)
-        gap = np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")
-        assert np.abs(gap).max() / count < distance_limit, name
-
-
-@pytest.mark.parametrize(
-    ("shape", "box"), [((32, 320), (0, 138, 32, 43)), ((320, 32), (138, 0, 43, 32))]
-)
-def test_crop_that_never_fits_is_the_central_one(shape, box):
-    boxes = draw_boxes(50, *shape, (0.9, 1.0), (3 / 4, 4 / 3))
-    assert (boxes == box).all()
+# Views.
 
 
 def test_full_scale_and_ratio_is_the_whole_image():
     image = images(1)
     (views,) = views_of(keys(1), image, [ViewGroup(size=32, scale=FULL, ratio=FULL, hflip=0.0)])
-    np.testing.assert_allclose(views[0], our_resize(image, 32, Interpolation.BICUBIC), atol=1e-6)
-
-
-def test_random_resized_crop_resizes_the_sampled_box():
-    key, image, scale, ratio = jax.random.key(5), noise(50, 60), (0.3, 0.6), (0.5, 2.0)
-    box = [int(n) for n in sample_crop(key, image.shape, scale, ratio)]
-    crop = jax.jit(random_resized_crop, static_argnums=(2, 3, 4, 5))
-    got = crop(key, jnp.asarray(image)[..., None], 32, scale, ratio, Interpolation.BILINEAR)
-    want = pillow_crop(image, box, 32, Interpolation.BILINEAR)
-    np.testing.assert_allclose(got[..., 0], want, atol=2e-6)
-
-
-# Views.
+    np.testing.assert_allclose(views[0], resize(image, 32, Interpolation.BICUBIC), atol=1e-6)
 
 
 def test_flip_probabilities_are_those_stated_and_independent():
@@ -232,11 +117,11 @@ def test_no_two_views_share_their_randomness():
 
 def test_views_depend_on_key_alone_not_on_the_batch_around():
     x = images(8)
-    whole, _ = two_groups(keys(8), x)
-    np.testing.assert_array_equal(whole, two_groups(keys(8), x)[0])
-    halves = [two_groups(keys(8)[h], x[h])[0] for h in (slice(0, 4), slice(4, 8))]
-    np.testing.assert_allclose(whole, jnp.concatenate(halves, axis=1), atol=1e-6)
-    assert not np.allclose(whole, two_groups(keys(8, step=1), x)[0], atol=0.01)
+    whole = everything(keys(8), x)
+    np.testing.assert_array_equal(whole, everything(keys(8), x))
+    others = jnp.concatenate([x[:2], 1 - x[2:]])
+    np.testing.assert_array_equal(whole[:, :2], everything(keys(8), others)[:, :2])
+    assert not np.allclose(whole, everything(keys(8, step=1), x), atol=0.01)
 
 
 def test_views_do_not_depend_on_the_number_of_devices():
@@ -245,12 +130,38 @@ def test_views_do_not_depend_on_the_number_of_devices():
         pytest.skip("needs 2, 4 or 8 devices")
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    for one, many in zip(
-        two_groups(keys(8), images(8)),
-        two_groups(*jax.device_put((keys(8), images(8)), split)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(one, many, atol=1e-6)
+    one = everything(keys(8), images(8))
+    many = everything(*jax.device_put((keys(8), images(8)), split))
+    np.testing.assert_allclose(one, many, atol=1e-6)
+
+
+def test_operations_come_in_their_order_each_from_its_own_stream():
+    fold = jax.random.fold_in
+
+    @jax.jit
+    @jax.vmap
+    def by_hand(key, x):
+        key = fold(fold(key, 0), 1)  # of the second view of the first group
+        x = random_rotation(fold(key, ROTATE_STREAM), x, 0.7, 50.0, RotateInterpolation.NEAREST)
+        hflip, vflip = jax.random.uniform(fold(key, FLIP_STREAM), (2,)) < jnp.array([0.4, 0.6])
+        area, ratio, kernel = (0.3, 0.8), (0.5, 1.5), Interpolation.BILINEAR
+        x = random_resized_crop(fold(key, CROP_STREAM), x, 32, area, ratio, kernel, hflip, vflip)
+        x = random_jitter(fold(key, JITTER_STREAM), x, 0.65, 0.4, 0.3)
+        x = random_blur(fold(key, BLUR_STREAM), x, 0.55, (0.5, 1.0))
+        return random_noise(fold(key, NOISE_STREAM), x, 0.45, (1e-3, 1e-2))
+
+    views = everything(keys(8), images(8))
+    np.testing.assert_allclose(views[1], by_hand(keys(8), images(8)), atol=1e-6)
+
+
+def test_drawn_numbers_stay_those_of_earlier_runs():
+    """One pixel of each view; the first rows are as of the commit before rotation came."""
+    crops, _ = two_groups(keys(), images())
+    first = [[0.978694, 0.568931, 0.259430, 0.233016], [0.853641, 0.178742, 0.588334, 0.0]]
+    np.testing.assert_allclose(crops[:, :, 3, 5, 0], first, atol=2e-6)
+    every = everything(keys(8), images(8))
+    second = [0.324028, 0.398406, 0.526433, 0.636686, 0.876838, 0.475756, 0.078349, 0.454943]
+    np.testing.assert_allclose(every[0, :, 3, 5, 0], second, atol=1e-5)
 
 
 def test_image_keys_know_seed_step_and_index_only():
@@ -283,6 +194,32 @@ def test_every_knob_of_a_view_changes_it(plain_views, change):
     changed = ViewGroup(**{"size": 32, "hflip": 0.0} | change)
     (views,) = views_of(keys(), images(), [changed])
     assert not np.allclose(plain_views, views, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("operation", "numbers"),
+    [
+        (
+            {"rotate": 0.5},
+            {"degrees": 10.0, "rotate_interpolation": RotateInterpolation.NEAREST},
+        ),
+        ({"jitter": 0.5}, {"brightness": 0.3, "contrast": 0.6}),
+        ({"blur": 0.5}, {"blur_sigma": (0.2, 0.9)}),
+        ({"noise": 0.5}, {"noise_variance": (1e-4, 1e-3)}),
+    ],
+)
+def test_an_operation_is_compiled_with_its_numbers_only_where_it_may_happen(operation, numbers):
+    def program(**fields):
+        groups = [ViewGroup(size=32, **fields)]
+        return str(jax.make_jaxpr(lambda k, x: make_views(k, x, groups))(keys(), images()))
+
+    plain, switched_on = program(), program(**operation)
+    assert program(**numbers) == plain
+    assert len(switched_on) > len(plain)
+    (probability,) = operation
+    assert program(**{probability: 1.0}) != switched_on
+    for number, value in numbers.items():
+        assert program(**operation, **{number: value}) != switched_on
 
 
 # Intensity.
@@ -363,6 +300,22 @@ def test_three_channels_are_equal_unless_their_numbers_differ():
         (ViewGroup(ratio=(1.0, math.inf)), "ratio="),
         (ViewGroup(hflip=1.5), "hflip=1.5"),
         (ViewGroup(vflip=-0.1), "vflip=-0.1"),
+        (ViewGroup(rotate=1.1), "rotate=1.1"),
+        (ViewGroup(degrees=-1.0), "degrees=-1.0"),
+        (ViewGroup(degrees=181.0), "degrees=181.0"),
+        (ViewGroup(jitter=-0.5), "jitter=-0.5"),
+        (ViewGroup(brightness=-0.1), "brightness=-0.1"),
+        (ViewGroup(brightness=math.inf), "brightness=inf"),
+        (ViewGroup(contrast=-0.1), "contrast=-0.1"),
+        (ViewGroup(contrast=math.nan), "contrast=nan"),
+        (ViewGroup(blur=2.0), "blur=2.0"),
+        (ViewGroup(blur_sigma=(0.0, 1.0)), "blur_sigma="),
+        (ViewGroup(blur_sigma=(2.0, 1.0)), "blur_sigma="),
+        (ViewGroup(size=32, blur_sigma=(1.0, 33.0)), "blur_sigma=(1.0, 33.0)"),
+        (ViewGroup(noise=math.nan), "noise=nan"),
+        (ViewGroup(noise_variance=(0.0, 1.0)), "noise_variance="),
+        (ViewGroup(noise_variance=(1e-4, 1e-5)), "noise_variance="),
+        (ViewGroup(noise_variance=(1e-4, math.inf)), "noise_variance="),
         (Intensity(window_hu=(100.0, 100.0)), "window_hu="),
         (Intensity(window_hu=(-math.inf, 100.0)), "window_hu="),
         (Intensity(channels=0), "channels=0"),
@@ -382,5 +335,6 @@ def test_a_wrong_number_is_refused_by_name(made, words):
 
 def test_defaults_are_valid():
     ViewGroup().validate()
+    ViewGroup(size=32, **EVERYTHING).validate()
     Intensity().validate()
     Intensity(channels=3, mean=(0.1, 0.2, 0.3), std=(0.1,)).validate()

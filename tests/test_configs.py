@@ -8,7 +8,8 @@ import pytest
 
 from ctssl_jax.config import AblationConfig, FinetuneConfig, PretrainConfig, config_record, to_json
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.optim import finetune_optimizer, lr_schedule, make_optimizer, weight_decay_schedule
+from ctssl_jax.freezing import finetune_optimizer
+from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.train import init_state, make_step
 
 PRESETS = ("", "as_run", "demo", "smoke")

@@ -296,9 +296,12 @@ def test_schedules_equal_golden():
 
     golden = json.loads(GOLDEN.read_text())["schedule"]
     config = OptimConfig(
-        lr=golden["peak_lr"], weight_decay=golden["wd"], weight_decay_end=golden["wd_end"]
+        lr=golden["peak_lr"],
+        warmup_epochs=float(golden["warmup_steps"]),
+        weight_decay=golden["wd"],
+        weight_decay_end=golden["wd_end"],
     )
-    lr = lr_schedule(config, golden["warmup_steps"], golden["total_steps"])
+    lr = lr_schedule(config, 1, golden["total_steps"])
     decay = weight_decay_schedule(config, golden["total_steps"])
     for point in golden["points"]:
         # In float32 the last points are differences of nearly equal numbers.

@@ -29,7 +29,7 @@ STEPS = 12
 def spark_step(total_steps=STEPS):
     """The very program of the run folders below, so that it is compiled once."""
     encoder = SMOKE.encoder.build(SMOKE.precision)
-    lr = lr_schedule(SMOKE.optim, 0, total_steps)
+    lr = lr_schedule(SMOKE.optim, 32 / SMOKE.batch_size, total_steps)
     weight_decay = weight_decay_schedule(SMOKE.optim, total_steps)
     tx = make_optimizer(SMOKE.optim, lr, weight_decay)
     step = make_step(

@@ -1,4 +1,4 @@
-"""What a method is: a dataclass of numbers with three pure functions.
+"""What a method is: a dataclass of numbers with a few pure functions.
 
 A method owns its hyperparameters, its head and what it remembers (`aux`: teacher, queue); the step
 and the loop are shared and know none of them. `params` and `batch_stats` hold the keys `encoder`
@@ -10,10 +10,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ctssl_jax.augment import ViewGroup
-from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.nn.resnet import ResNet, pool
 
 PyTree = Any
 Batch = Mapping[str, Any]
@@ -27,6 +30,24 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: PyTree
     opt_state: PyTree
     aux: PyTree
+
+
+class Progress(NamedTuple):
+    """How far a run is when a step begins."""
+
+    step: Any  # int32 scalar: updates done before
+    total_steps: int
+    steps_per_epoch: float
+
+    @property
+    def fraction(self) -> Float[Array, ""]:
+        """Of the run, from 0 to just below 1."""
+        return self.step / self.total_steps
+
+    @property
+    def epoch(self) -> Float[Array, ""]:
+        """Passes over the data, with their fraction."""
+        return self.step / self.steps_per_epoch
 
 
 class Out(NamedTuple):
@@ -47,7 +68,7 @@ class Initial(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """The interface; see `spark.SparK` and `supervised.Supervised`."""
+    """The interface; `simclr.SimCLR` is the shortest example."""
 
     @property
     def views(self) -> tuple[ViewGroup, ...]:
@@ -58,22 +79,33 @@ class Method(Protocol):
         """Raises `ConfigError` where hyperparameters make no sense."""
         ...
 
+    def validate_run(self, batch_size: int, slices: int) -> None:
+        """Raises `ConfigError` where they do not fit the batch or the number of slices."""
+        ...
+
     def init(self, encoder: ResNet, key: jax.Array, channels: int) -> Initial:
         """Fresh parameters of encoder and head, and the method's own memory."""
         ...
 
     def loss(
-        self, encoder: ResNet, params: PyTree, state: TrainState, batch: Batch, key: jax.Array
+        self,
+        encoder: ResNet,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        key: jax.Array,
+        progress: Progress,
     ) -> tuple[Float[Array, ""], Out]:
         """The scalar to minimise, in fp32.
 
         `batch` holds `views` (one array `[count, b, h, w, c]` for each group), `keys` (one PRNG key
-        per image, independent of the number of devices) and `label` where there is one.
+        per image, independent of the number of devices), `record` (row numbers, int32) and `label`
+        where there is one. Metrics named as in `gauges.py` are read aloud in the log.
         """
         ...
 
-    def after_update(self, state: TrainState, progress: Float[Array, ""]) -> TrainState:
-        """What follows the optimizer (EMA, normalisation); `progress` runs from 0 to 1."""
+    def after_update(self, state: TrainState, progress: Progress) -> TrainState:
+        """What follows the optimizer (EMA, normalisation), at the `progress` of the loss."""
         ...
 
 
@@ -81,6 +113,52 @@ def init_encoder(
     encoder: ResNet, key: jax.Array, size: int, channels: int
 ) -> tuple[PyTree, PyTree]:
     """Fresh encoder parameters and batch statistics."""
-    sample = jax.numpy.zeros((1, size, size, channels), encoder.param_dtype)
+    sample = jnp.zeros((1, size, size, channels), encoder.param_dtype)
     variables = encoder.init({"params": key, "drop_path": key}, sample)
     return variables["params"], variables["batch_stats"]
+
+
+def init_head(head: nn.Module, key: jax.Array, features: int) -> tuple[PyTree, PyTree]:
+    """Fresh parameters and batch statistics of a module on vectors of `features` numbers."""
+    variables = head.init(key, jnp.zeros((1, features)), False)
+    return variables["params"], variables.get("batch_stats", {})
+
+
+def apply_in_groups(
+    module: nn.Module, params: PyTree, stats: PyTree, x: Float[Array, "g b *d"], key: jax.Array
+) -> tuple[Any, PyTree]:
+    """A module in training mode, each of `g` groups with BatchNorm statistics of its own.
+
+    Returns:
+      The outputs, with the groups leading, and new running statistics: the mean over the groups.
+    """
+
+    def apply(x: Float[Array, "b *d"], key: jax.Array) -> Any:
+        return module.apply(
+            {"params": params, "batch_stats": stats},
+            x,
+            True,
+            mutable=["batch_stats"],
+            rngs={"drop_path": key},
+        )
+
+    y, updates = jax.vmap(apply)(x, jax.random.split(key, x.shape[0]))
+    return y, jax.tree.map(lambda value: value.mean(axis=0), updates.get("batch_stats", {}))
+
+
+def encode(
+    encoder: ResNet, params: PyTree, stats: PyTree, x: Float[Array, "g b h w c"], key: jax.Array
+) -> tuple[Float[Array, "g b d"], PyTree]:
+    """Features (fp32) of images in training mode, grouped as in `apply_in_groups`."""
+    stages, stats = apply_in_groups(encoder, params, stats, x, key)
+    return jax.vmap(pool)(stages[-1]), stats
+
+
+def l2_normalise(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Vectors of length 1; a zero vector stays zero, with a zero gradient."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
+
+
+def ema(teacher: PyTree, student: PyTree, momentum: Any) -> PyTree:
+    """`momentum * teacher + (1 - momentum) * student`, of parameters: never of BatchNorm's."""
+    return optax.incremental_update(student, teacher, 1.0 - momentum)

@@ -13,7 +13,15 @@ from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.methods.base import Batch, Initial, Out, PyTree, TrainState, init_encoder
+from ctssl_jax.methods.base import (
+    Batch,
+    Initial,
+    Out,
+    Progress,
+    PyTree,
+    TrainState,
+    init_encoder,
+)
 from ctssl_jax.nn.decoder import SparKHead
 from ctssl_jax.nn.masked import masked_ops, random_mask, upsample_mask
 from ctssl_jax.nn.resnet import STRIDE, ResNet
@@ -111,6 +119,9 @@ class SparK:
         """The densification and decoder that fit the encoder."""
         return SparKHead(self.decoder_width, channels, encoder.dtype, encoder.param_dtype)
 
+    def validate_run(self, batch_size: int, slices: int) -> None:
+        """Any batch and any number of slices will do."""
+
     def init(self, encoder: ResNet, key: jax.Array, channels: int) -> Initial:
         """Fresh encoder, densification and decoder."""
         encoder_key, head_key = jax.random.split(key)
@@ -160,7 +171,13 @@ class SparK:
         return prediction.astype(full), stages, stats
 
     def loss(
-        self, encoder: ResNet, params: PyTree, state: TrainState, batch: Batch, key: jax.Array
+        self,
+        encoder: ResNet,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        key: jax.Array,
+        progress: Progress,
     ) -> tuple[Float[Array, ""], Out]:
         """The reconstruction loss under a fresh mask per image."""
         image = batch["views"][0][0]
@@ -171,7 +188,7 @@ class SparK:
         loss = reconstruction_loss(image, prediction, mask)
         return loss, Out(stats, state.aux, {})
 
-    def after_update(self, state: TrainState, progress: Float[Array, ""]) -> TrainState:
+    def after_update(self, state: TrainState, progress: Progress) -> TrainState:
         """Nothing follows the update."""
         return state
 

@@ -11,8 +11,16 @@ from jaxtyping import Array, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.methods.base import Batch, Initial, Out, PyTree, TrainState, init_encoder
-from ctssl_jax.nn.decoder import torch_uniform
+from ctssl_jax.methods.base import (
+    Batch,
+    Initial,
+    Out,
+    Progress,
+    PyTree,
+    TrainState,
+    init_encoder,
+)
+from ctssl_jax.nn.heads import torch_uniform
 from ctssl_jax.nn.resnet import ResNet, pool
 
 
@@ -65,6 +73,9 @@ class Supervised:
                 f"method.classes={self.classes}: use 2 or more, or 0 for the dataset's"
             )
 
+    def validate_run(self, batch_size: int, slices: int) -> None:
+        """Any batch and any number of slices will do."""
+
     def init(self, encoder: ResNet, key: jax.Array, channels: int) -> Initial:
         """Fresh encoder and classifier; a pre-trained encoder replaces the former afterwards."""
         encoder_key, head_key = jax.random.split(key)
@@ -99,7 +110,13 @@ class Supervised:
         return logits, {"encoder": updates["batch_stats"], "head": {}}
 
     def loss(
-        self, encoder: ResNet, params: PyTree, state: TrainState, batch: Batch, key: jax.Array
+        self,
+        encoder: ResNet,
+        params: PyTree,
+        state: TrainState,
+        batch: Batch,
+        key: jax.Array,
+        progress: Progress,
     ) -> tuple[Float[Array, ""], Out]:
         """Unweighted softmax cross-entropy."""
         logits, stats = self.logits(
@@ -109,6 +126,6 @@ class Supervised:
         accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
         return losses.mean(), Out(stats, state.aux, {"accuracy": accuracy})
 
-    def after_update(self, state: TrainState, progress: Float[Array, ""]) -> TrainState:
+    def after_update(self, state: TrainState, progress: Progress) -> TrainState:
         """Nothing follows the update."""
         return state

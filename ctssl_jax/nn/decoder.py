@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.nn.convolution import Conv, UpConv
+from ctssl_jax.nn.heads import torch_uniform
 from ctssl_jax.nn.masked import masked_ops, upsample_mask
 from ctssl_jax.nn.resnet import BatchNorm
 
@@ -28,17 +29,6 @@ def trunc_normal_002(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.floa
 def mask_token_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
     """Normal of std 0.02 cut at +-0.02, that is at one standard deviation."""
     return 0.02 * jax.random.truncated_normal(key, -1.0, 1.0, shape, dtype)
-
-
-def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """U(+-1 / sqrt(fan_in)): torch's default for convolution weights and biases."""
-
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / jnp.sqrt(
-            jnp.asarray(fan_in, dtype)
-        )
-
-    return init
 
 
 def up_kernel_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:

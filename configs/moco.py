@@ -1,0 +1,76 @@
+"""MoCo v2 pre-training (He et al. 2020, Chen et al. 2020) on CT slices, as in Wolf et al. 2023.
+
+    python -m ctssl_jax.main --config=configs/moco.py --config.data.path=DATASET --workdir=RUN
+
+Default: the original's recipe (facebookresearch/moco README, MoCo v2, 800 epochs) on CT: ResNet-50
+at 224 px, one channel, a fixed HU window. Sets of fewer than 131,072 slices need a smaller queue.
+:as_run: the paper's released command, quirks included (batch 128, temperature 0.07, linear head, no
+shuffle). :demo and :smoke run on the phantom.
+"""
+
+import dataclasses
+from typing import Any
+
+from configs import contrastive, phantom
+from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
+from ctssl_jax.methods import MoCo
+from ctssl_jax.optim import Clock, OptimConfig, OptimizerName
+
+
+def optim(**numbers: Any) -> OptimConfig:
+    """SGD with decay on everything and a cosine without warm-up, as the original."""
+    config = OptimConfig(
+        name=OptimizerName.SGD,
+        lr=0.03,
+        warmup_epochs=0.0,
+        final=0.0,
+        weight_decay=1e-4,
+        weight_decay_end=1e-4,
+        exclude_1d=False,
+        clip_norm=0.0,
+    )
+    return dataclasses.replace(config, **numbers)
+
+
+def get_config(preset: str = "") -> PretrainConfig:
+    """The configuration; presets: as_run, demo, smoke."""
+    original: contrastive.Numbers = {
+        "count": 2,
+        "jitter": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "blur": 0.5,
+    }
+    config = PretrainConfig(
+        batch_size=256,
+        epochs=800.0,
+        encoder=EncoderConfig(depth=50, zero_init_residual=False),
+        method=MoCo(view=contrastive.view(scale=(0.2, 1.0), **original)),
+        optim=optim(),
+        precision=Precision.BFLOAT16,
+    )
+    match preset:
+        case "":
+            return config
+        case "as_run":
+            config.batch_size = 128
+            # moco2_module.py: softmax_temperature 0.07; README: no --use_mlp; one GPU: no shuffle
+            config.method = MoCo(
+                temperature=0.07,
+                hidden=0,
+                bn_groups=1,
+                mask_own=False,
+                view=contrastive.paper_view(count=2),
+            )
+            config.optim = optim(lr=0.03 * 128 / 256)
+            config.optim.clock, config.optim.cosine_epochs = Clock.EPOCH, 800.0
+            return contrastive.as_run(config)
+        case "demo":
+            small = contrastive.view(64, scale=(0.3, 1.0), blur_sigma=(0.1, 0.6), **original)
+            method = MoCo(queue_size=256, momentum=0.99, bn_groups=4, hidden=512, view=small)
+            return phantom.pretrain_demo(method, optim(lr=0.06, warmup_epochs=1.0))
+        case "smoke":
+            tiny = contrastive.view(32, scale=(0.3, 1.0), **original)
+            method = MoCo(queue_size=16, momentum=0.99, bn_groups=2, hidden=32, view=tiny)
+            return phantom.pretrain_smoke(method, optim(lr=0.03))
+    raise phantom.unknown_preset(preset, "as_run", "demo", "smoke")

@@ -1,0 +1,57 @@
+"""SimCLR pre-training (Chen et al. 2020) on CT slices; not in Wolf et al. 2023.
+
+    python -m ctssl_jax.main --config=configs/simclr.py --config.data.path=DATASET --workdir=RUN
+
+Default: the original's recipe (§2.2, appendix B; lr 0.3 * batch / 256, LARS without BatchNorm and
+biases) at batch 512, without its colour operations. :demo and :smoke run on the phantom. There is
+no :as_run, for nobody ran it there.
+"""
+
+from configs import contrastive, phantom
+from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
+from ctssl_jax.methods import SimCLR
+from ctssl_jax.optim import OptimConfig, OptimizerName
+
+
+def optim(name: OptimizerName, lr: float, warmup_epochs: float = 10.0) -> OptimConfig:
+    """An optimizer that leaves BatchNorm and biases out of decay and trust ratio."""
+    return OptimConfig(
+        name=name,
+        lr=lr,
+        warmup_epochs=warmup_epochs,
+        warmup_start=0.0,
+        final=0.0,
+        weight_decay=1e-6,
+        weight_decay_end=1e-6,
+        eps=1e-8,
+        clip_norm=0.0,
+    )
+
+
+def get_config(preset: str = "") -> PretrainConfig:
+    """The configuration; presets: demo, smoke."""
+    original: contrastive.Numbers = {
+        "count": 2,
+        "jitter": 0.8,
+        "brightness": 0.8,
+        "contrast": 0.8,
+        "blur": 0.5,
+    }
+    match preset:
+        case "":
+            return PretrainConfig(
+                batch_size=512,
+                epochs=800.0,
+                encoder=EncoderConfig(depth=50, zero_init_residual=False),
+                method=SimCLR(view=contrastive.view(scale=(0.08, 1.0), **original)),
+                optim=optim(OptimizerName.LARS, lr=0.3 * 512 / 256),
+                precision=Precision.BFLOAT16,
+            )
+        case "demo":
+            small = contrastive.view(64, scale=(0.3, 1.0), blur_sigma=(0.1, 0.6), **original)
+            method = SimCLR(hidden=512, view=small)
+            return phantom.pretrain_demo(method, optim(OptimizerName.ADAMW, 1e-3, 1.0))
+        case "smoke":
+            method = SimCLR(hidden=32, view=contrastive.view(32, scale=(0.3, 1.0), **original))
+            return phantom.pretrain_smoke(method, optim(OptimizerName.ADAMW, 1e-3))
+    raise phantom.unknown_preset(preset, "demo", "smoke")

@@ -1,0 +1,214 @@
+"""What every method promises: gradients, devices, one compilation, learning, resume, hand-over.
+
+SparK's own program is held to the same on a ResNet in test_train.py and test_golden.py; here it
+takes part in what needs no compiled decoder.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ctssl_jax import finetune, methods, train
+from ctssl_jax.checkpoint import Checkpoints, load_encoder
+from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
+from ctssl_jax.data import DataConfig
+from ctssl_jax.freezing import FreezeConfig
+from ctssl_jax.interop import named_leaves
+from ctssl_jax.methods.base import Method, Progress, init_encoder
+from ctssl_jax.metrics import read_metrics
+from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.optim import OptimConfig, OptimizerName
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "parameters.json"
+CONTRASTIVE = [name for name in tiny.METHODS if name != "spark"]
+REFERENCE = {  # at full size
+    "spark": methods.SparK(),
+    "moco": methods.MoCo(),
+    "swav": methods.SwAV(),
+    "byol": methods.BYOL(),
+    "simclr": methods.SimCLR(),
+}
+
+
+@pytest.fixture(params=CONTRASTIVE)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Per method: states and metrics after steps on one device and on four, and the programs."""
+    found = {}
+
+    def get(name):
+        if name not in found:
+            found[name] = {}
+            for devices, steps in ((1, 24), (4, 3)):
+                state, step = tiny.training(tiny.METHODS[name], total_steps=24)
+                run, compiled = tiny.on(devices, state, step)
+                after, history = run(range(3))
+                found[name][devices] = jax.device_get(after), history, compiled
+                if steps > 3:
+                    last, more = run(range(3, steps), after)
+                    found[name]["long"] = jax.device_get(last), history + more
+        return found[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", tiny.METHODS)
+def test_all_methods_are_checked_and_are_methods(name):
+    assert isinstance(tiny.METHODS[name], Method)
+    shipped = {cls for cls in vars(methods).values() if isinstance(cls, type)}
+    shipped -= {Method, methods.Supervised, methods.Out, methods.Progress, methods.TrainState}
+    assert shipped == {type(method) for method in tiny.METHODS.values()}
+
+
+def shapes(method):
+    found = jax.eval_shape(lambda key: method.init(ResNet(depth=50), key, 1), jax.random.key(0))
+    return {
+        "/".join(path): list(leaf.shape)
+        for part in (found.params, found.batch_stats)
+        for path, leaf in named_leaves(part)
+        if path[0] == "head"
+    }
+
+
+def test_head_parameters_are_the_golden_ones_and_the_encoder_is_the_resnet():
+    """A renamed or reshaped parameter breaks every checkpoint; UPDATE_GOLDEN=1 accepts it."""
+    found = {name: shapes(method) for name, method in REFERENCE.items()}
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(GOLDEN.read_text())
+    plain = jax.eval_shape(
+        lambda key: init_encoder(ResNet(depth=50), key, 32, 1), jax.random.key(0)
+    )
+    for method in REFERENCE.values():
+        initial = jax.eval_shape(
+            lambda key, method=method: method.init(ResNet(depth=50), key, 1), jax.random.key(0)
+        )
+        assert (initial.params["encoder"], initial.batch_stats["encoder"]) == plain
+
+
+def test_gradients_reach_all_parameters_and_never_the_memory(name):
+    method = tiny.METHODS[name]
+    state, batch = tiny.initial(name), tiny.loss_batch(name)
+
+    def loss(params, aux):
+        progress = Progress(jnp.int32(9), 20, tiny.STEPS_PER_EPOCH)
+        value, _ = method.loss(
+            tiny.ENCODER, params, state.replace(aux=aux), batch, jax.random.key(2), progress
+        )
+        return value
+
+    grads, to_aux = jax.jit(jax.grad(loss, argnums=(0, 1), allow_int=True))(state.params, state.aux)
+    for path, leaf in named_leaves(grads):
+        assert float(jnp.abs(leaf).max()) > 0, path
+    for leaf in jax.tree.leaves(to_aux):
+        assert leaf.dtype == jax.dtypes.float0 or not leaf.any()
+
+
+def test_four_devices_equal_one(trained, name):
+    (one, one_history, _), (four, four_history, _) = (trained(name)[n] for n in (1, 4))
+    for ours, theirs in zip(one_history, four_history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one.params, four.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one.aux, four.aux)
+
+
+def test_the_step_compiles_once(trained, name):
+    for devices in (1, 4):
+        assert trained(name)[devices][2]._cache_size() == 1
+
+
+def test_training_lowers_the_loss(trained, name):
+    _, history = trained(name)["long"]
+    losses = [float(row["loss"]) for row in history]
+    # MoCo's first steps meet a queue of random vectors, which is easy to tell from
+    assert np.mean(losses[-6:]) < np.mean(losses[2:8]) - 0.05
+
+
+def test_the_metrics_are_read_aloud(trained, name):
+    from ctssl_jax import gauges
+
+    _, history = trained(name)["long"]
+    values = {key: float(value) for key, value in history[-1].items()}
+    assert "spread" in gauges.in_words(values)
+    assert "below chance" in gauges.in_words(values)
+    assert values["embedding_std"] > gauges.COLLAPSED_STD
+
+
+def config(name, phantom_path):
+    return PretrainConfig(
+        batch_size=8,
+        epochs=3.0,  # 12 steps of the fixture's 32 slices
+        data=DataConfig(path=str(phantom_path), canvas=64),
+        method=tiny.METHODS[name],
+        optim=OptimConfig(name=OptimizerName.ADAMW, lr=1e-3, warmup_epochs=0.0),
+        log_every=4,
+        checkpoint_every=4,
+        picture_every=0,
+    )
+
+
+def whole_state(workdir, wanted):
+    """The last checkpoint's state, every leaf of it."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+        assert manager.latest_step() == 12
+        item = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+        return manager.restore(12, args=item)["state"]
+
+
+def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
+    name, tmp_path, phantom_path, monkeypatch
+):
+    monkeypatch.setattr(EncoderConfig, "build", lambda self, precision: tiny.ENCODER)
+    alone, broken = tmp_path / "alone", tmp_path / "broken"
+    train.run(config(name, phantom_path), alone)
+
+    class Killed(Exception):
+        pass
+
+    save = Checkpoints.save
+
+    def save_and_die(self, state, batches, meta):
+        if int(state.step) == 8:
+            raise Killed
+        save(self, state, batches, meta)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_die)
+        with pytest.raises(Killed):
+            train.run(config(name, phantom_path), broken)
+    train.run(config(name, phantom_path), broken)
+    assert "resumed at step 4" in (broken / "log.txt").read_text()
+
+    state, _ = tiny.training(tiny.METHODS[name], name=OptimizerName.ADAMW)
+    wanted = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), state)
+    one, other = (whole_state(run, wanted) for run in (alone, broken))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    for ours, theirs in zip(read_metrics(alone), read_metrics(broken), strict=True):
+        assert (ours["step"], ours["loss"]) == (theirs["step"], theirs["loss"])
+
+    params, _ = load_encoder(alone, tiny.ENCODER, 1)
+    jax.tree.map(np.testing.assert_array_equal, params, one.params["encoder"])
+    found = finetune.run(
+        FinetuneConfig(
+            encoder_run=str(alone),
+            batch_size=8,
+            epochs=2,
+            data=DataConfig(path=str(phantom_path), canvas=64),
+            method=methods.Supervised(view=tiny.view(64)),
+            freeze=FreezeConfig(epochs=1),
+        ),
+        tmp_path / "finetuned",
+    )
+    assert found["arm"] == name
