@@ -119,6 +119,7 @@ class PretrainConfig:
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     method: Method = dataclasses.field(default_factory=SparK)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
     precision: Precision = Precision.FLOAT32
     log_every: int = 50
     checkpoint_every: int = 1000

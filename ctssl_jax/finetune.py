@@ -4,7 +4,6 @@ The encoder comes strictly from a run folder, or is random. The epoch is chosen 
 test split is opened once, at the end, by the chosen weights.
 """
 
-import csv
 import dataclasses
 import math
 from collections.abc import Callable
@@ -21,15 +20,14 @@ from jaxtyping import Float, Int
 from ctssl_jax import augment, data, run_folder, sharding
 from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_encoder
 from ctssl_jax.config import FinetuneConfig
-from ctssl_jax.errors import ConfigError, DataError
+from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import FreezeConfig, finetune_optimizer
 from ctssl_jax.methods.base import PyTree, TrainState
-from ctssl_jax.metrics import MetricWriter, classification_metrics
+from ctssl_jax.metrics import MetricWriter, Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.subsets import subset
 from ctssl_jax.train import Due, fit, init_state, make_step
 
-EVALUATION_BATCH = 64
 Predictor = Callable[[PyTree, PyTree, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]
 
 
@@ -66,7 +64,7 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
     results = {
         "task": config.task,
         "arm": config.arm,
-        "encoder_run": _run_hash(config.encoder_run),
+        "encoder_run": run_folder.run_hash(config.encoder_run),
         "fraction": config.fraction,
         "train_slices": len(subset.rows),
         "train_patients": subset.patients,
@@ -196,21 +194,13 @@ def _train(
 
 def _for_dataset(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
     """The config with the dataset's number of classes, if labels and splits are what it needs."""
-    classes, splits = dataset.classes, dataset.manifest["splits"]
-    if not classes:
-        raise DataError(f"{dataset.name} has no labels: prepare it with --labels")
+    data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
+    classes = dataset.classes
     if config.method.classes not in (0, len(classes)):
         raise ConfigError(
             f"method.classes={config.method.classes} but {dataset.name} has {len(classes)}: "
             "set it to 0"
         )
-    for split in (config.data.split, config.val_split, config.test_split):
-        dataset.source(split)  # names a split that is missing or empty, before any training
-        if np.count_nonzero(splits[split]["labels"]) < 2:
-            raise DataError(
-                f"{dataset.name}: split {split!r} holds a single class, so that nothing can be "
-                "scored on it; prepare it with larger splits"
-            )
     method = dataclasses.replace(config.method, classes=len(classes))
     return dataclasses.replace(config, method=method)
 
@@ -258,7 +248,7 @@ def evaluate(
     mesh: Mesh,
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n k"], float]:
     """Labels, class probabilities in the order of the records, and the mean loss of a split."""
-    batch_size = sharding.round_up(EVALUATION_BATCH)
+    batch_size = sharding.round_up(data.EVALUATION_BATCH)
     labels, scores, losses = [], [], []
     for batch in data.evaluation_batches(dataset, config.data, split=split, batch_size=batch_size):
         probability, loss = predict(
@@ -280,28 +270,9 @@ def _test_once(
     mesh: Mesh,
 ) -> dict[str, Any]:
     """Reads validation and test with the chosen weights, saves every prediction, scores test."""
-    table: list[list[Any]] = []
-    test: dict[str, Any] = {}
+    scored: dict[str, Scored] = {}
     for split in (config.val_split, config.test_split):
         labels, scores, _ = evaluate(predict, state, dataset, config, split, mesh)
-        _, patients = data.read_labels(dataset, split)
-        table += [
-            [split, record, patients[record], labels[record], *(f"{p:.6g}" for p in scores[record])]
-            for record in range(len(labels))
-        ]
-        test = classification_metrics(labels, scores)
-        test |= {"n": len(labels), "patients": len(set(patients))}
-    columns = [f"score_{k}" for k in range(scores.shape[1])]
-    temporary = workdir / "predictions.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["split", "record", "patient", "label", *columns])
-        writer.writerows(table)
-    temporary.rename(workdir / "predictions.csv")
-    return test
-
-
-def _run_hash(encoder_run: str) -> str | None:
-    if not encoder_run:
-        return None
-    return run_folder.read_json(Path(encoder_run) / "config.json")["hash"]
+        scored[split] = Scored(labels, data.read_labels(dataset, split)[1], scores)
+    write_predictions(workdir / "predictions.csv", scored)
+    return scored[config.test_split].metrics()

@@ -85,18 +85,20 @@ def _one_line(error: Exception) -> str:
 def dispatch(config: object, workdir: Path) -> None:
     """Runs what the config's type stands for."""
     # Imported late: a mistyped flag is answered at once, and JAX starts with its flags set.
-    from ctssl_jax import finetune, train
-    from ctssl_jax.config import FinetuneConfig, PretrainConfig
+    from ctssl_jax import evaluate, finetune, train
+    from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 
-    if not isinstance(config, PretrainConfig | FinetuneConfig):
+    if not isinstance(config, PretrainConfig | FinetuneConfig | EvaluateConfig):
         raise ConfigError(f"config is a {type(config).__name__}: run it with launch.sweep")
     config.validate()
     provide_phantom(config.data.path)
     platform.enable_compilation_cache()
     if isinstance(config, PretrainConfig):
         train.run(config, workdir)
-    else:
+    elif isinstance(config, FinetuneConfig):
         finetune.run(config, workdir)
+    else:
+        evaluate.run(config, workdir)
 
 
 def provide_phantom(path: str) -> None:

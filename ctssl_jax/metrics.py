@@ -1,13 +1,14 @@
 """What a run writes down while it goes on, and the scores of a classifier."""
 
+import csv
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 
 class MetricWriter:
@@ -117,3 +118,30 @@ def classification_metrics(labels: Int[np.ndarray, "n"], scores: Float[np.ndarra
         "f1": float(f1),
         "accuracy": float(accuracy_score(labels, predicted)),
     }
+
+
+class Scored(NamedTuple):
+    """Labels, patient pseudonyms and class probabilities of a split, in record order."""
+
+    labels: Int[np.ndarray, "n"]
+    patients: Shaped[np.ndarray, "n"]
+    scores: Float[np.ndarray, "n k"]
+
+    def metrics(self) -> dict[str, Any]:
+        """AUC, F1 and accuracy, with the number of slices `n` and of `patients`."""
+        found = classification_metrics(self.labels, self.scores)
+        return {**found, "n": len(self.labels), "patients": len(set(self.patients))}
+
+
+def write_predictions(path: Path, scored: Mapping[str, Scored]) -> None:
+    """Writes every prediction of some splits as CSV, one row for each record."""
+    columns = [f"score_{k}" for k in range(next(iter(scored.values())).scores.shape[1])]
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "record", "patient", "label", *columns])
+        for split, (labels, patients, scores) in scored.items():
+            for record in range(len(labels)):
+                row = [f"{score:.6g}" for score in scores[record]]
+                writer.writerow([split, record, patients[record], labels[record], *row])
+    temporary.rename(path)

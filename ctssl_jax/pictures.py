@@ -1,14 +1,21 @@
-"""Pictures that a run draws while it goes on: NumPy and Pillow only."""
+"""Pictures that a run draws while it goes on, of the same slices each time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int16, Key
 from PIL import Image
 
+from ctssl_jax import augment
 from ctssl_jax.augment import Intensity, IntensityKind, IntensityMode
+from ctssl_jax.config import PretrainConfig
+from ctssl_jax.data import Dataset, to_canvas
+from ctssl_jax.methods.base import TrainState
+from ctssl_jax.nn.resnet import ResNet
 
 GAP = 2  # pixels between tiles
 
@@ -54,3 +61,61 @@ def save_grid(rows: list[Float[np.ndarray, "b h w"]], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     Image.fromarray(np.round(grid * 255).astype(np.uint8)).save(temporary, format="png")
     temporary.rename(path)
+
+
+class Slices(NamedTuple):
+    """What all pictures of a run show: stored slices, their keys, and what the numbers are."""
+
+    stored: Int16[np.ndarray, "b h w"]
+    keys: Key[Array, "b"]
+    kind: IntensityKind
+
+    def show(self, rows: Iterable[Any], config: PretrainConfig, path: Path) -> None:
+        """Writes rows of network inputs as one picture."""
+        window = config.display_window_hu
+        shown = [to_display(np.asarray(row), config.intensity, self.kind, window) for row in rows]
+        save_grid(shown, path)
+
+
+def read_slices(dataset: Dataset, config: PretrainConfig, count: int = 8) -> Slices:
+    """Reads slices spread over the training split."""
+    source = dataset.source(config.data.split)
+    rows = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+    stored = [to_canvas(source[int(i)]["image"], config.data.canvas) for i in rows]
+    keys = augment.image_keys(jax.random.key(config.seed), 0, jnp.asarray(rows))
+    return Slices(np.stack(stored), keys, dataset.intensity)
+
+
+def draw_views(slices: Slices, config: PretrainConfig, workdir: Path) -> None:
+    """`figures/views.png`: the whole slices, and below them each view that the method draws."""
+    groups, size = config.method.views, max(group.size for group in config.method.views)
+
+    @jax.jit
+    def draw(stored: Int16[Array, "b h w"], keys: Key[Array, "b"]) -> Any:
+        unit = augment.to_unit(stored, config.intensity, slices.kind)
+        whole = augment.resize(unit, size, augment.Interpolation.BILINEAR)
+        views = (whole[None], *augment.make_views(keys, unit, groups))
+        return tuple(augment.normalise(view, config.intensity) for view in views)
+
+    drawn = draw(jnp.asarray(slices.stored), slices.keys)
+    slices.show(views_rows(drawn, size), config, workdir / "figures" / "views.png")
+
+
+def reconstruction(
+    slices: Slices, config: PretrainConfig, encoder: ResNet, workdir: Path
+) -> Callable[[TrainState, int], None]:
+    """Draws input, masked input and reconstruction of the same slices under the same masks."""
+    method: Any = config.method
+
+    @jax.jit
+    def reconstruct(state: TrainState) -> Any:
+        unit = augment.to_unit(jnp.asarray(slices.stored), config.intensity, slices.kind)
+        image = augment.resize(unit, method.view.size, method.view.interpolation)
+        image = augment.normalise(image, config.intensity)
+        return method.reconstruct(encoder, state, image, slices.keys)
+
+    def draw(state: TrainState, number: int) -> None:
+        path = workdir / "figures" / f"reconstruction_{number:07}.png"
+        slices.show(reconstruct(state), config, path)
+
+    return draw

@@ -87,6 +87,11 @@ def method(run: str) -> str:
     return read_json(Path(run) / "config.json")["config"]["method"]["type"].lower()
 
 
+def run_hash(run: str) -> str | None:
+    """The hash of a run folder's config, by which results name it; None for no run."""
+    return read_json(Path(run) / "config.json")["hash"] if run else None
+
+
 def set_status(workdir: Path, status: str) -> None:
     """`running`, `done` or `failed:CODE`."""
     (workdir / "STATUS").write_text(status + "\n")

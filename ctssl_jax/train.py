@@ -7,19 +7,18 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int16, Key
+from jaxtyping import Array, Key
 
-from ctssl_jax import augment, data, gauges, pictures, run_folder, sharding
+from ctssl_jax import augment, data, evaluate, gauges, pictures, run_folder, sharding
 from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.checkpoint import Checkpoints
 from ctssl_jax.config import PretrainConfig
@@ -206,17 +205,18 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     slices = len(dataset.source(config.data.split))
     sharding.check_batch(config.batch_size)
     config.method.validate_run(config.batch_size, slices)
+    mesh, encoder, probe = sharding.make_mesh(), config.encoder.build(config.precision), None
+    if config.probe.every:
+        probe = evaluate.make_probe(config.probe, encoder, config.intensity, mesh)
     if run_folder.open_run(workdir, config, dataset):
         print(f"{workdir} is done already", flush=True)
         return
 
-    mesh = sharding.make_mesh()
     total_steps = config.total_steps(slices)
     steps_per_epoch = slices / config.batch_size
     lr = lr_schedule(config.optim, steps_per_epoch, total_steps)
     weight_decay = weight_decay_schedule(config.optim, total_steps)
     tx = make_optimizer(config.optim, lr, weight_decay)
-    encoder = config.encoder.build(config.precision)
     channels = config.intensity.channels
 
     batches = iter(
@@ -261,11 +261,13 @@ def run(config: PretrainConfig, workdir: Path) -> None:
 
     due = [Due(config.checkpoint_every, save)]
     if config.picture_every:
-        slices_to_draw = SlicesToDraw.of(dataset, config)
-        draw_views(slices_to_draw, config, workdir)
+        shown = pictures.read_slices(dataset, config)
+        pictures.draw_views(shown, config, workdir)
         if hasattr(config.method, "reconstruct"):
-            draw = reconstruction_picture(slices_to_draw, config, encoder, workdir)
+            draw = pictures.reconstruction(shown, config, encoder, workdir)
             due.append(Due(config.picture_every, draw))
+    if probe is not None:
+        due.append(Due(config.probe.every, partial(log_probe, probe, writer)))
     try:
         state = fit(
             state,
@@ -287,62 +289,14 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     writer.line(f"done: {total_steps:,} steps; the encoder is in {workdir}")
 
 
-class SlicesToDraw(NamedTuple):
-    """The slices that all pictures of a run show, spread over the training split."""
-
-    stored: Int16[np.ndarray, "b h w"]
-    keys: Key[Array, "b"]
-    kind: IntensityKind
-
-    @classmethod
-    def of(cls, dataset: data.Dataset, config: PretrainConfig, count: int = 8) -> "SlicesToDraw":
-        """Reads them."""
-        source = dataset.source(config.data.split)
-        rows = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-        stored = [data.to_canvas(source[int(i)]["image"], config.data.canvas) for i in rows]
-        keys = augment.image_keys(jax.random.key(config.seed), 0, jnp.asarray(rows))
-        return cls(np.stack(stored), keys, dataset.intensity)
-
-    def show(self, rows: Iterable[Any], config: PretrainConfig, path: Path) -> None:
-        """Writes rows of network inputs as one picture."""
-        window = config.display_window_hu
-        shown = [
-            pictures.to_display(np.asarray(row), config.intensity, self.kind, window)
-            for row in rows
-        ]
-        pictures.save_grid(shown, path)
-
-
-def draw_views(slices: SlicesToDraw, config: PretrainConfig, workdir: Path) -> None:
-    """`figures/views.png`: the whole slices, and below them each view that the method draws."""
-    groups, size = config.method.views, max(group.size for group in config.method.views)
-
-    @jax.jit
-    def draw(stored: Int16[Array, "b h w"], keys: Key[Array, "b"]) -> Any:
-        unit = augment.to_unit(stored, config.intensity, slices.kind)
-        whole = augment.resize(unit, size, augment.Interpolation.BILINEAR)
-        views = (whole[None], *augment.make_views(keys, unit, groups))
-        return tuple(augment.normalise(view, config.intensity) for view in views)
-
-    drawn = draw(jnp.asarray(slices.stored), slices.keys)
-    slices.show(pictures.views_rows(drawn, size), config, workdir / "figures" / "views.png")
-
-
-def reconstruction_picture(
-    slices: SlicesToDraw, config: PretrainConfig, encoder: ResNet, workdir: Path
-) -> Callable[[TrainState, int], None]:
-    """Draws input, masked input and reconstruction of the same slices under the same masks."""
-    method: Any = config.method
-
-    @jax.jit
-    def reconstruct(state: TrainState) -> Any:
-        unit = augment.to_unit(jnp.asarray(slices.stored), config.intensity, slices.kind)
-        image = augment.resize(unit, method.view.size, method.view.interpolation)
-        image = augment.normalise(image, config.intensity)
-        return method.reconstruct(encoder, state, image, slices.keys)
-
-    def draw(state: TrainState, number: int) -> None:
-        path = workdir / "figures" / f"reconstruction_{number:07}.png"
-        slices.show(reconstruct(state), config, path)
-
-    return draw
+def log_probe(
+    probe: Callable[[TrainState, int], dict[str, float]],
+    writer: MetricWriter,
+    state: TrainState,
+    number: int,
+) -> None:
+    """Scores the encoder's frozen features and writes what was found."""
+    found = probe(state, number)
+    writer.scalars(number, found)
+    words = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
+    writer.line(f"  validation: {words}")

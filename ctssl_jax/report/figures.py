@@ -94,29 +94,47 @@ def auc_against_size(task: Task, theme: Theme) -> bytes:
         return _png(figure)
 
 
+SMALL_PANELS = {
+    "Learning rate": "lr",
+    "Weight decay": "weight_decay",
+    "Images per second": "images_per_second",
+    "Spread of embeddings, 0 to 1": "embedding_std",
+    "Effective rank": "effective_rank",
+    "Views that find their partner": "contrast_accuracy",
+    "Prototypes in use": "prototypes_used",
+    "Queue age, epochs": "queue_age_epochs",
+    "Frozen features: kNN AUC": "knn_auc",
+}
+COLUMNS = 3
+
+
 def pretraining_curves(run: Run, theme: Theme) -> bytes:
-    """Loss above; learning rate, weight decay and throughput below, as far as they were logged."""
+    """Loss above, with chance where there is one; schedules, throughput and gauges below.
+
+    A panel is drawn for what was logged.
+    """
     steps, loss = run.series("loss")
-    small = [
-        (title, *run.series(name))
-        for title, name in (
-            ("Learning rate", "lr"),
-            ("Weight decay", "weight_decay"),
-            ("Images per second", "images_per_second"),
-        )
-    ]
-    small = [panel for panel in small if len(panel[1])]
-    layout = [["loss"] * max(len(small), 1)] + ([[title for title, *_ in small]] if small else [])
-    with _figure(theme, height=4.6 if small else 3.0) as figure:
-        panels = figure.subplot_mosaic(layout, height_ratios=[2.1, 1][: len(layout)])
+    small = {title: run.series(name) for title, name in SMALL_PANELS.items()}
+    small = {title: series for title, series in small.items() if len(series[0])}
+    rows = -(-len(small) // COLUMNS)
+    titles = [*small, *["."] * (rows * COLUMNS - len(small))]
+    grid = [titles[row * COLUMNS : (row + 1) * COLUMNS] for row in range(rows)]
+    layout = [["loss"] * (COLUMNS if grid else 1), *grid]
+    with _figure(theme, height=3.0 + 1.6 * rows) as figure:
+        panels = figure.subplot_mosaic(layout, height_ratios=[2.1, *[1] * rows])
         axes = panels["loss"]
         _style(axes, theme)
         colour = theme.series[1]
         axes.plot(steps, loss, color=colour, alpha=0.28, linewidth=0.9)
         axes.plot(steps, smooth(loss), color=colour, linewidth=2)
-        _title(axes, "Training loss: as logged (pale) and smoothed")
+        title = "Training loss: as logged (pale) and smoothed"
+        _, chance = run.series("chance")
+        if len(chance):
+            axes.axhline(chance[-1], color=theme.soft, linestyle="--", linewidth=1)
+            title += "; dashed: chance"
+        _title(axes, title)
         axes.set_xlabel("step")
-        for title, at, values in small:
+        for title, (at, values) in small.items():
             axes = panels[title]
             _style(axes, theme)
             axes.plot(at, values, color=theme.soft, linewidth=1.5)

@@ -20,7 +20,11 @@ from jaxtyping import Float, Int, Shaped
 from ctssl_jax.errors import DataError
 from ctssl_jax.statistics import roc_auc
 
-KINDS = {"PretrainConfig": "pre-training", "FinetuneConfig": "fine-tuning"}
+KINDS = {
+    "PretrainConfig": "pre-training",
+    "FinetuneConfig": "fine-tuning",
+    "EvaluateConfig": "evaluation",  # listed only: frozen features are another question
+}
 FILE_LIMIT = 1 << 28
 """Largest file that is read, in bytes: more is not a log of ours."""
 PICTURE_LIMIT = 1 << 23
@@ -151,7 +155,7 @@ def _with_log(run: Run) -> Run:
 def _with_outcome(run: Run) -> Run:
     if run.status != "done":
         raise Unusable(f"not finished (status {run.status})")
-    if run.kind == "pre-training":
+    if run.kind != "fine-tuning":
         return run
     results = _results(run.folder / "results.json")
     split = run.config.get("test_split", "test")

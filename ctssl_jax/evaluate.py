@@ -1,0 +1,379 @@
+"""Frozen features: what an encoder is worth before any fine-tuning, by kNN and by a linear probe.
+
+A feature is the global average of the last stage's map; the view is the whole slice, BatchNorm is
+in evaluation mode. Two classifiers read the features, both scikit-learn's:
+
+knn     The k training slices of smallest cosine distance d = 1 - cos vote for their class, each
+        with weight 1 / d; a score is a class's share of the votes. Training slices at distance 0,
+        where there are any among the k, vote alone and equally. Features are not centred.
+linear  Logistic regression (softmax) with an L2 penalty on features standardised by the mean and
+        standard deviation of the training subset; C is the inverse strength of the penalty.
+
+k and C are chosen on validation; the test split is opened once, by what was chosen. Nothing is
+fitted again on training and validation together. Both are deterministic, in float64.
+"""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Int16, Shaped
+
+from ctssl_jax import augment, data, run_folder, sharding
+from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
+from ctssl_jax.checkpoint import load_encoder
+from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig, first_difference, to_json
+from ctssl_jax.data import DataConfig
+from ctssl_jax.errors import ConfigError, DivergedError
+from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
+from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
+from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
+from ctssl_jax.subsets import subset
+
+SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
+Embed = Callable[[PyTree, PyTree, Any], jax.Array]
+
+
+class Features(NamedTuple):
+    """Features of a split, or of some of its records, in record order."""
+
+    x: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, "n"]
+    patients: Shaped[np.ndarray, "n"]
+    records: Int[np.ndarray, "n"]  # row numbers in the split
+
+    def take(self, rows: Int[np.ndarray, "m"]) -> "Features":
+        """Those at the given places."""
+        return Features(*(part[rows] for part in self))
+
+
+class Fitted(NamedTuple):
+    """A classifier, `predict(features) -> class probabilities`; whether its solver converged."""
+
+    predict: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n k"]]
+    converged: bool = True
+
+
+class Choice(NamedTuple):
+    """The setting with the best validation score, and the score of every setting tried."""
+
+    setting: int | float
+    fitted: Fitted
+    val: Scored
+    tried: dict[int | float, float]
+
+
+def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
+    """Scores an encoder's features; repeating it in the same `workdir` returns what it found.
+
+    Returns:
+      The content of `results.json`.
+
+    Raises:
+      UserError: one of its kinds, with the line to show.
+    """
+    dataset = data.open_dataset(config.data.path)
+    data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
+    encoder = config.encoder.build(config.precision)
+    weights = _encoder_weights(config, encoder)
+    arm = run_folder.method(config.encoder_run) if config.encoder_run else "random"
+    config = dataclasses.replace(config, arm=config.arm or arm)
+    labels, patients = data.read_labels(dataset, config.data.split)
+    rows = subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
+    ks = _neighbours(config, len(rows))
+    if run_folder.open_run(workdir, config, dataset):
+        return _found_before(config, workdir)
+
+    classes = len(dataset.classes)
+    _say(
+        f"{config.task}: {config.arm}, {len(rows)} of {len(labels)} training slices "
+        f"({len(set(patients[rows]))} patients), {classes} classes, "
+        f"{encoder.widths[-1]} features of ResNet-{config.encoder.depth}"
+    )
+    if config.encoder_run:
+        _tell_other_intensity(config)
+    mesh = sharding.make_mesh()
+    embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
+    embed = partial(embed, *sharding.replicate(weights, mesh))
+    train = _read(embed, dataset, config.data, config.data.split, mesh).take(rows)
+    val = _read(embed, dataset, config.data, config.val_split, mesh)
+    knn = partial(fit_knn, train, classes)
+    linear = partial(fit_linear, train, classes, config.linear_iterations)
+    choices = {
+        "knn": choose(knn, ks, val, config.select_by),
+        "linear": choose(linear, config.linear_c, val, config.select_by),
+    }
+    for name, choice in choices.items():
+        _say(_choice_line(name, choice, config))
+
+    test = _read(embed, dataset, config.data, config.test_split, mesh)
+    results = {
+        "task": config.task,
+        "arm": config.arm,
+        "encoder_run": run_folder.run_hash(config.encoder_run),
+        "fraction": config.fraction,
+        "train_slices": len(train.labels),
+        "train_patients": len(set(train.patients)),
+        "seed": config.seed,
+        "subset_seed": config.subset_seed,
+        "select_by": config.select_by.value,
+        "classes": list(dataset.classes),
+        "data_fingerprint": dataset.fingerprint,
+        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
+        "test_reads": 1,
+    }
+    for name, choice in choices.items():
+        scored = Scored(test.labels, test.patients, choice.fitted.predict(test.x))
+        results[name] = {
+            SYMBOLS[name]: choice.setting,
+            "tried": [[setting, score] for setting, score in choice.tried.items()],
+            "converged": choice.fitted.converged,
+            "val": choice.val.metrics(),
+            "test": scored.metrics(),
+        }
+        predictions = {config.val_split: choice.val, config.test_split: scored}
+        write_predictions(workdir / f"predictions_{name}.csv", predictions)
+    save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
+    run_folder.write_json(workdir / "results.json", results)
+    run_folder.set_status(workdir, "done")
+    _say(_test_line(results))
+    return results
+
+
+def make_probe(
+    config: ProbeConfig, encoder: ResNet, intensity: Intensity, mesh: Mesh
+) -> Callable[[TrainState, int], dict[str, float]]:
+    """The kNN score, on validation, of an encoder that is being trained.
+
+    Args:
+      config: the labelled dataset, k and the view; `every` is for the caller.
+      encoder: of the run, as `intensity`.
+      intensity: how slices become network input.
+      mesh: where the run's state lies.
+
+    Returns:
+      `probe(state, step)`, which gives `knn_auc` and `knn_accuracy` and leaves the state as it is.
+      All calls share one compiled program.
+
+    Raises:
+      UserError: the dataset will not do; found here, before any training.
+    """
+    dataset = data.open_dataset(config.path)
+    data.require_labels(dataset, "train", "val")
+    slices, classes = len(dataset.source("train")), len(dataset.classes)
+    if config.k > slices:
+        raise ConfigError(f"probe.k={config.k}: {dataset.name} has {slices} training slices")
+    embed = make_embed(encoder, intensity, dataset.intensity, config.size, mesh)
+    reading = DataConfig(path=config.path, canvas=config.canvas)
+
+    def probe(state: TrainState, step: int) -> dict[str, float]:
+        now = partial(embed, state.params["encoder"], state.batch_stats["encoder"])
+        train = features(now, dataset, reading, "train", mesh)
+        val = features(now, dataset, reading, "val", mesh)
+        scores = fit_knn(train, classes, config.k).predict(val.x)
+        found = classification_metrics(val.labels, scores)
+        return {"knn_auc": found["auc"], "knn_accuracy": found["accuracy"]}
+
+    return probe
+
+
+def make_embed(
+    encoder: ResNet, intensity: Intensity, kind: IntensityKind, size: int, mesh: Mesh
+) -> Embed:
+    """Compiles `embed(params, batch_stats, image) -> features`, a pure function.
+
+    `image` holds stored values, int16 `[b, h, w]`, split over the devices. The features, float32
+    `[b, d]` with d the channels of the last stage, are whole on every device and host.
+    """
+
+    def embed(params: PyTree, stats: PyTree, image: Int16[Array, "b h w"]) -> Float[Array, "b d"]:
+        unit = augment.to_unit(image, intensity, kind)
+        view = augment.normalise(augment.resize(unit, size, Interpolation.BICUBIC), intensity)
+        stages = encoder.apply({"params": params, "batch_stats": stats}, view, train=False)
+        return pool(jnp.asarray(stages[-1]))
+
+    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
+
+
+def features(
+    embed: Callable[[jax.Array], jax.Array],
+    dataset: data.Dataset,
+    reading: DataConfig,
+    split: str,
+    mesh: Mesh,
+) -> Features:
+    """Features of every record of a labelled split; `embed` as `make_embed`'s, with its weights.
+
+    Raises:
+      DivergedError: a feature is not finite.
+    """
+    labels, patients = data.read_labels(dataset, split)
+    found = []
+    for batch in data.evaluation_batches(
+        dataset,
+        reading,
+        split=split,
+        batch_size=sharding.round_up(data.EVALUATION_BATCH),
+        **sharding.process_share(),
+    ):
+        image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
+        found.append(np.asarray(embed(image)))
+    x = np.concatenate(found)[: len(labels)]  # the rest is padding of the last batch
+    if not np.isfinite(x).all():
+        raise DivergedError(
+            f"features of {dataset.name}, split {split!r}, are not finite: the encoder has "
+            "diverged; give an earlier or another run"
+        )
+    return Features(x, labels, patients, np.arange(len(labels), dtype=np.int32))
+
+
+def fit_knn(train: Features, classes: int, k: int) -> Fitted:
+    """k nearest neighbours by cosine distance, weighted by its inverse; k is at most n."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    # All that decides is written out, since defaults of a library change.
+    model = KNeighborsClassifier(k, metric="cosine", weights="distance", algorithm="brute")
+    model.fit(train.x.astype(np.float64), train.labels)
+    return Fitted(partial(_class_scores, model, classes))
+
+
+def fit_linear(train: Features, classes: int, iterations: int, c: float) -> Fitted:
+    """Logistic regression on standardised features, of at most `iterations` of its solver."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    regression = LogisticRegression(C=c, solver="lbfgs", tol=1e-4, max_iter=iterations)
+    model = make_pipeline(StandardScaler(), regression)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(train.x.astype(np.float64), train.labels)
+    converged = not any(issubclass(item.category, ConvergenceWarning) for item in caught)
+    return Fitted(partial(_class_scores, model, classes), converged)
+
+
+def _class_scores(
+    model: Any, classes: int, x: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "n k"]:
+    """Class probabilities; 0 for a class of which there was nothing to learn from."""
+    scores = np.zeros((len(x), classes))
+    scores[:, model.classes_] = model.predict_proba(x.astype(np.float64))
+    return scores
+
+
+def choose(
+    fit: Callable[[Any], Fitted], settings: Sequence[int | float], val: Features, select_by: Metric
+) -> Choice:
+    """Fits every setting and keeps the best on validation, the first listed of equals."""
+    tried: dict[int | float, float] = {}
+    best: Choice | None = None
+    for setting in settings:
+        fitted = fit(setting)
+        scored = Scored(val.labels, val.patients, fitted.predict(val.x))
+        tried[setting] = scored.metrics()[select_by.value]
+        if best is None or tried[setting] > tried[best.setting]:
+            best = Choice(setting, fitted, scored, tried)
+    assert best is not None, "there is at least one setting"
+    return best
+
+
+def save_embeddings(path: Path, **splits: Features) -> None:
+    """Writes an NPZ file, whole or not at all, of each split's arrays.
+
+    `SPLIT_features` float32 `[n, d]`; `SPLIT_record` (row number) and `SPLIT_label` int32 `[n]`.
+    """
+    arrays: dict[str, Any] = {}
+    for name, split in splits.items():
+        arrays[f"{name}_features"] = split.x.astype(np.float32)
+        arrays[f"{name}_record"] = split.records.astype(np.int32)
+        arrays[f"{name}_label"] = split.labels.astype(np.int32)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.rename(path)
+
+
+def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, PyTree]:
+    channels = config.intensity.channels
+    if config.encoder_run:
+        return load_encoder(Path(config.encoder_run), encoder, channels)
+    init = jax.jit(lambda key: init_encoder(encoder, key, STRIDE, channels))
+    return init(jax.random.key(config.seed))
+
+
+def _tell_other_intensity(config: EvaluateConfig) -> None:
+    """A line where slices enter the encoder otherwise than in pre-training: no shape shows that."""
+    theirs = run_folder.read_json(Path(config.encoder_run) / "config.json")["config"]["intensity"]
+    ours = to_json(config.intensity)
+    if ours != theirs:
+        difference = first_difference(ours, theirs, "intensity")
+        _say(f"note: {difference}: the encoder was pre-trained on other input")
+
+
+def _neighbours(config: EvaluateConfig, slices: int) -> list[int]:
+    """The k to choose from: those that the training subset can give."""
+    ks = [k for k in config.knn_k if k <= slices]
+    if not ks:
+        raise ConfigError(
+            f"knn_k={config.knn_k}: each is more than the {slices} slices of the training subset"
+        )
+    return ks
+
+
+def _found_before(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
+    """The results of a finished run, if they are of this encoder."""
+    results = run_folder.read_json(workdir / "results.json")
+    # The config leaves out the path of the encoder's run, so its hash cannot tell two apart.
+    if results["encoder_run"] != run_folder.run_hash(config.encoder_run):
+        raise ConfigError(f"{workdir} evaluated another encoder_run: give another --workdir")
+    _say(f"{workdir} is done already; {_test_line(results)}")
+    return results
+
+
+def _read(
+    embed: Callable[[jax.Array], jax.Array],
+    dataset: data.Dataset,
+    reading: DataConfig,
+    split: str,
+    mesh: Mesh,
+) -> Features:
+    """`features`, with a line that tells; the time of the first split includes compilation."""
+    began = time.monotonic()
+    found = features(embed, dataset, reading, split, mesh)
+    slices = len(found.labels)
+    speed = slices / (time.monotonic() - began)
+    _say(f"features of {split}: {slices:,} slices, {speed:,.1f} img/s")
+    return found
+
+
+def _choice_line(name: str, choice: Choice, config: EvaluateConfig) -> str:
+    tried = ", ".join(f"{setting:g}" for setting in choice.tried)
+    return (
+        f"{name}: {SYMBOLS[name]} = {choice.setting:g} of {tried}; validation "
+        f"{config.select_by.value} {choice.tried[choice.setting]:.3f}"
+        + ("" if choice.fitted.converged else "; not converged: raise linear_iterations")
+    )
+
+
+def _test_line(results: dict[str, Any]) -> str:
+    parts = []
+    for name, symbol in SYMBOLS.items():
+        test = results[name]["test"]
+        parts.append(
+            f"{name} AUC {test['auc']:.3f}, F1 {test['f1']:.3f}, accuracy {test['accuracy']:.3f} "
+            f"({symbol} = {results[name][symbol]:g})"
+        )
+    return f"test, {test['n']} slices of {test['patients']} patients: {'; '.join(parts)}"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
