@@ -85,10 +85,10 @@ def get_config(preset: str = "") -> PretrainConfig:
                 "contrast": 0.4,
             }
             method = SwAV(
-                prototypes=64,
+                prototypes=32,
                 hidden=512,
-                queue_size=256,
-                queue_epoch=2.0,
+                frozen_epochs=0.5,
+                queue_size=0,  # so early, embeddings of past batches are of another network
                 view=contrastive.view(64, count=2, scale=(0.3, 1.0), **small),
                 small_view=contrastive.view(32, count=4, scale=(0.1, 0.3), **small),
             )

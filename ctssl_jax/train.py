@@ -58,7 +58,7 @@ def make_step(
     kind: IntensityKind,
     *,
     total_steps: int,
-    steps_per_epoch: float,
+    steps_per_epoch: float | int,
     schedules: Mapping[str, Schedule],
 ) -> Step:
     """One training step for any method.

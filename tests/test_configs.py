@@ -13,8 +13,11 @@ from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.train import init_state, make_step
 
 PRESETS = ("", "as_run", "demo", "smoke")
-FILES = ("spark", "finetune_covid_ct", "finetune_organsmnist", "finetune_hemorrhage")
+PRETRAINING = ("spark", "moco", "swav", "byol", "simclr")
+FILES = (*PRETRAINING, "finetune_covid_ct", "finetune_organsmnist", "finetune_hemorrhage")
 SHIPPED = [(file, preset) for file in FILES for preset in PRESETS]
+SHIPPED.remove(("simclr", "as_run"))  # the paper did not run it
+LIDC = 244_527  # slices, of which the paper's code had 1,910 full batches of 128
 
 
 def load(file, preset):
@@ -37,6 +40,7 @@ def step_specs(config, total_steps=1000):
         config.intensity,
         "hu",
         total_steps=total_steps,
+        steps_per_epoch=10.0,
         schedules={"lr": lr},
     )
     key = jax.eval_shape(jax.random.key, 0)
@@ -47,6 +51,7 @@ def step_specs(config, total_steps=1000):
     batch = {
         "image": jax.ShapeDtypeStruct((b, s, s), jnp.int16),
         "index": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "record": jax.ShapeDtypeStruct((b,), jnp.int32),
         "label": jax.ShapeDtypeStruct((b,), jnp.int32),
     }
     return state, *jax.eval_shape(step, state, batch, key)
@@ -99,9 +104,42 @@ def test_as_run_learning_rate_is_the_papers():
     assert load("spark", "as_run").encoder.depth == 50
 
 
+def as_run_rates(file, epochs):
+    """Learning rates at the beginning of epochs, at the paper's number of steps per epoch."""
+    config = load(file, "as_run")
+    steps = LIDC // config.batch_size
+    schedule = lr_schedule(config.optim, steps, 800 * steps)
+    return [float(schedule(round(epoch * steps))) for epoch in epochs]
+
+
+def test_as_run_schedules_are_what_the_released_code_did():
+    assert as_run_rates("moco", (0, 400, 799.99)) == pytest.approx([0.015, 0.0075, 0.0], abs=1e-6)
+    byol = as_run_rates("byol", (0, 9, 10, 100, 190, 300))
+    assert byol == pytest.approx([0, 1e-3, 1e-3, 0, 1e-3, 1.17e-4], abs=1e-6)
+    config = load("swav", "as_run")
+    schedule = lr_schedule(config.optim, 1910, 800 * 1910)
+    found = [float(schedule(step)) for step in (0, 5, 10, 800, 1590, 2380, 3170)]
+    assert found == pytest.approx([0, 0.075, 0.15, 0, 0.15, 0, 0.15], abs=1e-6)
+
+
+def test_as_run_methods_are_what_the_released_code_had():
+    moco, swav, byol = (load(file, "as_run").method for file in ("moco", "swav", "byol"))
+    assert (moco.temperature, moco.hidden, moco.bn_groups, moco.mask_own) == (0.07, 0, 1, False)
+    assert (swav.prototypes, swav.frozen_epochs, swav.queue_size) == (500, 313.0, 0)
+    assert byol.tau_schedule.value == "two_epochs"
+    assert byol.view == byol.other_view
+    for file in ("moco", "swav", "byol"):
+        config = load(file, "as_run")
+        assert config.intensity.channels == 3
+        config.method.validate_run(config.batch_size, LIDC)
+    for file in PRETRAINING:
+        config = load(file, "")
+        config.method.validate_run(config.batch_size, LIDC)
+
+
 @pytest.mark.parametrize("file", [*FILES, "ablation"])
 def test_unknown_preset_names_the_known_ones(file):
-    with pytest.raises(ConfigError, match=r"no preset :tiny; there is :.*:demo"):
+    with pytest.raises(ConfigError, match=r"no preset :tiny; there is .*:demo"):
         load(file, "tiny")
 
 

@@ -262,9 +262,9 @@ def by_hand():
     def features(params, stats, source, lower, upper, intensity):
         found = []
         for row in range(len(source)):
-            stored = data.to_canvas(source[row]["image"], 64).astype(np.float32)
+            stored = data.to_canvas(source[row]["image"], 48).astype(np.float32)
             unit = np.clip((stored - lower) / (upper - lower), 0, 1)[None, ..., None]
-            view = augment.resize(jnp.asarray(unit), 32, Interpolation.BICUBIC)
+            view = augment.resize(jnp.asarray(unit), 64, Interpolation.BICUBIC)
             view = (np.asarray(view) - intensity.mean[0]) / intensity.std[0]
             found.append(np.asarray(one(params, stats, view))[0])
         return np.array(found)
@@ -279,9 +279,9 @@ def test_features_are_the_mean_of_the_last_map_whatever_else_is_in_the_batch(
     path, lower, upper = (phantom_path, -900, 300) if kind == "hu" else (grey_path, 0, 255)
     intensity = Intensity(window_hu=(-900.0, 300.0), mean=(0.4,), std=(0.2,))
     dataset, mesh, (params, stats) = data.open_dataset(path), sharding.make_mesh(), weights(0)
-    embed = evaluate.make_embed(ENCODER, intensity, dataset.intensity, 32, mesh)
+    embed = evaluate.make_embed(ENCODER, intensity, dataset.intensity, 64, mesh)
     found = evaluate.features(
-        lambda image: embed(params, stats, image), dataset, DataConfig(canvas=64), "val", mesh
+        lambda image: embed(params, stats, image), dataset, DataConfig(canvas=48), "val", mesh
     )
     source = dataset.source("val")
     assert found.x.dtype == np.float32
@@ -549,7 +549,7 @@ def test_probe_scores_the_current_encoder_on_validation_and_compiles_once(
     monkeypatch.setattr(evaluate, "make_embed", spy)
     monkeypatch.setattr(data, "evaluation_batches", watch)
     mesh = sharding.make_mesh()
-    config = ProbeConfig(path=str(phantom_path), every=1, k=5, canvas=64, size=32)
+    config = ProbeConfig(path=str(phantom_path), every=1, k=5, canvas=48, size=64)
     config.validate()
     probe = evaluate.make_probe(config, ENCODER, intensity, mesh)
     dataset = data.open_dataset(phantom_path)

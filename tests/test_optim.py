@@ -128,8 +128,8 @@ def test_adam_decays_through_the_gradient():
 
 
 def test_lr_warms_up_and_cools_down_to_the_stated_shares():
-    config = OptimConfig(lr=2.0, warmup_epochs=1.6, warmup_start=0.25, final=0.5)
-    schedule = lr_schedule(config, steps_per_epoch=2.5, total_steps=11)
+    config = OptimConfig(lr=2.0, warmup_epochs=1.5, warmup_start=0.25, final=0.5)
+    schedule = lr_schedule(config, steps_per_epoch=2.5, total_steps=11)  # 3.75: 4 steps of warm-up
     values = [float(schedule(step)) for step in range(11)]
     assert values[0] == pytest.approx(0.5)
     assert values[2] == pytest.approx(2.0 * (0.25 + 0.75 / 2))

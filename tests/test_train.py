@@ -39,6 +39,7 @@ def spark_step(total_steps=STEPS):
         SMOKE.intensity,
         "hu",
         total_steps=total_steps,
+        steps_per_epoch=32 / SMOKE.batch_size,
         schedules={"lr": lr, "weight_decay": weight_decay},
     )
     return step, encoder, tx
@@ -163,11 +164,20 @@ def test_reconstructions_are_drawn_as_three_rows_of_slices(runs):
 
     alone, _, _ = runs
     names = sorted(path.name for path in (alone / "figures").iterdir())
-    assert names == [f"reconstruction_{step:07}.png" for step in (4, 8, 12)]
-    picture = np.asarray(Image.open(alone / "figures" / names[-1]))
+    assert names == [*(f"reconstruction_{step:07}.png" for step in (4, 8, 12)), "views.png"]
+    picture = np.asarray(Image.open(alone / "figures" / names[2]))
     assert picture.shape == (3 * 64 + 2 * 2, 8 * 64 + 7 * 2)
     shown, masked = picture[:64, :64].astype(int), picture[66:130, :64].astype(int)
     assert 0.2 < np.mean(shown != masked) < 0.9  # half of four patches are hidden
+
+
+def test_views_are_drawn_below_the_whole_slices(runs):
+    from PIL import Image
+
+    alone, _, _ = runs
+    picture = np.asarray(Image.open(alone / "figures" / "views.png"))
+    assert picture.shape == (2 * 64 + 2, 8 * 64 + 7 * 2)
+    assert np.mean(picture[:64, :64] != picture[66:130, :64]) > 0.2
 
 
 def test_no_path_is_written_into_the_run_folder(runs, phantom_path):

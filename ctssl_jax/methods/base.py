@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.nn.resnet import ResNet, pool
@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 
     step: Any  # int32 scalar: updates done before
     total_steps: int
-    steps_per_epoch: float
+    steps_per_epoch: float | int
 
     @property
     def fraction(self) -> Float[Array, ""]:
@@ -48,6 +48,10 @@ class Progress(NamedTuple):
     def epoch(self) -> Float[Array, ""]:
         """Passes over the data, with their fraction."""
         return self.step / self.steps_per_epoch
+
+    def reached(self, epoch: float) -> Bool[Array, ""]:
+        """Whether that many epochs are over; exact, where a division by XLA is rounded."""
+        return self.step >= epoch * self.steps_per_epoch
 
 
 class Out(NamedTuple):

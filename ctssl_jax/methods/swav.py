@@ -129,11 +129,11 @@ class SwAV:
         projector, head_stats = init_head(self.projector(), head_key, encoder.widths[-1])
         kernel = torch_uniform(self.features)(prototype_key, (self.prototypes, self.features))
         head = {"projector": projector, "prototypes": {"kernel": l2_normalise(kernel)}}
-        queue = jnp.zeros((self.view.count, self.queue_size, self.features))
+        aux: PyTree = ()  # without a queue nothing is kept: Orbax saves no empty arrays
+        if self.queue_size:
+            aux = {"queue": jnp.zeros((self.view.count, self.queue_size, self.features))}
         return Initial(
-            {"encoder": params, "head": head},
-            {"encoder": stats, "head": head_stats},
-            {"queue": queue},
+            {"encoder": params, "head": head}, {"encoder": stats, "head": head_stats}, aux
         )
 
     def loss(
@@ -163,11 +163,11 @@ class SwAV:
         z = l2_normalise(z).reshape(*y.shape[:2], -1)
 
         kernel = head["prototypes"]["kernel"]
-        frozen = progress.epoch < self.frozen_epochs
-        kernel = jnp.where(frozen, jax.lax.stop_gradient(kernel), kernel)
+        free = progress.reached(self.frozen_epochs)
+        kernel = jnp.where(free, kernel, jax.lax.stop_gradient(kernel))
         scores = jnp.matmul(z, kernel.T, precision=jax.lax.Precision.HIGHEST)
         known = z[: self.view.count]
-        codes = self.codes(known, kernel, state.aux["queue"], progress)
+        codes = self.codes(known, kernel, state.aux, progress)
         loss = swapped_loss(scores, codes, self.temperature)
 
         prediction = jax.nn.softmax(scores[0] / self.temperature)
@@ -177,14 +177,14 @@ class SwAV:
             "prototypes_used": perplexity(jax.lax.stop_gradient(prediction).mean(axis=0)),
             **embedding_gauges(z[0]),
         }
-        aux = {"queue": self.enqueue(state.aux["queue"], known)}
+        aux = self.enqueue(state.aux, known)
         return loss, Out({"encoder": stats, "head": head_stats}, aux, metrics)
 
     def codes(
         self,
         z: Float[Array, "a b d"],
         kernel: Float[Array, "k d"],
-        queue: Float[Array, "a q d"],
+        aux: PyTree,
         progress: Progress,
     ) -> Float[Array, "a b k"]:
         """Assignments of the batch's global crops, each crop for itself, with the queue if due.
@@ -202,19 +202,20 @@ class SwAV:
             return jax.vmap(assign)(z)
 
         def with_queue() -> Float[Array, "a b k"]:
-            return jax.vmap(assign)(jnp.concatenate([z, queue], axis=1))[:, : z.shape[1]]
+            return jax.vmap(assign)(jnp.concatenate([z, aux["queue"]], axis=1))[:, : z.shape[1]]
 
         if not self.queue_size:
             return alone()
         filled = progress.step * z.shape[1] >= self.queue_size
-        due = filled & (progress.epoch >= self.queue_epoch)
+        due = filled & progress.reached(self.queue_epoch)
         return jax.lax.cond(due, with_queue, alone)
 
-    def enqueue(
-        self, queue: Float[Array, "a q d"], z: Float[Array, "a b d"]
-    ) -> Float[Array, "a q d"]:
+    def enqueue(self, aux: PyTree, z: Float[Array, "a b d"]) -> PyTree:
         """The newest first, the oldest dropped."""
-        return jnp.concatenate([z, queue], axis=1)[:, : self.queue_size]
+        if not self.queue_size:
+            return aux
+        z = jax.lax.stop_gradient(z)
+        return {"queue": jnp.concatenate([z, aux["queue"]], axis=1)[:, : self.queue_size]}
 
     def after_update(self, state: TrainState, progress: Progress) -> TrainState:
         """Prototypes are brought back to length 1."""

@@ -283,7 +283,7 @@ def test_codes_are_targets_without_a_gradient():
     z, kernel, queue = unit_rows(2, 8, 6), unit_rows(5, 6, seed=1), unit_rows(2, 16, 6, seed=2)
 
     def first(z, kernel):
-        return method.codes(z, kernel, queue, progress(0))[0, 0, 0]
+        return method.codes(z, kernel, {"queue": queue}, progress(0))[0, 0, 0]
 
     for gradient in jax.grad(first, argnums=(0, 1))(z, kernel):
         assert not gradient.any()
@@ -293,7 +293,7 @@ def test_the_queue_joins_the_assignment_late_and_only_when_full():
     """Queue of 16 = two batches; from epoch 0.5, that is step 4."""
     method = METHODS["swav"]
     z, kernel, queue = unit_rows(2, 8, 6), unit_rows(5, 6, seed=1), unit_rows(2, 16, 6, seed=2)
-    alone = dataclasses.replace(method, queue_size=0).codes(z, kernel, queue, progress(9))
+    alone = dataclasses.replace(method, queue_size=0).codes(z, kernel, (), progress(9))
     joint = jnp.stack(
         [
             sinkhorn(jnp.concatenate([z[i], queue[i]]) @ kernel.T, method.epsilon, 3)[:8]
@@ -308,16 +308,16 @@ def test_the_queue_joins_the_assignment_late_and_only_when_full():
         (early, 1, alone),
         (early, 2, joint),
     ):
-        found = which.codes(z, kernel, queue, progress(step))
+        found = which.codes(z, kernel, {"queue": queue}, progress(step))
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_queue_keeps_the_newest():
     method = METHODS["swav"]
-    queue, z = jnp.zeros((2, 16, 6)), unit_rows(3, 2, 8, 6)
+    aux, z = {"queue": jnp.zeros((2, 16, 6))}, unit_rows(3, 2, 8, 6)
     for batch in z:
-        queue = method.enqueue(queue, batch)
-    np.testing.assert_array_equal(queue, jnp.concatenate([z[2], z[1]], axis=1))
+        aux = method.enqueue(aux, batch)
+    np.testing.assert_array_equal(aux["queue"], jnp.concatenate([z[2], z[1]], axis=1))
 
 
 # BYOL

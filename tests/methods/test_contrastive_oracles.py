@@ -20,7 +20,7 @@ def test_info_nce_equals_nt_xent_with_a_memory_bank(temperature):
     """lightly scores both views against the bank and takes the mean; the queries are its first."""
     query, key, queue = unit(8, 16), unit(8, 16), unit(32, 16)
     theirs = NTXentLoss(temperature, memory_bank_size=(32, 16))
-    theirs.memory_bank.bank = torch.from_numpy(queue.T.copy())
+    theirs.memory_bank.bank = torch.from_numpy(queue)
     expected = theirs(torch.from_numpy(query), torch.from_numpy(key)).item()
     ours, _ = moco.info_nce(*map(jnp.asarray, (query, key, queue)), temperature)
     assert float(ours) == pytest.approx(expected, rel=1e-5)
@@ -52,7 +52,8 @@ def test_multi_crop_loss_equals_swavs(queue):
     expected = theirs(tensors[:2], tensors[2:], queued).item()
     method = swav.SwAV(prototypes=5, features=16, queue_size=24 if queue else 0, queue_epoch=0.0)
     progress = swav.Progress(jnp.int32(9), 20, 4.0)
-    codes = method.codes(jnp.asarray(z[:2]), jnp.asarray(kernel), jnp.asarray(old), progress)
+    aux = {"queue": jnp.asarray(old)}
+    codes = method.codes(jnp.asarray(z[:2]), jnp.asarray(kernel), aux, progress)
     ours = swav.swapped_loss(jnp.asarray(scores), codes, 0.1)
     assert float(ours) == pytest.approx(expected, rel=1e-5)
 
