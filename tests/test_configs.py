@@ -67,6 +67,7 @@ def test_init_and_step_have_equal_specs_at_full_size(file, preset):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(before.params))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(before.batch_stats))
+    assert all(leaf.size for leaf in jax.tree.leaves(before)), "Orbax saves no empty arrays"
     assert metrics["loss"].shape == ()
     assert metrics["loss"].dtype == jnp.float32
 

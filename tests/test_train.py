@@ -212,16 +212,15 @@ def test_another_config_is_refused_and_named(runs, phantom_path):
 class Stub:
     """A training step of plain numbers: its loss is taken from a list."""
 
-    def __init__(self, losses):
-        self.losses = losses
+    def __init__(self, losses, **gauges):
+        self.losses, self.gauges = losses, gauges
 
     def __call__(self, state, batch, key):
-        loss = self.losses[int(state.step)]
-        metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1), "lr": jnp.float32(1)}
-        return state.replace(step=state.step + 1), metrics
+        metrics = {"loss": self.losses[int(state.step)], "grad_norm": 1, "lr": 1, **self.gauges}
+        return state.replace(step=state.step + 1), jax.tree.map(jnp.float32, metrics)
 
 
-def fit_stub(tmp_path, losses, due=()):
+def fit_stub(tmp_path, losses, due=(), **gauges):
     mesh = sharding.make_mesh(jax.devices()[:1])
     state = train.TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, ())
     batches = iter([{"image": np.zeros((1, 1, 1), np.int16)}] * len(losses))
@@ -229,7 +228,7 @@ def fit_stub(tmp_path, losses, due=()):
     try:
         return fit(
             state,
-            Stub(losses),
+            Stub(losses, **gauges),
             batches,
             mesh,
             writer,
@@ -262,6 +261,17 @@ def test_what_is_due_happens_when_it_should(tmp_path):
     assert int(state.step) == 7
     assert calls == [3, 6, 7]
     assert [row["step"] for row in read_metrics(tmp_path)] == [4, 7]
+
+
+def test_a_planted_collapse_is_named_within_two_logged_lines(tmp_path):
+    """`log_every` is 4, so it must stand there by step 8, once."""
+    fit_stub(tmp_path, [1.0] * 16, embedding_std=0.01, effective_rank=1.0)
+    log = (tmp_path / "log.txt").read_text()
+    before, after = log.split("step 8/16")
+    assert "WARNING" not in before
+    assert "spread 0.01 of 1" in before
+    assert log.count("WARNING: collapse: all embeddings are nearly equal") == 1
+    assert "WARNING: collapse: all embeddings" in after.split("step 12/16")[0]
 
 
 def test_rows_after_the_resumed_step_are_dropped_and_a_cut_row_too(tmp_path):

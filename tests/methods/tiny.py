@@ -74,7 +74,7 @@ METHODS = {
 ENCODER = TinyEncoder()
 
 
-def optimizer(total_steps, name=OptimizerName.SGD, lr=0.05):
+def optimizer(total_steps, name=OptimizerName.SGD, lr=0.01):
     """A plain optimizer and its learning rate."""
     none = {"warmup_epochs": 0.0, "weight_decay": 0.0, "weight_decay_end": 0.0}
     config = OptimConfig(name=name, lr=lr, **none)
