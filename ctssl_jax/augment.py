@@ -91,12 +91,12 @@ class ViewGroup:
             vflip=(0 <= self.vflip <= 1, probability),
             rotate=(0 <= self.rotate <= 1, probability),
             degrees=(0 <= self.degrees <= 180, "an angle, 0 to 180"),
+            brightness=(0 <= self.brightness < math.inf, "at least 0"),
+            contrast=(0 <= self.contrast < math.inf, "at least 0"),
             jitter=(
                 0 < self.jitter <= 1 or self.jitter == self.brightness == self.contrast == 0,
                 "a probability, above 0 where brightness or contrast is",
             ),
-            brightness=(0 <= self.brightness < math.inf, "at least 0"),
-            contrast=(0 <= self.contrast < math.inf, "at least 0"),
             blur=(0 <= self.blur <= 1, probability),
             blur_sigma=(
                 0 < self.blur_sigma[0] <= self.blur_sigma[1] <= self.size,

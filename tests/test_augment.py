@@ -305,6 +305,7 @@ def test_three_channels_are_equal_unless_their_numbers_differ():
         (ViewGroup(degrees=181.0), "degrees=181.0"),
         (ViewGroup(jitter=-0.5), "jitter=-0.5"),
         (ViewGroup(brightness=-0.1), "brightness=-0.1"),
+        (ViewGroup(brightness=0.2), "jitter=0.0"),  # would do nothing
         (ViewGroup(brightness=math.inf), "brightness=inf"),
         (ViewGroup(contrast=-0.1), "contrast=-0.1"),
         (ViewGroup(contrast=math.nan), "contrast=nan"),

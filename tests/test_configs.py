@@ -75,7 +75,7 @@ def test_init_and_step_have_equal_specs_at_full_size(file, preset):
 @pytest.mark.parametrize("preset", ["covid_ct", "organsmnist", "hemorrhage", "demo", "smoke"])
 def test_ablation_grids_are_valid_and_pair_the_arms(preset):
     config = load("ablation", preset)
-    config.encoder_run = "runs/some"
+    config.encoder_run, config.pretrained_arm = "runs/some", "spark"
     config.validate()
     cells = dict(config.cells())
     assert len(cells) == 2 * len(config.fractions) * len(config.seeds)

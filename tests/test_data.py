@@ -86,7 +86,9 @@ def test_a_batch_has_the_stated_arrays(dataset):
         "image": ("int16", (5, 32, 32)),
         "label": ("int32", (5,)),
         "index": ("int32", (5,)),
+        "record": ("int32", (5,)),
     }
+    np.testing.assert_array_equal(batch["record"], names([batch]))
     np.testing.assert_array_equal(batch["label"], batch["image"][:, 5, 9] % 3)
 
 

@@ -98,12 +98,12 @@ SMALL_PANELS = {
     "Learning rate": "lr",
     "Weight decay": "weight_decay",
     "Images per second": "images_per_second",
-    "Spread of embeddings, 0 to 1": "embedding_std",
+    "Embedding spread": "embedding_std",
     "Effective rank": "effective_rank",
-    "Views that find their partner": "contrast_accuracy",
+    "Partners found": "contrast_accuracy",
     "Prototypes in use": "prototypes_used",
     "Queue age, epochs": "queue_age_epochs",
-    "Frozen features: kNN AUC": "knn_auc",
+    "kNN AUC, frozen": "knn_auc",
 }
 COLUMNS = 3
 
@@ -111,11 +111,11 @@ COLUMNS = 3
 def pretraining_curves(run: Run, theme: Theme) -> bytes:
     """Loss above, with chance where there is one; schedules, throughput and gauges below.
 
-    A panel is drawn for what was logged.
+    A panel is drawn for what was logged and did not stay the same.
     """
     steps, loss = run.series("loss")
     small = {title: run.series(name) for title, name in SMALL_PANELS.items()}
-    small = {title: series for title, series in small.items() if len(series[0])}
+    small = {title: series for title, series in small.items() if len(set(series[1])) > 1}
     rows = -(-len(small) // COLUMNS)
     titles = [*small, *["."] * (rows * COLUMNS - len(small))]
     grid = [titles[row * COLUMNS : (row + 1) * COLUMNS] for row in range(rows)]
