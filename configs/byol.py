@@ -38,11 +38,10 @@ def optim(**numbers: Any) -> OptimConfig:
 
 def views(size: int = 224, low: float = 0.08, **numbers: Any) -> dict[str, Any]:
     """The two views, of which the first is always blurred and the second seldom."""
-    both = {"scale": (low, 1.0), "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, **numbers}
-    both["interpolation"] = Interpolation.BICUBIC
+    both = {"scale": (low, 1.0), "interpolation": Interpolation.BICUBIC, **numbers}
     return {
-        "view": contrastive.view(size, blur=1.0, **both),
-        "other_view": contrastive.view(size, blur=0.1, **both),
+        "view": contrastive.view(size, **contrastive.jittered(0.4, **both, blur=1.0)),
+        "other_view": contrastive.view(size, **contrastive.jittered(0.4, **both, blur=0.1)),
     }
 
 

@@ -34,13 +34,7 @@ def optim(**numbers: Any) -> OptimConfig:
 
 def get_config(preset: str = "") -> PretrainConfig:
     """The configuration; presets: as_run, demo, smoke."""
-    original: contrastive.Numbers = {
-        "count": 2,
-        "jitter": 0.8,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "blur": 0.5,
-    }
+    original = contrastive.jittered(0.4, count=2)
     config = PretrainConfig(
         batch_size=256,
         epochs=800.0,

@@ -24,7 +24,7 @@ def unknown_preset(preset: str, *known: str) -> ConfigError:
 
 
 def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
-    """Pre-training on the phantom: minutes on two CPU cores; `method` has views of 96 px."""
+    """Pre-training on the phantom: minutes on two CPU cores; views of 96 px or less."""
     return PretrainConfig(
         data=DataConfig(path=PATH, canvas=96),
         intensity=intensity(),

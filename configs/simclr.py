@@ -30,13 +30,7 @@ def optim(name: OptimizerName, lr: float, warmup_epochs: float = 10.0) -> OptimC
 
 def get_config(preset: str = "") -> PretrainConfig:
     """The configuration; presets: demo, smoke."""
-    original: contrastive.Numbers = {
-        "count": 2,
-        "jitter": 0.8,
-        "brightness": 0.8,
-        "contrast": 0.8,
-        "blur": 0.5,
-    }
+    original = contrastive.jittered(0.8, count=2)
     match preset:
         case "":
             return PretrainConfig(

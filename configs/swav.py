@@ -53,13 +53,7 @@ def get_config(preset: str = "") -> PretrainConfig:
             return config
         case "as_run":
             # multicropdataset.py, swav_module_lidc.py: milder jitter, large crops, no flips
-            paper: contrastive.Numbers = {
-                "hflip": 0.0,
-                "jitter": 0.8,
-                "brightness": 0.4,
-                "contrast": 0.4,
-                "blur": 0.5,
-            }
+            paper = contrastive.jittered(0.4, hflip=0.0)
             config.batch_size = 128
             config.method = SwAV(
                 frozen_epochs=313.0,
@@ -78,12 +72,7 @@ def get_config(preset: str = "") -> PretrainConfig:
             )
             return contrastive.as_run(config)
         case "demo":
-            small: contrastive.Numbers = {
-                "blur_sigma": (0.1, 0.6),
-                **original,
-                "brightness": 0.4,
-                "contrast": 0.4,
-            }
+            small = contrastive.jittered(0.4, blur_sigma=(0.1, 0.6))
             method = SwAV(
                 prototypes=32,
                 hidden=512,

@@ -1,7 +1,8 @@
 """Augmentation on the device: pure functions `(key, image, numbers) -> image`, mapped over a batch.
 
 The way of a slice: stored int16 → `to_unit` (0..1) → `make_views` (0..1) → `normalise` (network
-input). Evaluation goes the same way with `resize` in place of `make_views`, and no key.
+input). Evaluation goes the same way with `resize` in place of `make_views`, and no key
+(`whole_slices`).
 
 All randomness of an image comes from its own key (`image_keys`), which knows the seed, the step
 and the image's place in the run, but nothing of devices, hosts or the batch around it. Each
@@ -163,6 +164,17 @@ def normalise(x: Float[Array, "*n h w 1"], intensity: Intensity) -> Float[Array,
     """0..1 → `(x - mean) / std` in `intensity.channels` channels of the same values."""
     mean, std = jnp.asarray(intensity.mean), jnp.asarray(intensity.std)
     return (jnp.repeat(x, intensity.channels, axis=-1) - mean) / std
+
+
+def whole_slices(
+    image: Int16[Array, "b h w"],
+    intensity: Intensity,
+    kind: IntensityKind,
+    size: int,
+    interpolation: Interpolation,
+) -> Float[Array, "b {size} {size} c"]:
+    """Stored values → network input without augmentation: what evaluation sees."""
+    return normalise(resize(to_unit(image, intensity, kind), size, interpolation), intensity)
 
 
 def image_keys(

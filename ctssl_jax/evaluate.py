@@ -195,8 +195,7 @@ def make_embed(
     """
 
     def embed(params: PyTree, stats: PyTree, image: Int16[Array, "b h w"]) -> Float[Array, "b d"]:
-        unit = augment.to_unit(image, intensity, kind)
-        view = augment.normalise(augment.resize(unit, size, Interpolation.BICUBIC), intensity)
+        view = augment.whole_slices(image, intensity, kind, size, Interpolation.BICUBIC)
         stages = encoder.apply({"params": params, "batch_stats": stats}, view, train=False)
         return pool(jnp.asarray(stages[-1]))
 

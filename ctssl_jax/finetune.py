@@ -228,9 +228,9 @@ def make_predictor(config: FinetuneConfig, encoder: ResNet, dataset: data.Datase
         params: PyTree, batch_stats: PyTree, batch: dict[str, jax.Array]
     ) -> tuple[Float[jax.Array, "b k"], Float[jax.Array, "b"]]:
         view = config.method.view
-        unit = augment.to_unit(batch["image"], config.intensity, dataset.intensity)
-        image = augment.resize(unit, view.size, view.interpolation)
-        image = augment.normalise(image, config.intensity)
+        image = augment.whole_slices(
+            batch["image"], config.intensity, dataset.intensity, view.size, view.interpolation
+        )
         logits, _ = config.method.logits(encoder, params, batch_stats, image, train=False)
         label = jnp.maximum(batch["label"], 0)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]

@@ -109,9 +109,10 @@ def reconstruction(
 
     @jax.jit
     def reconstruct(state: TrainState) -> Any:
-        unit = augment.to_unit(jnp.asarray(slices.stored), config.intensity, slices.kind)
-        image = augment.resize(unit, method.view.size, method.view.interpolation)
-        image = augment.normalise(image, config.intensity)
+        stored, view = jnp.asarray(slices.stored), method.view
+        image = augment.whole_slices(
+            stored, config.intensity, slices.kind, view.size, view.interpolation
+        )
         return method.reconstruct(encoder, state, image, slices.keys)
 
     def draw(state: TrainState, number: int) -> None:

@@ -262,7 +262,8 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     due = [Due(config.checkpoint_every, save)]
     if config.picture_every:
         shown = pictures.read_slices(dataset, config)
-        pictures.draw_views(shown, config, workdir)
+        if int(state.step) == 0:  # a resumed run has them
+            pictures.draw_views(shown, config, workdir)
         if hasattr(config.method, "reconstruct"):
             draw = pictures.reconstruction(shown, config, encoder, workdir)
             due.append(Due(config.picture_every, draw))
