@@ -13,7 +13,7 @@ import jax
 from ctssl_jax import __version__
 from ctssl_jax.config import Config, config_record, first_difference, to_json
 from ctssl_jax.data import Dataset
-from ctssl_jax.errors import ConfigError, StorageError
+from ctssl_jax.errors import ConfigError, DataError, StorageError
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -81,10 +81,18 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
 
 
 def method(run: str) -> str:
-    """What made the encoder of a run folder, as an arm of a study: `spark`; no run: `scratch`."""
+    """What made the encoder of a run folder, as an arm of a study: `spark`; no run: `scratch`.
+
+    Raises:
+      DataError: the folder is no run of a method.
+    """
     if not run:
         return "scratch"
-    return read_json(Path(run) / "config.json")["config"]["method"]["type"].lower()
+    known = Path(run) / "config.json"
+    config = read_json(known)["config"] if known.is_file() else {}
+    if "method" not in config:
+        raise DataError(f"no run at {run}: config.encoder_run takes a pre-training run folder")
+    return config["method"]["type"].lower()
 
 
 def run_hash(run: str) -> str | None:

@@ -153,6 +153,16 @@ def test_sweep_runs_the_grid_and_keeps_what_is_done(tmp_path, phantom_path, enco
     assert "[2/2] done" in capsys.readouterr().out
 
 
+def test_sweep_names_an_encoder_run_that_is_none_before_any_run(tmp_path, capsys):
+    grid = tmp_path / "grid"
+    argv = ["sweep", "--config=configs/ablation.py:smoke", f"--workdir={grid}"]
+    assert sweep.command([*argv, f"--config.encoder_run={tmp_path}"]) == DataError.exit_code
+    err = capsys.readouterr().err
+    assert f"no run at {tmp_path}" in err
+    assert err.count("\n") == 1
+    assert not grid.exists()
+
+
 def test_classification_metrics_of_known_cases():
     labels = np.array([0, 0, 1, 1])
     scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.2, 0.8]])
