@@ -170,7 +170,9 @@ def saved_state(workdir):
         return reader.restore(item, restore_args=as_numpy)
 
 
-@pytest.mark.parametrize("name", ["moco", "swav", "byol"])  # those that remember
+@pytest.mark.parametrize(  # those that remember; BYOL's memory is a part of MoCo's
+    "name", ["moco", "swav", pytest.param("byol", marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
     name, tmp_path, phantom_path, monkeypatch
 ):

@@ -92,7 +92,7 @@ def test_bfloat16_computes_close_to_float32_and_leaves_fp32_results():
     method = SparK(decoder_width=32, view=ViewGroup(size=64))
     image = jnp.asarray(IMAGE[:, :64, :64, :1])
     mask = jnp.asarray([[[True, False], [False, True]]] * 2)
-    initial = method.init(ResNet(depth=18), jax.random.key(0), 1)
+    initial = jax.jit(lambda key: method.init(ResNet(depth=18), key, 1))(jax.random.key(0))
     found = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         encoder = ResNet(depth=18, dtype=dtype)
