@@ -47,7 +47,8 @@ def test_level_of_the_decoders_width_is_not_projected():
 def test_initialisation_is_the_references():
     head = SparKHead(width=128)
     widths = (64, 128, 256, 512)
-    params = head.init(jax.random.key(0), stages(widths, 64), jnp.ones((1, 2, 2), bool))["params"]
+    init = jax.jit(head.init)
+    params = init(jax.random.key(0), stages(widths, 64), jnp.ones((1, 2, 2), bool))["params"]
     token = np.asarray(params["mask_token0"])
     assert np.abs(token).max() <= 0.02
     assert 0.009 < token.std() < 0.013  # a normal cut at one sigma has std 0.54 sigma
