@@ -37,11 +37,11 @@ from ctssl_jax.resample import (
     random_rotation,
 )
 from ctssl_jax.resample import resize as resize
+from ctssl_jax.windows import GREY_RANGE, WINDOWS, Window
 
 IntensityKind = Literal["hu", "grey8", "grey16"]
 """What the stored int16 are: Hounsfield units, grey 0..255, or 16-bit grey minus 32768."""
 
-GREY_RANGE = {"grey8": (0.0, 255.0), "grey16": (-32768.0, 32767.0)}
 AIR_HU = -1024.0  # the lowest value of 12-bit CT; less is padding outside the field of view
 # Never renumber: every run would draw other views.
 CROP_STREAM, FLIP_STREAM, ROTATE_STREAM, JITTER_STREAM, BLUR_STREAM, NOISE_STREAM = range(6)
@@ -53,6 +53,13 @@ class IntensityMode(enum.Enum):
 
     WINDOW = "window"
     SLICE_MIN_MAX = "slice_min_max"
+
+
+class Standardise(enum.Enum):
+    """Where `Intensity.mean` and `std` come from."""
+
+    FIXED = "fixed"  # the config
+    DATASET = "dataset"  # the statistics of the split that the run trains on, see `standardise`
 
 
 @dataclasses.dataclass
@@ -117,10 +124,18 @@ class Intensity:
 
     mode: IntensityMode = IntensityMode.WINDOW
     # The HU that become 0 and 1 in WINDOW mode; grey records use their full range instead.
-    window_hu: tuple[float, float] = (-1000.0, 1000.0)
+    window: Window = Window.CUSTOM
+    window_hu: tuple[float, float] = WINDOWS["wide"]  # for CUSTOM alone
+    standardise: Standardise = Standardise.FIXED  # DATASET replaces the two below
     mean: tuple[float, ...] = (0.3,)  # one number, or one per channel
     std: tuple[float, ...] = (0.3,)
     channels: int = 1  # 3: three equal channels, as the authors' and ImageNet weights expect
+
+    def bounds(self, kind: IntensityKind) -> tuple[float, float]:
+        """The stored values that become 0 and 1 in WINDOW mode."""
+        if kind != "hu":
+            return GREY_RANGE[kind]
+        return self.window_hu if self.window is Window.CUSTOM else WINDOWS[self.window.value]
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
@@ -137,6 +152,18 @@ class Intensity:
                 f"{per_channel} above 0",
             ),
         )
+        if self.window is Window.CUSTOM:
+            return
+        if self.mode is not IntensityMode.WINDOW:
+            raise ConfigError(
+                f"intensity.window={self.window.value} but intensity.mode={self.mode.value} uses "
+                "no window: set mode=window, or window=custom"
+            )
+        if self.window_hu != WINDOWS["wide"]:
+            raise ConfigError(
+                f"intensity.window={self.window.value} but intensity.window_hu={self.window_hu}: "
+                f"set window=custom, or window_hu to its default {WINDOWS['wide']}"
+            )
 
 
 def to_unit(
@@ -156,7 +183,7 @@ def to_unit(
         # The values are whole numbers: a range below 1 is a constant slice, and x - low is 0.
         extent = jnp.maximum(x.max(axis=(1, 2, 3), keepdims=True) - low, 1.0)
         return (x - low) / extent
-    lower, upper = intensity.window_hu if kind == "hu" else GREY_RANGE[kind]
+    lower, upper = intensity.bounds(kind)
     return jnp.clip((x - lower) / (upper - lower), 0.0, 1.0)
 
 

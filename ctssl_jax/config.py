@@ -196,6 +196,7 @@ class FinetuneConfig:
         _validate_parts(self)
         _require_positive(self, "batch_size", "epochs", "checkpoint_every_epochs")
         _require_fraction_and_splits(self)
+        _refuse_filter(self)
         if self.freeze.epochs >= self.epochs:
             raise ConfigError(
                 f"freeze.epochs={self.freeze.epochs} does not end before epochs={self.epochs}: "
@@ -246,6 +247,7 @@ class EvaluateConfig:
         _require_positive(self, "linear_iterations")
         _require_size("size", self.size)
         _require_fraction_and_splits(self)
+        _refuse_filter(self)
         for name in ("knn_k", "linear_c"):
             values = getattr(self, name)
             if not values or min(values) <= 0 or len(set(values)) != len(values):
@@ -323,6 +325,13 @@ def _require_fraction_and_splits(config: FinetuneConfig | EvaluateConfig) -> Non
         raise ConfigError(
             f"data.split={config.data.split}, val_split={config.val_split}, "
             f"test_split={config.test_split}: must be three different splits"
+        )
+
+
+def _refuse_filter(config: FinetuneConfig | EvaluateConfig) -> None:
+    if config.data.filter:
+        raise ConfigError(
+            "data.filter is for pre-training: leave it out; fraction makes a training split smaller"
         )
 
 

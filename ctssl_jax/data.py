@@ -46,6 +46,9 @@ class DataConfig:
     # A folder written by data_prep. Private: a path may name a patient, so no run folder holds it.
     path: str = dataclasses.field(default="data/lidc", metadata={"private": True})
     split: str = "train"
+    # Pre-training alone: a file of `data_prep.duplicates` that says which slices to use.
+    filter: str = dataclasses.field(default="", metadata={"private": True})
+    accept_leakage: bool = False  # run although test data was seen; every result says so
     canvas: int = 512  # pixels; every slice is brought to canvas x canvas before batching
     num_threads: int = 2  # each reads whole batches
     prefetch: int = 4  # batches
@@ -235,6 +238,7 @@ def pretrain_batches(
     *,
     batch_size: int,
     seed: int,
+    indices: Int[np.ndarray, "m"] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
@@ -243,7 +247,7 @@ def pretrain_batches(
         dataset,
         data,
         split=data.split,
-        indices=None,
+        indices=indices,
         batch_size=batch_size,
         seed=seed,
         process_index=process_index,

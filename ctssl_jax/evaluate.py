@@ -11,6 +11,9 @@ linear  Logistic regression (softmax) with an L2 penalty on features standardise
 
 k and C are chosen on validation; the test split is opened once, by what was chosen. Nothing is
 fitted again on training and validation together. Both are deterministic, in float64.
+
+Of an unlabelled dataset the features of `data.split` are written and nothing is scored:
+`data_prep.duplicates --method=embedding` takes them.
 """
 
 import dataclasses
@@ -27,7 +30,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int16, Shaped
 
-from ctssl_jax import augment, data, run_folder, sharding
+from ctssl_jax import augment, data, leakage, run_folder, sharding
 from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
 from ctssl_jax.checkpoint import load_encoder
 from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig, first_difference, to_json
@@ -36,6 +39,7 @@ from ctssl_jax.errors import ConfigError, DivergedError
 from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
+from ctssl_jax.standardise import resolve
 from ctssl_jax.subsets import subset
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
@@ -81,15 +85,20 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
       UserError: one of its kinds, with the line to show.
     """
     dataset = data.open_dataset(config.data.path)
+    config = resolve(config, dataset)
+    audit = leakage.require_audit(dataset, config.data.accept_leakage)
+    if not dataset.classes:
+        return _run_unlabelled(config, workdir, dataset, audit)
     data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    arm = run_folder.method(config.encoder_run) if config.encoder_run else "random"
-    config = dataclasses.replace(config, arm=config.arm or arm)
+    config = dataclasses.replace(config, arm=_arm(config))
     labels, patients = data.read_labels(dataset, config.data.split)
     rows = subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
     ks = _neighbours(config, len(rows))
-    if run_folder.open_run(workdir, config, dataset):
+    held_out, accept = (config.val_split, config.test_split), config.data.accept_leakage
+    overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
+    if run_folder.open_run(workdir, config, dataset, audit=audit):
         return _found_before(config, workdir)
 
     classes = len(dataset.classes)
@@ -128,6 +137,8 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "data_fingerprint": dataset.fingerprint,
         "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
+        "audit": audit,
+        "pretraining_overlap": overlap,
         "test_reads": 1,
     }
     for name, choice in choices.items():
@@ -148,8 +159,44 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     return results
 
 
+def _run_unlabelled(
+    config: EvaluateConfig, workdir: Path, dataset: data.Dataset, audit: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the features of `data.split`."""
+    encoder = config.encoder.build(config.precision)
+    weights = _encoder_weights(config, encoder)
+    config = dataclasses.replace(config, arm=_arm(config))
+    if run_folder.open_run(workdir, config, dataset, audit=audit):
+        return _found_before(config, workdir)
+    mesh = sharding.make_mesh()
+    embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
+    embed = partial(embed, *sharding.replicate(weights, mesh))
+    split = config.data.split
+    found = _read(embed, dataset, config.data, split, mesh)
+    save_embeddings(workdir / "embeddings.npz", **{split: found})
+    results = {
+        "task": config.task,
+        "arm": config.arm,
+        "encoder_run": run_folder.run_hash(config.encoder_run),
+        "scored": False,
+        "split": split,
+        "slices": len(found.records),
+        "data_fingerprint": dataset.fingerprint,
+        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
+        "audit": audit,
+    }
+    run_folder.write_json(workdir / "results.json", results)
+    run_folder.set_status(workdir, "done")
+    _say(_test_line(results))
+    return results
+
+
 def make_probe(
-    config: ProbeConfig, encoder: ResNet, intensity: Intensity, mesh: Mesh
+    config: ProbeConfig,
+    encoder: ResNet,
+    intensity: Intensity,
+    mesh: Mesh,
+    accept_leakage: bool = False,
 ) -> Callable[[TrainState, int], dict[str, float]]:
     """The kNN score, on validation, of an encoder that is being trained.
 
@@ -158,6 +205,7 @@ def make_probe(
       encoder: of the run, as `intensity`.
       intensity: how slices become network input.
       mesh: where the run's state lies.
+      accept_leakage: whether the labelled dataset may leak between its splits.
 
     Returns:
       `probe(state, step)`, which gives `knn_auc` and `knn_accuracy` and leaves the state as it is.
@@ -167,6 +215,7 @@ def make_probe(
       UserError: the dataset will not do; found here, before any training.
     """
     dataset = data.open_dataset(config.path)
+    leakage.require_audit(dataset, accept_leakage)
     data.require_labels(dataset, "train", "val")
     slices, classes = len(dataset.source("train")), len(dataset.classes)
     if config.k > slices:
@@ -209,7 +258,7 @@ def features(
     split: str,
     mesh: Mesh,
 ) -> Features:
-    """Features of every record of a labelled split; `embed` as `make_embed`'s, with its weights.
+    """Features of every record of a split; `embed` as `make_embed`'s, with its weights.
 
     Raises:
       DivergedError: a feature is not finite.
@@ -301,6 +350,11 @@ def save_embeddings(path: Path, **splits: Features) -> None:
     temporary.rename(path)
 
 
+def _arm(config: EvaluateConfig) -> str:
+    own = run_folder.method(config.encoder_run) if config.encoder_run else "random"
+    return config.arm or own
+
+
 def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, PyTree]:
     channels = config.intensity.channels
     if config.encoder_run:
@@ -312,7 +366,8 @@ def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, P
 def _tell_other_intensity(config: EvaluateConfig) -> None:
     """A line where slices enter the encoder otherwise than in pre-training: no shape shows that."""
     theirs = run_folder.read_json(Path(config.encoder_run) / "config.json")["config"]["intensity"]
-    ours = to_json(config.intensity)
+    # What an older run does not say is no difference.
+    ours = {name: value for name, value in to_json(config.intensity).items() if name in theirs}
     if ours != theirs:
         difference = first_difference(ours, theirs, "intensity")
         _say(f"note: {difference}: the encoder was pre-trained on other input")
@@ -364,6 +419,11 @@ def _choice_line(name: str, choice: Choice, config: EvaluateConfig) -> str:
 
 
 def _test_line(results: dict[str, Any]) -> str:
+    if not results.get("scored", True):
+        return (
+            f"features of {results['slices']:,} slices of {results['split']}; without labels "
+            "nothing is scored"
+        )
     parts = []
     for name, symbol in SYMBOLS.items():
         test = results[name]["test"]

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from ctssl_jax import augment, data, run_folder, sharding
+from ctssl_jax import augment, data, leakage, run_folder, sharding
 from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_encoder
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError
@@ -25,6 +25,7 @@ from ctssl_jax.freezing import FreezeConfig, finetune_optimizer
 from ctssl_jax.methods.base import PyTree, TrainState
 from ctssl_jax.metrics import MetricWriter, Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.standardise import resolve
 from ctssl_jax.subsets import subset
 from ctssl_jax.train import Due, fit, init_state, make_step
 
@@ -41,14 +42,18 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
       UserError: one of its kinds, with the line to show.
     """
     dataset = data.open_dataset(config.data.path)
-    config = _for_dataset(config, dataset)
+    accept = config.data.accept_leakage
+    audit = leakage.require_audit(dataset, accept)
+    config = resolve(_for_dataset(config, dataset), dataset)
     encoder = config.encoder.build(config.precision)
     pretrained = None
     if config.encoder_run:
         pretrained = load_encoder(Path(config.encoder_run), encoder, config.intensity.channels)
     config = dataclasses.replace(config, arm=config.arm or run_folder.method(config.encoder_run))
     subset = _training_subset(config, dataset)
-    if run_folder.open_run(workdir, config, dataset):
+    held_out = (config.val_split, config.test_split)
+    overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
+    if run_folder.open_run(workdir, config, dataset, audit=audit):
         return run_folder.read_json(workdir / "results.json")
 
     mesh = sharding.make_mesh()
@@ -77,6 +82,8 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "data_fingerprint": dataset.fingerprint,
         "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
+        "audit": audit,
+        "pretraining_overlap": overlap,
         "test_reads": 1,
     }
     run_folder.write_json(workdir / "results.json", results)

@@ -29,7 +29,7 @@ def to_display(
     """Network input -> 0..1 for the eye: HU through `window_hu`, grey as it is; first channel."""
     unit = image[..., 0] * intensity.std[0] + intensity.mean[0]
     if kind == "hu" and intensity.mode is IntensityMode.WINDOW:
-        low, high = intensity.window_hu
+        low, high = intensity.bounds(kind)
         unit = (low + unit * (high - low) - window_hu[0]) / (window_hu[1] - window_hu[0])
     return np.clip(unit, 0.0, 1.0)
 

@@ -31,10 +31,24 @@ def read_json(path: Path) -> Any:
         raise StorageError(f"{path} cannot be read: give another run folder") from None
 
 
-def open_run(workdir: Path, config: Config, dataset: Dataset) -> bool:
+def open_run(
+    workdir: Path,
+    config: Config,
+    dataset: Dataset,
+    *,
+    audit: dict[str, Any],
+    kept: dict[str, Any] | None = None,
+) -> bool:
     """Makes the run folder, or checks that it was made by the same config and data.
 
     Writes `config.json`, `data.json`, `env.json` and `STATUS`; no path, host or user name.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      dataset: that it reads.
+      audit: what the gate says of the dataset.
+      kept: which slices a filter keeps, in numbers.
 
     Returns:
       Whether the run has already ended well; then nothing is touched.
@@ -47,7 +61,7 @@ def open_run(workdir: Path, config: Config, dataset: Dataset) -> bool:
     data = {
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
-    }
+    } | {"audit": audit, "filter": kept}
     known = workdir / "config.json"
     try:
         if known.exists():
@@ -78,6 +92,8 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
         )
     if their_data["fingerprint"] != data["fingerprint"]:
         raise ConfigError(f"{workdir} was made with other data: give another --workdir")
+    if their_data.get("filter") != data["filter"]:
+        raise ConfigError(f"{workdir} was made with another data.filter: give another --workdir")
 
 
 def method(run: str) -> str:

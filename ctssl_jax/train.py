@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from ctssl_jax import augment, data, evaluate, gauges, pictures, run_folder, sharding
+from ctssl_jax import augment, data, evaluate, gauges, leakage, pictures, run_folder, sharding
 from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.checkpoint import Checkpoints
 from ctssl_jax.config import PretrainConfig
@@ -27,6 +27,8 @@ from ctssl_jax.methods.base import Batch, Method, Progress, TrainState
 from ctssl_jax.metrics import MetricWriter, Throughput, duration
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule, lr_schedule, make_optimizer, weight_decay_schedule
+from ctssl_jax.standardise import resolve
+from ctssl_jax.thinning import read_filter
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
@@ -202,15 +204,20 @@ def run(config: PretrainConfig, workdir: Path) -> None:
       UserError: one of its kinds, with the line to show.
     """
     dataset = data.open_dataset(config.data.path)
-    slices = len(dataset.source(config.data.split))
+    config = resolve(config, dataset)
+    audit = leakage.require_audit(dataset, config.data.accept_leakage)
+    kept = read_filter(config.data, dataset)
+    slices = kept.slices
     sharding.check_batch(config.batch_size)
     config.method.validate_run(config.batch_size, slices)
     mesh, encoder, probe = sharding.make_mesh(), config.encoder.build(config.precision), None
     if config.probe.every:
-        probe = evaluate.make_probe(config.probe, encoder, config.intensity, mesh)
-    if run_folder.open_run(workdir, config, dataset):
+        accept = config.data.accept_leakage
+        probe = evaluate.make_probe(config.probe, encoder, config.intensity, mesh, accept)
+    if run_folder.open_run(workdir, config, dataset, audit=audit, kept=kept.summary):
         print(f"{workdir} is done already", flush=True)
         return
+    leakage.write_seen(workdir, dataset, config.data.split, kept.rows)
 
     total_steps = config.total_steps(slices)
     steps_per_epoch = slices / config.batch_size
@@ -225,6 +232,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
             config.data,
             batch_size=config.batch_size,
             seed=config.seed,
+            indices=kept.rows,
             **sharding.process_share(),
         )
     )
@@ -239,7 +247,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     writer = MetricWriter(workdir, int(state.step))
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     writer.line(
-        f"{type(config.method).__name__} on {dataset.name}: {slices:,} slices, "
+        f"{type(config.method).__name__} on {dataset.name}: {kept.in_words()}, "
         f"ResNet-{config.encoder.depth}, {parameters:,} parameters, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         + (f", resumed at step {int(state.step):,}" if int(state.step) else "")

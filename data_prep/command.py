@@ -1,16 +1,16 @@
 """What all commands of data preparation share: flags, errors, the closing table."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ctssl_jax.errors import DataError, UserError
-from data_prep.records import load_key, refuse_taken
+from ctssl_jax.errors import ConfigError, DataError, UserError
+from data_prep.preparation import Manifest, prepare, refuse_taken
+from data_prep.records import PUBLIC_KEY, load_key
+from data_prep.source import Source
 from data_prep.split import split_fractions
-
-Manifest = dict[str, Any]
 
 
 def new_parser(
@@ -46,18 +46,30 @@ def new_parser(
     parser.add_argument("--val_fraction", type=float, default=val, help="share of patients")
     parser.add_argument("--test_fraction", type=float, default=test, help="share of patients")
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes; 0: all in this one, which a damaged file may then take with it",
+    )
+    parser.add_argument(
+        "--max_rejected",
+        type=float,
+        default=0.05,
+        help="exit with code 3 if a larger share of the images is damaged or irregular",
+    )
+    parser.add_argument(
+        "--show_paths",
+        action="store_true",
+        help="print where each rejected file is; paths may name patients",
+    )
+    parser.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help="work on Apache Beam with these pipeline options, "
+        "e.g. --beam='--runner=FlinkRunner --parallelism=64'",
+    )
     return parser
-
-
-def common_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What every source is prepared with, from the flags."""
-    return {
-        "source": args.source,
-        "out": args.out,
-        "key": load_key(args.key),
-        "fractions": split_fractions(args.val_fraction, args.test_fraction),
-        "seed": args.seed,
-    }
 
 
 def add_patient_regex(parser: argparse.ArgumentParser, item: str) -> None:
@@ -81,33 +93,61 @@ def add_split_by(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(
-    prepare: Callable[[argparse.Namespace], Manifest],
+def run_source(
+    make_source: Callable[[argparse.Namespace], Source],
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parses the flags, prepares the dataset, prints its table; returns the exit code.
+    """Parses the flags, prepares the dataset, prints its tables; returns the exit code."""
+
+    def task(args: argparse.Namespace) -> None:
+        if "source" in args and not args.source.exists():
+            raise DataError("--source does not exist")
+        refuse_taken(args.out)
+        if not 0 <= args.max_rejected <= 1:
+            raise ConfigError(f"--max_rejected={args.max_rejected}: must be 0 to 1")
+        if args.workers < 0:
+            raise ConfigError(f"--workers={args.workers}: must be 0 (this process) or more")
+        manifest = prepare(
+            make_source(args),
+            args.out,
+            key=load_key(args.key) if "key" in args else PUBLIC_KEY,
+            fractions=split_fractions(args.val_fraction, args.test_fraction),
+            seed=args.seed,
+            workers=args.workers,
+            max_rejected=args.max_rejected,
+            beam=args.beam,
+            show_paths=args.show_paths,
+        )
+        print(table(manifest))
+        print((args.out / "quality.txt").read_text(), end="")
+
+    return run(task, parser, argv)
+
+
+def run(
+    task: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses the flags and does the task; returns the exit code.
 
     What a user can mend is one line on stderr, without a traceback.
     """
     args = parser.parse_args(argv)
     try:
-        if "source" in args and not args.source.exists():
-            raise DataError(f"--source {args.source} does not exist")
-        refuse_taken(args.out)
-        manifest = prepare(args)
+        task(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: repeat the command to go on", file=sys.stderr)
         return 130
-    print(table(manifest))
     return 0
 
 
 def table(manifest: Manifest) -> str:
-    """Returns what was written, as text: splits, classes, rejected by reason."""
+    """Returns what was written, as text: splits and classes."""
     classes = manifest["classes"]
     rows = [["split", "slices", "patients", "series", *classes]]
     for split, n in manifest["splits"].items():
@@ -117,8 +157,5 @@ def table(manifest: Manifest) -> str:
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
-    rejected = manifest["rejected"]
-    lines.append(f"rejected: {sum(rejected.values())}" + (" (see rejected.csv)" * bool(rejected)))
-    lines += [f"  {count:>6}  {reason}" for reason, count in rejected.items()]
     lines += [f"note: {manifest['note']}"] if "note" in manifest else []
     return "\n".join(lines)

@@ -1,17 +1,32 @@
 """UCSD COVID-CT -> dataset folder: `python -m data_prep.covid_ct --source=COVID-CT --out=DATASET`.
 
-743 images of publications (Yang et al., arXiv 2003.13865), with the authors' lists in Data-split.
+743 images from publications (Yang et al., arXiv 2003.13865), with the authors' lists in Data-split:
+train 425, val 118 and test 203 (COVID 191, 60 and 98; NonCOVID 234, 58 and 105). The lists share
+publications; --split_by=patient makes a split that does not.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ctssl_jax.errors import DataError
-from data_prep import command
-from data_prep.folder import Item, shared_patients, write_images
-from data_prep.records import Rejected
+from data_prep import command, images
+from data_prep.images import ImageSource
+from data_prep.listing import shared_patients
+from data_prep.origin import Origin
+from data_prep.source import Item
+
+CITATION = (
+    "Yang, He, Zhao, Zhang, Zhang, Xie: COVID-CT-Dataset: a CT scan dataset about COVID-19. "
+    "arXiv 2003.13865, 2020"
+)
+LICENCE = "none stated: the images are of publications with terms of their own"
+DOWNLOAD = (
+    "https://github.com/UCSD-AI4H/COVID-CT: unpack CT_COVID.zip and CT_NonCOVID.zip of "
+    "Images-processed, and put the folder Data-split beside them"
+)
+ORIGIN = Origin(CITATION, LICENCE, DOWNLOAD)
 
 CLASSES = ("COVID", "NonCOVID")
 SPLITS = ("train", "val", "test")
@@ -26,79 +41,67 @@ def publication(name: str, kind: str) -> str:
     return f"{kind}/{stem.split('-p')[0] if kind == 'COVID' else stem}"
 
 
-def prepare(
-    source: Path,
-    out: Path,
-    *,
-    key: bytes,
-    fractions: Mapping[str, float],
-    seed: int = 0,
-    split_by: str = "official",
-) -> command.Manifest:
-    """Writes COVID-CT.
+def make_source(root: Path, split_by: str = "official") -> ImageSource:
+    """COVID-CT as a source.
 
     Args:
-        source: Folder that holds CT_COVID, CT_NonCOVID and Data-split.
-        out: Dataset folder to make.
-        key: Secret key of the pseudonyms.
-        fractions: Share of the publications of each split, for `split_by="patient"`.
-        seed: Of that split.
+        root: Folder that holds CT_COVID, CT_NonCOVID and Data-split.
         split_by: "official" for the authors' lists, as many as there are; "patient" to pool
-            all listed images and split them by publication.
+            all listed images and leave the split open, by publication.
 
     Raises:
         DataError: If the folder lacks one of its parts.
     """
-    rejected: Rejected = []
     items: list[Item] = []
     notes: list[str] = []
     unlisted = 0
     for label, kind in enumerate(CLASSES):
-        images = _sub_folder(source, f"CT_{kind}")
+        folder = _sub_folder(root.resolve(), f"CT_{kind}")
         lists = {
-            split: _sub_folder(source, "Data-split") / kind / f"{split}CT_{kind}.txt"
+            split: _sub_folder(root, "Data-split") / kind / f"{split}CT_{kind}.txt"
             for split in SPLITS
         }
         found = {split: path for split, path in lists.items() if path.is_file()}
         if not found:
-            raise DataError(f"--source {source} has no lists in Data-split/{kind}")
-        missing = [path.name for split, path in lists.items() if split not in found]
-        notes += [f"no list {name}" for name in missing]
+            raise DataError(f"--source holds no lists in Data-split/{kind}")
+        notes += [f"no list {path.name}" for split, path in lists.items() if split not in found]
         listed = set()
         for split, path in found.items():
-            for name in filter(None, map(str.strip, path.read_text("utf-8").splitlines())):
+            for name in _names(path):
                 listed.add(name)
-                number = len(items) + 1
-                if not (images / name).is_file():
-                    rejected.append((f"{kind} {number}", "listed but not there"))
-                items.append(Item(number, images / name, publication(name, kind), label, split))
-        unlisted += sum(path.is_file() and path.name not in listed for path in images.iterdir())
-    rejected += [(f"unlisted {n}", "in no list") for n in range(1, unlisted + 1)]
-    items = [item for item in items if item.path.is_file()]
-    shared = shared_patients(items)
+                item = Item(0, str(folder / name), publication(name, kind), label, split)
+                items.append(item)
+        unlisted += sum(path.is_file() and path.name not in listed for path in folder.iterdir())
+    if unlisted:
+        notes.append(f"{unlisted} images are in no list and were left out")
+    shared = shared_patients((i.patient, i.split) for i in items if Path(i.path).is_file())
     if split_by == "patient":
-        unique = {item.path: replace(item, split="") for item in items}
-        items = list(unique.values())
+        items = list({item.path: replace(item, split="") for item in items}.values())
         notes.append("split by publication, not the official split")
     elif shared:
         notes.append(f"official split: {shared} publications have images in more than one split")
-    return write_images(
-        items,
-        out,
-        name="covid_ct",
-        classes=CLASSES,
-        key=key,
-        fractions=fractions,
-        seed=seed,
-        rejected=rejected,
-        note="; ".join(notes),
-    )
+    return ImageSource("covid_ct", CLASSES, 8, notes, ORIGIN, images.numbered(items))
 
 
-def _sub_folder(source: Path, name: str) -> Path:
-    folder = source / name
+def _names(path: Path) -> list[str]:
+    """The file names of a list.
+
+    Raises:
+        DataError: If it is not text, or a line is a path.
+    """
+    try:
+        names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} of --source is not text: download it again") from error
+    if any(Path(name).name != name for name in names):
+        raise DataError(f"{path.name} of --source holds lines that are no file names")
+    return names
+
+
+def _sub_folder(root: Path, name: str) -> Path:
+    folder = root / name
     if not folder.is_dir():
-        raise DataError(f"--source {source} has no folder {name}: give the folder that holds it")
+        raise DataError(f"--source has no folder {name}: give the folder that holds it")
     return folder
 
 
@@ -106,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command.new_parser(
         "covid_ct",
-        "COVID-CT of UCSD -> dataset folder with the classes COVID and NonCOVID",
+        "COVID-CT of UCSD -> dataset folder with the classes COVID and NonCOVID. " + ORIGIN.text(),
         "--source=COVID-CT/Images-processed --out=data/covid_ct",
         source="folder that holds CT_COVID, CT_NonCOVID and Data-split",
         val=0.2,
@@ -114,13 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_split_by(parser)
 
-    def from_flags(args: argparse.Namespace) -> command.Manifest:
-        return prepare(
-            **command.common_arguments(args),
-            split_by=args.split_by,
-        )
+    def from_flags(args: argparse.Namespace) -> ImageSource:
+        return make_source(args.source, args.split_by)
 
-    return command.run(from_flags, parser, argv)
+    return command.run_source(from_flags, parser, argv)
 
 
 if __name__ == "__main__":

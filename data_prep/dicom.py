@@ -5,289 +5,178 @@ of their position on the slice normal (DICOM PS3.3 C.7.6.2.1.1), not by file nam
 """
 
 import argparse
-import logging
 import os
-import sys
-import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-import pydicom
-import SimpleITK
-from jaxtyping import Float, Int16
-from pydicom.errors import InvalidDicomError
 
+from ctssl_jax.errors import DataError
 from data_prep import command
-from data_prep.records import (
-    AIR_HU,
-    Rejected,
-    Slice,
-    Unusable,
-    pseudonym,
-    to_hu,
-    write_dataset,
-)
-from data_prep.split import split_by_patient
-
-CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
-ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-MAX_PIXELS = 2**26
-MIN_AXIAL_COSINE = 0.8  # a gantry is tilted by 30 degrees at most; a reformat is near 90
-
-_TAGS = """
-    SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID Modality ImageType
-    Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated
-    PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept
-    RescaleType ImageOrientationPatient ImagePositionPatient PixelSpacing
-""".split()  # noqa: SIM905
-_UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+from data_prep.dicom_header import Header, read_header
+from data_prep.dicom_pixels import read_pixels, to_hounsfield
+from data_prep.irregular import Irregular
+from data_prep.origin import Origin
+from data_prep.series import Stack
+from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
 
 
 @dataclass(frozen=True)
-class Header:
-    """What is needed of one file; identifiers as in the source."""
+class DicomSource:
+    """The axial CT slices of all DICOM files below a folder; a `source.Source`.
 
-    number: int
-    path: Path
-    patient: str
-    series: str
-    instance: str
-    normal: tuple[float, float, float]
-    origin: tuple[float, float, float]
-    pixel_mm: tuple[float, float]
-    padding_hu: tuple[float, float] | None
-
-    def position(self, normal: tuple[float, float, float]) -> float:
-        """Place along a normal in mm."""
-        return float(np.dot(self.origin, normal))
-
-
-def read_header(path: Path, number: int = 0, folder: str = "") -> Header:
-    """Reads what is needed of a file's header.
-
-    Args:
-        path: Of the file.
-        number: Its running number, to report it by.
-        folder: Stands for the series where the header names none.
-
-    Raises:
-        Unusable: If it is not an axial CT slice that can be turned into HU, with the reason.
+    Attributes:
+        root: Folder of DICOM files with any names, or one file.
+        irregular: Whether the slices of an irregular series are kept. The finding is kept anyway.
     """
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    try:
-        # The warnings of pydicom quote values, which may name a patient.
-        with warnings.catch_warnings(action="ignore"), open(path, "rb") as stream:
-            tags = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
-            pixel_bytes = path.stat().st_size - stream.tell()
-            return _header_of(tags, path, number, folder, pixel_bytes)
-    except InvalidDicomError as error:
-        raise Unusable("not DICOM") from error
-    except Unusable:
-        raise
-    except Exception as error:  # pydicom raises all sorts on a damaged header
-        raise Unusable("header cannot be read") from error
+
+    root: Path
+    irregular: Irregular = Irregular.REJECT
+
+    name: ClassVar[str] = "dicom"
+    kind: ClassVar[str] = "dicom"
+    intensity: ClassVar[str] = "hu"
+    classes: ClassVar[Sequence[str]] = ()
+    origin: ClassVar[Origin | None] = None
+
+    def options(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {"irregular": self.irregular.value}
+
+    def items(self) -> Iterator[Item]:
+        """All files in the order of their paths; no links that lead out of the folder.
+
+        Raises:
+            DataError: If there is no file.
+        """
+        number = 0
+        for number, path in enumerate(_files(self.root.resolve()), 1):
+            yield Item(number, path)
+        if not number:
+            raise DataError("--source holds no files: give the folder of the DICOM export")
+
+    def place(self, item: Item) -> Place:
+        """Series and patient of a file, from its header; raises as `dicom_header.read_header`."""
+        header = self._header(item)
+        return Place(unit=header.series, patient=header.patient)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
+        """The slices of one series along its normal, from the feet to the head."""
+        headers: dict[int, Header] = {}
+        seen: dict[str, Item] = {}
+        for item in items:
+            try:
+                header = self._header(item)
+                _require_new(seen.setdefault(header.instance or item.path, item), item)
+                headers[item.number] = header
+            except Unusable as error:
+                yield Rejected.of(item.number, error)
+        if headers:
+            yield from self._read_series({i.number: i.path for i in items}, headers)
+
+    def notes(self) -> Sequence[str]:
+        """See `Source`."""
+        return ()
+
+    def _header(self, item: Item) -> Header:
+        return read_header(item.path, os.path.relpath(os.path.dirname(item.path), self.root))
+
+    def _read_series(
+        self, paths: Mapping[int, str], headers: Mapping[int, Header]
+    ) -> Iterator[Slice | Rejected | Finding]:
+        places = [(number, k) for number, h in headers.items() for k in range(len(h.frames))]
+        stack = _stack([headers[number] for number, _ in places], [k for _, k in places])
+        series = headers[places[0][0]].series
+        if len({header.patient for header in headers.values()}) > 1:
+            raise Unusable("the series names more than one patient")
+        keep = self.irregular is Irregular.ACCEPT_2D
+        irregularities = stack.irregularities()
+        for finding, detail in irregularities:
+            yield Finding(series, finding, detail, len(places), kept=keep)
+        if irregularities and not keep:
+            reason = Unusable(f"irregular series: {irregularities[0].finding}")
+            for number, header in headers.items():
+                yield Rejected.of(number, reason, len(header.frames))
+            return
+        positions, distance = stack.positions(), stack.distance()
+        reader = _Frames(paths, headers)
+        for index, which in enumerate(np.argsort(positions, kind="stable").tolist()):
+            number, k = places[which]
+            header = headers[number]
+            try:
+                image = reader.hounsfield(number, k)
+            except Unusable as error:
+                yield Rejected.of(number, error)
+                continue
+            yield Slice(
+                image,
+                header.patient,
+                header.series,
+                index,
+                position_mm=float(positions[which]),
+                spacing_mm=(distance, *header.frames[k].pixel_mm),
+                thickness_mm=header.frames[k].thickness_mm,
+            )
 
 
-def _header_of(
-    tags: pydicom.Dataset, path: Path, number: int, folder: str, pixel_bytes: int
-) -> Header:
-    _require_axial_ct(tags)
-    row, column = np.reshape(np.asarray(tags.ImageOrientationPatient, float), (2, 3))
-    normal = np.cross(row, column)
-    if not 0.9 < np.linalg.norm(normal) < 1.1:
-        raise Unusable("ImageOrientationPatient is not a pair of directions")
-    if abs(normal[2]) < MIN_AXIAL_COSINE:
-        raise Unusable("not axial")
-    rows, columns = int(tags.Rows), int(tags.Columns)
-    if not 0 < rows * columns <= MAX_PIXELS:
-        raise Unusable(f"no pixels or more than {MAX_PIXELS}")
-    stored = rows * columns * int(tags.BitsAllocated) // 8
-    syntax = tags.file_meta.get("TransferSyntaxUID", "")
-    if syntax in _UNCOMPRESSED and pixel_bytes < stored:
-        raise Unusable("cut off")
-    series = str(tags.get("SeriesInstanceUID") or f"folder {folder}")
-    patient = str(tags.get("PatientID") or "").strip()
-    spacing = [float(mm) for mm in tags.get("PixelSpacing") or (np.nan, np.nan)]
-    origin = np.asarray(tags.ImagePositionPatient, float)
-    return Header(
-        number=number,
-        path=path,
-        patient=patient or str(tags.get("StudyInstanceUID") or series),
-        series=series,
-        instance=str(tags.get("SOPInstanceUID") or path),
-        normal=tuple(normal / np.linalg.norm(normal)),
-        origin=(origin[0], origin[1], origin[2]),
-        pixel_mm=(spacing[0], spacing[1]),
-        padding_hu=_padding_hu(tags),
+class _Frames:
+    """Reads each file once, although the frames of several may take turns along the normal."""
+
+    def __init__(self, paths: Mapping[int, str], headers: Mapping[int, Header]):
+        self._paths, self._headers = paths, headers
+        self._number, self._frames = 0, list[bytes]()
+
+    def hounsfield(self, number: int, frame: int) -> Any:
+        header = self._headers[number]
+        if number != self._number:
+            self._frames = read_pixels(self._paths[number], header)
+            self._number = number
+        return to_hounsfield(self._frames[frame], header, frame)
+
+
+def _files(root: Path) -> Iterator[str]:
+    """All regular files below a folder, or the one file, in a fixed order."""
+    if root.is_file():
+        yield str(root)
+    for folder, subfolders, names in os.walk(root):  # does not follow links to folders
+        subfolders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(root)):
+                yield str(path)
+
+
+def _require_new(first: Item, item: Item) -> None:
+    """Raises if another file has the same SOPInstanceUID; exports often hold files twice."""
+    if first is item:
+        return
+    if Path(first.path).read_bytes() == Path(item.path).read_bytes():
+        raise Unwanted("a copy of another file")
+    raise Unusable("repeats a SOPInstanceUID with other content")
+
+
+def _stack(headers: Sequence[Header], which: Sequence[int]) -> Stack:
+    frames = [header.frames[k] for header, k in zip(headers, which, strict=True)]
+    return Stack(
+        normals=np.array([frame.normal for frame in frames]),
+        origins=np.array([frame.origin for frame in frames]),
+        thickness_mm=np.array([frame.thickness_mm for frame in frames]),
+        sizes=np.array([(h.pixels.rows, h.pixels.columns) for h in headers]),
+        pixel_mm=np.array([frame.pixel_mm for frame in frames]),
     )
 
 
-def _require_axial_ct(tags: pydicom.Dataset) -> None:
-    """Raises Unusable unless it is one CT slice with the tags that HU and geometry need."""
-    kind = str(tags.get("SOPClassUID") or "")
-    modality = str(tags.get("Modality") or ("CT" if kind == CT_IMAGE_STORAGE else ""))
-    image_type = [str(part).upper() for part in np.atleast_1d(tags.get("ImageType") or [])]
-    if modality != "CT":
-        raise Unusable("not CT" if modality or kind else "no image")
-    if kind.startswith(SECONDARY_CAPTURE):
-        raise Unusable("secondary capture")
-    if "LOCALIZER" in image_type:
-        raise Unusable("localizer")
-    if kind in ENHANCED_CT or int(tags.get("NumberOfFrames") or 1) > 1:
-        raise Unusable("more than one frame in a file")
-    if kind not in (CT_IMAGE_STORAGE, ""):
-        raise Unusable("not a CT image")
-    if "Rows" not in tags or "Columns" not in tags:
-        raise Unusable("no pixel data")
-    if int(tags.get("SamplesPerPixel") or 1) != 1 or (
-        tags.get("PhotometricInterpretation") != "MONOCHROME2"
-    ):
-        raise Unusable("not MONOCHROME2")
-    if tags.get("RescaleSlope") is None or tags.get("RescaleIntercept") is None:
-        raise Unusable("no RescaleSlope and RescaleIntercept: HU are not known")
-    if float(tags.RescaleSlope) == 0:
-        raise Unusable("RescaleSlope is 0")
-    if (tags.get("RescaleType") or "HU") not in ("HU", "HU_MOD"):
-        raise Unusable("RescaleType is not HU")
-    if not tags.get("ImageOrientationPatient") or not tags.get("ImagePositionPatient"):
-        raise Unusable("no orientation or position")
-
-
-def _padding_hu(tags: pydicom.Dataset) -> tuple[float, float] | None:
-    """Returns the range of padding in HU. Its tag may be unsigned where the pixels are signed."""
-    first = tags.get("PixelPaddingValue")
-    if first is None:
-        return None
-    last = tags.get("PixelPaddingRangeLimit")
-    bits, signed = int(tags.BitsAllocated), bool(tags.get("PixelRepresentation"))
-    stored = [int(value) % 2**bits for value in (first, first if last is None else last)]
-    if signed:
-        stored = [value - 2**bits if value >= 2 ** (bits - 1) else value for value in stored]
-    limits = [value * float(tags.RescaleSlope) + float(tags.RescaleIntercept) for value in stored]
-    return min(limits), max(limits)
-
-
-def read_hu(header: Header) -> Int16[np.ndarray, "h w"]:
-    """Reads one slice in HU: this file's own rescale applied, padding made air.
-
-    Raises:
-        Unusable: If the pixels cannot be decoded.
-    """
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(header.path))
-    try:
-        with _silent_decoders():
-            volume = SimpleITK.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise Unusable("pixels cannot be decoded") from error
-    if volume.shape[:-2] not in ((), (1,)):
-        raise Unusable("not one slice of one channel")
-    values: Float[np.ndarray, "h w"] = volume.reshape(volume.shape[-2:]).astype(np.float64)
-    if header.padding_hu is not None:
-        low, high = header.padding_hu
-        values[(values >= low - 1e-3) & (values <= high + 1e-3)] = AIR_HU
-    return to_hu(values)
-
-
-@contextmanager
-def _silent_decoders() -> Iterator[None]:
-    """Hides what the C libraries write to stderr, which may be anything of the file."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def find_series(source: Path, rejected: Rejected) -> dict[str, list[Header]]:
-    """Returns the CT series below a folder, or of one file, each in order along its normal."""
-    found = [source] if source.is_file() else sorted(source.rglob("*"))
-    files = [path for path in found if path.is_file()]
-    series: dict[str, list[Header]] = defaultdict(list)
-    instances = set()
-    for number, path in enumerate(files, 1):
-        try:
-            folder = os.path.relpath(path.parent, source)
-            header = read_header(path, number, folder)
-            if header.instance in instances:
-                raise Unusable("repeats a SOPInstanceUID")
-            instances.add(header.instance)
-            series[header.series].append(header)
-        except Unusable as error:
-            rejected.append((f"file {number}", str(error)))
-    return {
-        uid: sorted(headers, key=lambda h: h.position(headers[0].normal))
-        for uid, headers in series.items()
-    }
-
-
-def series_slices(headers: Sequence[Header], key: bytes, rejected: Rejected) -> Iterator[Slice]:
-    """Yields the slices of one ordered series."""
-    normal = headers[0].normal
-    positions = [header.position(normal) for header in headers]
-    gaps = np.diff(positions)
-    distance = float(np.median(gaps[gaps > 1e-3])) if np.any(gaps > 1e-3) else float("nan")
-    for index, (header, position) in enumerate(zip(headers, positions, strict=True)):
-        try:
-            image = read_hu(header)
-        except Unusable as error:
-            rejected.append((f"file {header.number}", str(error)))
-            continue
-        yield Slice(
-            image,
-            pseudonym(key, header.patient),
-            pseudonym(key, header.series),
-            index,
-            position_mm=position,
-            spacing_mm=(distance, *header.pixel_mm),
-        )
-
-
-def prepare(
-    source: Path, out: Path, *, key: bytes, fractions: Mapping[str, float], seed: int = 0
-) -> command.Manifest:
-    """Writes the axial CT slices of all DICOM files below a folder.
-
-    Args:
-        source: Folder of DICOM files with any names, or one file.
-        out: Dataset folder to make.
-        key: Secret key of the pseudonyms.
-        fractions: Share of the patients of each split.
-        seed: Of the split.
-
-    Raises:
-        DataError: If there is no usable slice.
-    """
-    rejected: Rejected = []
-    series = find_series(source, rejected)
-    patients = [headers[0].patient for headers in series.values()]
-    split_of = split_by_patient(patients, fractions, seed)
-
-    def of_split(split: str) -> Iterator[Slice]:
-        for headers in series.values():
-            if split_of[headers[0].patient] == split:
-                yield from series_slices(headers, key, rejected)
-
-    return write_dataset(
-        out,
-        name="dicom",
-        source_kind="dicom",
-        intensity="hu",
-        classes=(),
-        slices={split: of_split(split) for split in fractions},
-        rejected=rejected,
-        expected=sum(map(len, series.values())),
+def add_irregular(parser: argparse.ArgumentParser, default: Irregular) -> None:
+    """Adds the flag that says what happens to irregular series."""
+    parser.add_argument(
+        "--irregular",
+        choices=[choice.value for choice in Irregular],
+        default=default.value,
+        help="a series with missing or repeated slices, gantry tilt, changing distances or mixed "
+        "sizes. reject: left out; accept_2d: its slices are kept as they are, nothing is "
+        "interpolated. Both are listed in findings.csv",
     )
 
 
@@ -299,11 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--source=dicom --out=data/mine",
         source="folder of DICOM files, searched with all sub-folders",
     )
+    add_irregular(parser, Irregular.REJECT)
 
-    def from_flags(args: argparse.Namespace) -> command.Manifest:
-        return prepare(**command.common_arguments(args))
+    def from_flags(args: argparse.Namespace) -> DicomSource:
+        return DicomSource(args.source, Irregular(args.irregular))
 
-    return command.run(from_flags, parser, argv)
+    return command.run_source(from_flags, parser, argv)
 
 
 if __name__ == "__main__":

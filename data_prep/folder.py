@@ -1,266 +1,280 @@
-"""Your own folder of 2-D images: `python -m data_prep.folder --source=IMAGES --out=DATASET`."""
+"""Your own folder: `python -m data_prep.folder --source=FOLDER --out=DATASET`.
+
+DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF and BMP, with labels from sub-folders or a table.
+What a file is, its content says. DICOM and volumes are in Hounsfield units and may stand side by
+side; 2-D images are grey and make a dataset of their own.
+"""
 
 import argparse
-import csv
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import enum
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 from ctssl_jax.errors import DataError
-from data_prep import command, images
-from data_prep.records import Rejected, Slice, Unusable, pseudonym, write_dataset
-from data_prep.split import patient_finder, split_by_patient
+from data_prep import command, images, labels, listing, volume_header
+from data_prep.dicom import DicomSource
+from data_prep.images import ImageSource
+from data_prep.irregular import Irregular
+from data_prep.source import Finding, Item, Place, Rejected, Slice, Source, Unusable
+from data_prep.split import patient_finder
+from data_prep.volumes import VolumeSource
+
+_IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
+_DICOM_STARTS = (b"\x02\0", b"\x08\0")  # a data set without the preamble begins with such a group
+
+
+class Format(enum.Enum):
+    """Which files of a folder are read.
+
+    Attributes:
+        AUTO: DICOM and volumes, or images; not both.
+        DICOM: DICOM files.
+        VOLUME: NIfTI, NRRD and MetaImage.
+        IMAGE: PNG, JPEG, TIFF and BMP.
+    """
+
+    AUTO = "auto"
+    DICOM = "dicom"
+    VOLUME = "volume"
+    IMAGE = "image"
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image file: its running number, identity as in the source, label (-1 none), split."""
+class FolderSource:
+    """DICOM series and volumes of a folder, labelled; a `source.Source`.
 
-    number: int
-    path: Path
-    patient: str
-    label: int = -1
-    split: str = ""
+    The part of an item says which it is; its patient, label and split take the place of those in
+    the file.
+
+    Attributes:
+        root: The folder.
+        irregular: Whether the slices of irregular series and volumes are kept.
+        kind: What is in it: "dicom", "volume" or "dicom+volume".
+        classes: Names of the classes.
+        remarks: What `notes` says.
+        listed: The items. Only the process that lists them needs them: they do not pickle.
+    """
+
+    root: Path
+    irregular: Irregular
+    kind: str
+    classes: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    listed: Sequence[Item] = field(default=(), repr=False)
+
+    name: ClassVar[str] = "folder"
+    intensity: ClassVar[str] = "hu"
+    origin: ClassVar[None] = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "listed": ()}
+
+    def options(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {"irregular": self.irregular.value}
+
+    def items(self) -> Iterator[Item]:
+        """See `Source`."""
+        yield from self.listed
+
+    def place(self, item: Item) -> Place:
+        """As `DicomSource.place` and `VolumeSource.place`."""
+        if not os.path.isfile(item.path):
+            raise Unusable("listed but not there")
+        if not _is_dicom(item):
+            return self._volumes.place(item)
+        place = self._dicom.place(item)
+        return Place(f"dicom {place.unit}", item.patient or place.patient)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
+        """See `Source`."""
+        first = items[0]
+        if not _is_dicom(first):
+            yield from self._volumes.read(items)
+            return
+        if len({(item.patient, item.label, item.split) for item in items}) > 1:
+            raise Unusable("one series has several labels, patients or splits")
+        for found in self._dicom.read(items):
+            if isinstance(found, Slice):
+                patient = first.patient or found.patient
+                found = replace(found, patient=patient, label=first.label, split=first.split)
+            yield found
+
+    def notes(self) -> Sequence[str]:
+        """See `Source`."""
+        return self.remarks
+
+    @property
+    def _dicom(self) -> DicomSource:
+        return DicomSource(self.root, self.irregular)
+
+    @property
+    def _volumes(self) -> VolumeSource:
+        return VolumeSource(self.root, irregular=self.irregular)
 
 
-def prepare(
-    source: Path,
-    out: Path,
-    *,
-    key: bytes,
-    fractions: Mapping[str, float],
-    seed: int = 0,
+def make_source(
+    root: Path,
+    labelled: str = "",
     patient_regex: str = "",
-    labels: str = "",
-) -> command.Manifest:
-    """Writes all images below a folder.
+    format: Format = Format.AUTO,
+    irregular: Irregular = Irregular.REJECT,
+) -> Source:
+    """The files of a folder as a source.
 
     Args:
-        source: Folder of PNG, JPEG, TIFF or BMP images, searched with all its sub-folders.
-        out: Dataset folder to make.
-        key: Secret key of the pseudonyms.
-        fractions: Share of the patients of each split.
-        seed: Of the split.
-        patient_regex: Searched in the file name; its first group is the patient. Without it
-            each image is its own patient.
-        labels: "folder" (class = sub-folder) or the path of a CSV file with the columns file and
-            label and, if wanted, patient and split.
+        root: The folder.
+        labelled: As `labels.label` takes it.
+        patient_regex: Searched in the file name; its first group is the patient. Without it each
+            image and each volume is its own patient. The patient of DICOM is its PatientID.
+        format: Which files are read.
+        irregular: Whether the slices of irregular series and volumes are kept.
 
     Raises:
         ConfigError: If the expression is not one with a group.
-        DataError: If there are no usable images or the CSV file does not fit them.
+        DataError: If there is no file of the format, there are several kinds of intensity, or the
+            table does not fit the files.
     """
-    if not source.is_dir():
-        raise DataError(f"--source {source} is not a folder")
-    rejected: Rejected = []
-    patient_of = patient_finder(patient_regex, source)
-    found = [p for p in sorted(source.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-    files = dict(enumerate(found, 1))
-    if labels == "folder":
-        names = {n: _sub_folder(path, source) for n, path in files.items()}
-        classes = sorted({name for name in names.values() if name})
-        items = [
-            Item(n, path, patient_of(path), classes.index(names[n]) if names[n] else -1)
-            for n, path in files.items()
-        ]
-    elif labels:
-        items, classes = _from_table(Path(labels), files, source, patient_of, rejected)
-    else:
-        items, classes = [Item(n, path, patient_of(path)) for n, path in files.items()], []
-    rejected += [
-        (f"file {item.number}", "no patient: --patient_regex does not match")
-        for item in items
-        if not item.patient
-    ]
-    return write_images(
-        [item for item in items if item.patient],
-        out,
-        name="folder",
-        classes=classes,
-        key=key,
-        fractions=fractions,
-        seed=seed,
-        rejected=rejected,
-    )
+    root = root.resolve()
+    if not root.is_dir():
+        raise DataError("--source is not a folder")
+    in_name = patient_finder(patient_regex, root)
+    table = Path(labelled).resolve()
+    paths = [path for path in listing.files(root) if Path(path) != table]
+    kinds = _kinds(paths, format)
+
+    def patient_of(path: Path) -> str:
+        return "" if kinds.get(str(path)) is Format.DICOM else in_name(path)
+
+    found = labels.label(paths, root, labelled, patient_of)
+    notes = [f"{found.unlisted} files are not in --labels and were left out"] * bool(found.unlisted)
+    if Format.IMAGE in kinds.values():
+        _require_whole_patients([(item.patient, item.split) for item in found.items])
+        bits = images.common_bits(item.path for item in found.items)
+        items = images.numbered(found.items)
+        return ImageSource("folder", found.classes, bits, notes, None, items)
+    items = []
+    for number, item in enumerate(found.items, 1):
+        kind = kinds.get(item.path, Format.VOLUME)
+        items.append(replace(item, number=number, part=(kind.value, 0, 0)))
+    held = "+".join(sorted({kind.value for kind in kinds.values()}))
+    source = FolderSource(root, irregular, held, found.classes, notes, items)
+    _require_whole_patients([(_patient(source, i), i.split) for i in items if i.split])
+    return source
 
 
-def write_images(
-    items: Iterable[Item],
-    out: Path,
-    *,
-    name: str,
-    classes: Sequence[str],
-    key: bytes,
-    fractions: Mapping[str, float],
-    seed: int,
-    rejected: Rejected,
-    note: str = "",
-) -> command.Manifest:
-    """Writes image files as a dataset; items without a split are split by patient."""
-    items, intensity = _of_one_depth(items, rejected)
-    unsplit = [item for item in items if not item.split]
-    strata = patient_strata((item.patient, item.label) for item in unsplit)
-    split_of = split_by_patient(strata, fractions, seed, strata)
-    by_split: dict[str, list[Item]] = {}
-    for item in items:
-        by_split.setdefault(item.split or split_of[item.patient], []).append(item)
-    order = [*(s for s in ("train", "val", "test") if s in by_split)]
-    order += [s for s in by_split if s not in order]
-    places = _places(items)
-    return write_dataset(
-        out,
-        name=name,
-        source_kind="image",
-        intensity=intensity,
-        classes=classes,
-        slices={split: _slices(by_split[split], places, key, rejected) for split in order},
-        rejected=rejected,
-        note=note,
-        expected=len(items),
-    )
+def _is_dicom(item: Item) -> bool:
+    return item.part is not None and item.part[0] == Format.DICOM.value
 
 
-def patient_strata(labelled: Iterable[tuple[str, int]]) -> dict[str, tuple[int, ...]]:
-    """Returns the set of classes of each patient, the stratum of a split by patient."""
-    classes: dict[str, set[int]] = defaultdict(set)
-    for patient, label in labelled:
-        classes[patient].add(label)
-    return {patient: tuple(sorted(labels)) for patient, labels in classes.items()}
-
-
-def _of_one_depth(items: Iterable[Item], rejected: Rejected) -> tuple[list[Item], str]:
-    """Keeps the images of the commoner bit depth and returns them with their intensity kind."""
-    bits = {}
-    for item in items:
-        try:
-            bits[item] = images.image_bits(item.path)
-        except Unusable as error:
-            rejected.append((f"file {item.number}", str(error)))
-    counts = Counter(bits.values())
-    kept = max(counts, key=lambda b: (counts[b], -b), default=8)
-    for item, depth in bits.items():
-        if depth != kept:
-            reason = f"{depth}-bit image among {kept}-bit images"
-            rejected.append((f"file {item.number}", reason))
-    return [item for item, depth in bits.items() if depth == kept], f"grey{kept}"
-
-
-def _places(items: Iterable[Item]) -> dict[int, int]:
-    """Returns each item's running number among those of its patient, in natural order."""
-    places, seen = {}, Counter[str]()
-    for item in sorted(items, key=lambda item: _natural(str(item.path))):
-        places[item.number] = seen[item.patient]
-        seen[item.patient] += 1
-    return places
-
-
-def _slices(
-    items: Iterable[Item], places: Mapping[int, int], key: bytes, rejected: Rejected
-) -> Iterator[Slice]:
-    for item in items:
-        try:
-            image = images.read_grey(item.path)
-        except Unusable as error:
-            rejected.append((f"file {item.number}", str(error)))
-            continue
-        patient = pseudonym(key, item.patient)
-        yield Slice(image, patient, patient, places[item.number], label=item.label)
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", text)]
-
-
-def _sub_folder(path: Path, source: Path) -> str:
-    parts = path.relative_to(source).parts
-    return parts[0] if len(parts) > 1 else ""
-
-
-def _from_table(
-    table: Path,
-    files: Mapping[int, Path],
-    source: Path,
-    patient_of: Callable[[Path], str],
-    rejected: Rejected,
-) -> tuple[list[Item], list[str]]:
-    """Joins the files with a CSV table of file, label, and perhaps patient and split."""
-    rows = read_table(table, ("file", "label"))
-    classes = sorted({row["label"] for row in rows if row["label"]}, key=_natural)
-    splits = {row.get("split", "") for row in rows}
-    if not splits <= {"train", "val", "test"} and splits != {""}:
-        raise DataError(
-            f"--labels {table}: the column split must hold train, val or test in all rows"
-        )
-    by_name = {path.relative_to(source).as_posix(): n for n, path in files.items()}
-    items, listed = [], set()
-    for line, row in enumerate(rows, 2):
-        number = by_name.get(row["file"])
-        if number is None or number in listed:
-            reason = "listed twice" if number in listed else "listed in --labels but not there"
-            rejected.append((f"line {line}", reason))
-            continue
-        listed.add(number)
-        label = classes.index(row["label"]) if row["label"] else -1
-        patient = row.get("patient") or patient_of(files[number])
-        items.append(Item(number, files[number], patient, label, row.get("split", "")))
-    rejected += [(f"file {n}", "not in --labels") for n in files if n not in listed]
-    shared = shared_patients(items)
-    if shared:
-        raise DataError(f"--labels {table}: {shared} patients are in more than one split")
-    return items, classes
-
-
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Reads a CSV file with a header; names and cells without spaces around them.
+def _kinds(paths: Sequence[str], format: Format) -> dict[str, Format]:
+    """What reads each file.
 
     Raises:
-        DataError: If it is missing, is not text, or lacks one of the columns.
+        DataError: If there is nothing to read, or there are images beside volumes or DICOM.
     """
+    if format is not Format.AUTO:
+        return dict.fromkeys(paths, format)
+    with ThreadPoolExecutor(16) as pool:  # waits for the disk
+        kinds = dict(zip(paths, pool.map(_kind, paths), strict=True))
+    counts = Counter(kinds.values())
+    image, volume, dicom = (counts[f] for f in (Format.IMAGE, Format.VOLUME, Format.DICOM))
+    if not image + volume + dicom:
+        raise DataError(
+            "--source holds no DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF or BMP files"
+        )
+    if image and volume + dicom:
+        raise DataError(
+            f"--source holds {dicom} DICOM files and {volume} volumes, which are in Hounsfield "
+            f"units, and {image} images, which are grey: choose with "
+            "--format=dicom, volume or image"
+        )
+    # What is none of them is looked at, and left out, as the commonest.
+    rest = max((Format.IMAGE, Format.VOLUME, Format.DICOM), key=counts.__getitem__)
+    return {path: rest if kind is Format.AUTO else kind for path, kind in kinds.items()}
+
+
+def _kind(path: str) -> Format:
+    """What a file looks like; AUTO for nothing known."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            rows = [
-                {(k or "").strip(): (v or "").strip() for k, v in row.items() if k is not None}
-                for row in csv.DictReader(stream)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: it must be a CSV file in UTF-8") from error
-    missing = [column for column in columns if not rows or column not in rows[0]]
-    if missing:
-        raise DataError(f"{path} has no rows or no column {', '.join(missing)}")
-    return rows
+        with open(path, "rb") as stream:
+            head = stream.read(132)
+        if head[128:] == b"DICM":
+            return Format.DICOM
+        if head.startswith(_IMAGE_STARTS):
+            return Format.IMAGE
+        if volume_header.is_volume(Path(path)):
+            return Format.VOLUME
+    except OSError:
+        return Format.AUTO
+    is_dicom = head.startswith(_DICOM_STARTS) and head[3:4] == b"\0"
+    if is_dicom or path.endswith((".dcm", ".DCM")):
+        return Format.DICOM
+    return Format.VOLUME if path.endswith(volume_header.SUFFIXES) else Format.AUTO
 
 
-def shared_patients(items: Iterable[Item]) -> int:
-    """Returns how many patients have items in more than one split."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    for item in items:
-        splits[item.patient].add(item.split)
-    return sum(len(of_patient) > 1 for of_patient in splits.values())
+def _patient(source: FolderSource, item: Item) -> str:
+    """The patient of an item, from its header if need be; "" if it has none."""
+    if item.patient:
+        return item.patient
+    try:
+        return source.place(item).patient
+    except Unusable:
+        return ""
+
+
+def _require_whole_patients(places: Sequence[tuple[str, str]]) -> None:
+    shared = listing.shared_patients((patient, split) for patient, split in places if patient)
+    if shared:
+        raise DataError(f"--labels: {shared} patients are in more than one split")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command.new_parser(
         "folder",
-        "2-D images (PNG, JPEG, TIFF, BMP) -> dataset folder",
-        "--source=images --out=data/mine --patient_regex='^(patient[0-9]+)' --labels=folder",
-        source="folder of images",
+        "your own folder of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF or BMP "
+        "-> dataset folder",
+        "--source=scans --out=data/mine --patient_regex='^(patient[0-9]+)' --labels=folder",
+        source="folder of scans or images, searched with all sub-folders",
     )
-    command.add_patient_regex(parser, "image")
+    command.add_patient_regex(parser, "image or volume")
     parser.add_argument(
-        "--labels", default="", help='"folder" (class = sub-folder) or a CSV file: file,label[,…]'
+        "--labels",
+        default="",
+        help='"folder" (class = first sub-folder), or a CSV file with the columns file and label '
+        "and perhaps patient and split; file may be a folder, as of a series, and is relative to "
+        "--source",
+    )
+    parser.add_argument(
+        "--format",
+        choices=[choice.value for choice in Format],
+        default=Format.AUTO.value,
+        help="auto: by the content of the files; DICOM and volumes may be mixed, images not",
+    )
+    parser.add_argument(
+        "--irregular",
+        choices=[choice.value for choice in Irregular],
+        default=Irregular.REJECT.value,
+        help="DICOM series that are no regular stack, and oblique volumes. reject: left out; "
+        "accept_2d: their slices are kept as they are. Both are listed in findings.csv",
     )
 
-    def from_flags(args: argparse.Namespace) -> command.Manifest:
-        return prepare(
-            **command.common_arguments(args),
-            patient_regex=args.patient_regex,
-            labels=args.labels,
+    def from_flags(args: argparse.Namespace) -> Source:
+        return make_source(
+            args.source,
+            args.labels,
+            args.patient_regex,
+            Format(args.format),
+            Irregular(args.irregular),
         )
 
-    return command.run(from_flags, parser, argv)
+    return command.run_source(from_flags, parser, argv)
 
 
 if __name__ == "__main__":

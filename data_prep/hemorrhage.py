@@ -1,80 +1,75 @@
 """Head CT hemorrhage -> dataset folder: `python -m data_prep.hemorrhage --source=… --out=…`.
 
 200 numbered PNG images and labels.csv with the columns id and hemorrhage. The images come
-without patients: each counts as its own.
+without patients: each counts as its own. It stands for the private Brain set of the paper.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ctssl_jax.errors import DataError
-from data_prep import command
-from data_prep.folder import Item, read_table, write_images
-from data_prep.records import Rejected
+from data_prep import command, images
+from data_prep.images import ImageSource
+from data_prep.origin import Origin
+from data_prep.source import Item
+from data_prep.tables import read_table
+
+CITATION = "Kitamura: Head CT - hemorrhage. Kaggle, 2018"
+LICENCE = "none stated"
+DOWNLOAD = (
+    "https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage (needs an account): "
+    "unpack the archive"
+)
+ORIGIN = Origin(CITATION, LICENCE, DOWNLOAD)
 
 CLASSES = ("no hemorrhage", "hemorrhage")
 
 
-def prepare(
-    source: Path, out: Path, *, key: bytes, fractions: Mapping[str, float], seed: int = 0
-) -> command.Manifest:
-    """Writes the head CT set, its split stratified by class.
+def make_source(root: Path) -> ImageSource:
+    """The head CT set as a source.
 
     Args:
-        source: Folder that holds labels.csv and NNN.png, these perhaps in head_ct/head_ct.
-        out: Dataset folder to make.
-        key: Secret key of the pseudonyms.
-        fractions: Share of the images of each split.
-        seed: Of the split.
+        root: Folder that holds labels.csv and NNN.png, these perhaps in head_ct/head_ct.
 
     Raises:
-        DataError: If labels.csv or the images are not there, or a label is not 0 or 1.
+        DataError: If labels.csv or the images are not there, a label is not 0 or 1, or an image
+            has two rows.
     """
-    rows = read_table(source / "labels.csv", ("id", "hemorrhage"))
+    root = root.resolve()
+    rows = read_table(root / "labels.csv", ("id", "hemorrhage"), "labels.csv of --source")
     if not all(r["id"].isdecimal() and r["hemorrhage"] in ("0", "1") for r in rows):
-        raise DataError(f"{source / 'labels.csv'}: id must be a number and hemorrhage 0 or 1")
-    folders = (source, source / "head_ct", source / "head_ct" / "head_ct")
-    images = next((folder for folder in folders if any(folder.glob("[0-9]*.png"))), None)
-    if images is None:
-        raise DataError(f"--source {source} has no images named like 000.png")
-    rejected: Rejected = []
-    items = []
-    for row in rows:
-        number = int(row["id"])
-        path = images / f"{number:03d}.png"
-        if path.is_file():
-            items.append(Item(number, path, f"head-{number}", int(row["hemorrhage"])))
-        else:
-            rejected.append((f"file {number}", "listed but not there"))
-    return write_images(
-        items,
-        out,
-        name="hemorrhage",
-        classes=CLASSES,
-        key=key,
-        fractions=fractions,
-        seed=seed,
-        rejected=rejected,
-        note="patients are not known: each image counts as its own patient",
-    )
+        raise DataError("labels.csv of --source: id must be a number and hemorrhage 0 or 1")
+    labels = {int(row["id"]): int(row["hemorrhage"]) for row in rows}
+    if len(labels) != len(rows):
+        raise DataError("labels.csv of --source holds the same id twice")
+    folders = (root, root / "head_ct", root / "head_ct" / "head_ct")
+    folder = next((folder for folder in folders if any(folder.glob("[0-9]*.png"))), None)
+    if folder is None:
+        raise DataError("--source has no images named like 000.png")
+    items = [
+        Item(0, str(folder / f"{number:03d}.png"), f"head-{number}", label)
+        for number, label in labels.items()
+    ]
+    notes = ["patients are not known: each image counts as its own patient"]
+    return ImageSource("hemorrhage", CLASSES, 8, notes, ORIGIN, images.numbered(items))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command.new_parser(
         "hemorrhage",
-        "Head CT hemorrhage (numbered PNG and labels.csv) -> dataset folder",
+        "Head CT hemorrhage (numbered PNG and labels.csv) -> dataset folder. " + ORIGIN.text(),
         "--source=head-ct-hemorrhage --out=data/hemorrhage",
         source="folder that holds labels.csv and the images",
         val=0.2,
         test=0.2,
     )
 
-    def from_flags(args: argparse.Namespace) -> command.Manifest:
-        return prepare(**command.common_arguments(args))
+    def from_flags(args: argparse.Namespace) -> ImageSource:
+        return make_source(args.source)
 
-    return command.run(from_flags, parser, argv)
+    return command.run_source(from_flags, parser, argv)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,50 @@
 
     python -m data_prep.organsmnist --source=organsmnist.npz --out=data/organs
 
-Layout and class names: MedMNIST v2 (Yang et al., Scientific Data 2023), medmnist/info.py.
+Layout, class names, checksums: medmnist/info.py of the package medmnist, versions 2.1.0 and 3.0.2.
+
+There are two files of the name organsmnist.npz. Versions 1 and 2 of the package load one with
+13,940 / 2,452 / 8,829 images, which Wolf et al. (2023) trained on; version 3 one with 13,932 /
+2,452 / 8,827. Their results are not quite comparable. Both are read, and `notes` says which it was.
+The larger sizes (organsmnist_64, _128, _224.npz) are those of version 3.
 """
 
 import argparse
+import hashlib
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ctssl_jax.errors import DataError
-from data_prep import command
-from data_prep.folder import patient_strata
-from data_prep.records import Slice, pseudonym, write_dataset
-from data_prep.split import split_by_patient
+from ctssl_jax.errors import ConfigError, DataError
+from data_prep import command, npz
+from data_prep.listing import shared_patients
+from data_prep.origin import Origin
+from data_prep.source import Item, Place, Slice, Unusable
+
+CITATION = (
+    "Yang, Shi, Wei, Liu, Zhao, Ke, Pfister, Ni: MedMNIST v2 - A large-scale lightweight benchmark "
+    "for 2D and 3D biomedical image classification. Scientific Data 10:41, 2023"
+)
+LICENCE = "CC BY 4.0"
+DOWNLOAD = (
+    "https://zenodo.org/records/10519652 (version 3; organsmnist.npz, organsmnist_224.npz, ...) or "
+    "https://zenodo.org/records/6496656 (version 2, the one of the paper)"
+)
+ORIGIN = Origin(CITATION, LICENCE, DOWNLOAD)
+
+VERSION_2 = "e5c39f1af030238290b9557d9503af9d"
+MD5 = {
+    "organsmnist.npz": (VERSION_2, "9ab87b696fb54e2a387ebe992d6ed5f1"),
+    "organsmnist_64.npz": ("53a6d115339d874c25e309a994ff46d3",),
+    "organsmnist_128.npz": ("ded0c5fa01a95dc4978b956f613e9b8e",),
+    "organsmnist_224.npz": ("b354719e553fbbb2513d5533f52a4cb1",),
+}
 
 # fmt: off
 ORGANS = (
@@ -25,135 +53,214 @@ ORGANS = (
     "lung-left", "lung-right", "pancreas", "spleen",
 )
 # fmt: on
-SPLITS = ("train", "val", "test")
-
-Place = tuple[str, int]
-"""Where an image is: the split in the file, the index in its array."""
+UNIT = 1024  # images of an item
 
 
-def prepare(
-    source: Path,
-    out: Path,
-    *,
-    key: bytes,
-    fractions: Mapping[str, float],
-    seed: int = 0,
-    split_by: str = "official",
-) -> command.Manifest:
-    """Writes a MedMNIST-like file.
+@dataclass(frozen=True)
+class NpzSource:
+    """The images of a MedMNIST-like file; a `source.Source`. An item is a run of images.
+
+    Attributes:
+        path: npz file with SPLIT_images (uint8 [n h w]), SPLIT_labels ([n 1]) and perhaps
+            SPLIT_patient ([n]), for SPLIT = train, val and perhaps test.
+        classes: Names of the classes.
+        official: Whether the splits of the file are kept.
+        remarks: What `notes` says.
+        listed: The items. Only the process that lists them needs them: they do not pickle.
+    """
+
+    path: Path
+    classes: Sequence[str]
+    official: bool = True
+    remarks: Sequence[str] = ()
+    listed: Sequence[Item] = field(default=(), repr=False)
+
+    name: ClassVar[str] = "organsmnist"
+    kind: ClassVar[str] = "npz"
+    intensity: ClassVar[str] = "grey8"
+    origin: ClassVar[Origin] = ORIGIN
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "listed": ()}
+
+    def options(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {"official": self.official}
+
+    def items(self) -> Iterator[Item]:
+        """See `Source`."""
+        yield from self.listed
+
+    def place(self, item: Item) -> Place:
+        """A unit is a run of images, or all images of a patient if the split is left open."""
+        split, start, _ = _part(item)
+        unit = f"{split}-{start:08d}" if self.official else item.patient
+        return Place(unit, item.patient)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Slice]:
+        """The images of some runs; no more of the file is held.
+
+        Raises:
+            Unusable: If the file is damaged.
+        """
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                for item in items:
+                    yield from _slices(file, item)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise Unusable("cut off or damaged") from error
+
+    def notes(self) -> Sequence[str]:
+        """See `Source`."""
+        return self.remarks
+
+
+def make_source(path: Path, split_by: str = "official", md5: str = "auto") -> NpzSource:
+    """A MedMNIST-like file as a source.
 
     Args:
-        source: npz file with SPLIT_images (uint8 [n h w]), SPLIT_labels ([n 1]) and perhaps
-            SPLIT_patient ([n]), for SPLIT = train, val and perhaps test.
-        out: Dataset folder to make.
-        key: Secret key of the pseudonyms.
-        fractions: Share of the patients of each split, for `split_by="patient"`.
-        seed: Of that split.
-        split_by: "official" for the splits of the file; "patient" to pool all images and split
-            them by patient.
+        path: The npz file.
+        split_by: "official" for the splits of the file; "patient" to pool all images and leave
+            the split open, by patient.
+        md5: What the file must have: 32 hex digits; "auto" for what is known of files that are
+            named like OrganSMNIST's; "skip".
 
     Raises:
-        DataError: If the file has not this layout, or names no patients for `split_by="patient"`.
+        ConfigError: If `md5` is none of these.
+        DataError: If the file has another checksum, or not this layout, or names no patients for
+            `split_by="patient"`.
     """
-    arrays = _read(source)
-    splits = [split for split in SPLITS if f"{split}_images" in arrays]
-    labels = {split: arrays[f"{split}_labels"].reshape(-1).astype(int) for split in splits}
-    classes = _classes(arrays, 1 + max(int(of_split.max()) for of_split in labels.values()))
-    known = all(f"{split}_patient" in arrays for split in splits)
+    found = _require_md5(path, md5)
+    notes = []
+    if path.name == "organsmnist.npz" and found:
+        version = 2 if found == VERSION_2 else 3
+        notes.append(f"the file of version {version} of medmnist: two versions differ by 10 images")
+    try:
+        with zipfile.ZipFile(path) as file:
+            arrays = npz.splits(file)
+            labels = {split: npz.small(file, f"{split}_labels").astype(int) for split in arrays}
+            known = all(f"{split}_patient.npy" in file.namelist() for split in arrays)
+            patients = {s: _patients(file, s, len(labels[s])) for s in arrays}
+            classes = _classes(file, 1 + max(int(of_split.max()) for of_split in labels.values()))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError("--source is not a readable npz file: download it again") from error
     if split_by == "patient" and not known:
-        raise DataError(f"--split_by=patient: {source} has no train_patient: use official")
-    patients: dict[Place, str] = {
-        (split, i): f"organs-{arrays[f'{split}_patient'][i] if known else f'{split}-{i}'}"
-        for split in splits
-        for i in range(len(labels[split]))
-    }
-    notes = [f"no {split} images in the file" for split in SPLITS if split not in splits]
+        raise DataError("--split_by=patient: --source has no train_patient: use official")
+    notes += [f"no {split} images in the file" for split in npz.SPLITS if split not in arrays]
     if not known:
         notes.append("patients are not known: each image counts as its own patient")
-    if split_by == "patient":
-        strata = patient_strata((who, int(labels[s][i])) for (s, i), who in patients.items())
-        of_patient = split_by_patient(strata, fractions, seed, strata)
-        target = {place: of_patient[who] for place, who in patients.items()}
-        notes.append("split by patient, not the official split")
-    else:
-        target = {place: place[0] for place in patients}
-        homes = {(who, place[0]) for place, who in patients.items()}
-        shared = sum(count > 1 for count in Counter(who for who, _ in homes).values())
+    official = split_by != "patient"
+    if official:
+        shared = shared_patients((p, s) for s, names in patients.items() for p in names)
         notes += [f"official split: {shared} patients are in more than one split"] * bool(shared)
-    running: Counter[str] = Counter()
-    index = {}
-    for place, who in patients.items():
-        index[place] = running[who]
-        running[who] += 1
-
-    def of_split(split: str) -> Iterator[Slice]:
-        for (home, i), who in patients.items():
-            if target[home, i] == split:
-                image = arrays[f"{home}_images"][i].astype(np.int16)
-                name = pseudonym(key, who)
-                yield Slice(image, name, name, index[home, i], label=int(labels[home][i]))
-
-    return write_dataset(
-        out,
-        name="organsmnist",
-        source_kind="npz",
-        intensity="grey8",
-        classes=classes,
-        slices={split: of_split(split) for split in SPLITS},
-        rejected=[],
-        note="; ".join(notes),
-        expected=len(patients),
-    )
+    else:
+        notes.append("split by patient, not the official split")
+    items: list[Item] = []
+    for split, names in patients.items():
+        for start, stop in _runs(names, by_patient=not official):
+            home = split if official else ""
+            part = (split, start, stop)
+            items.append(Item(len(items) + 1, str(path.resolve()), names[start], -1, home, part))
+    return NpzSource(path.resolve(), classes, official, notes, items)
 
 
-def _read(source: Path) -> dict[str, np.ndarray]:
-    """Reads and checks the arrays; nothing is unpickled."""
+def _require_md5(path: Path, md5: str) -> str:
+    """The checksum, "" if it does not matter; raises if it is another one than it must be."""
+    if md5 not in ("auto", "skip") and not re.fullmatch("[0-9a-fA-F]{32}", md5):
+        raise ConfigError(f"--md5={md5}: must be auto, skip or 32 hex digits")
+    expected = MD5.get(path.name, ()) if md5 == "auto" else (md5.lower(),)
+    if md5 == "skip" or not expected:
+        return ""
     try:
-        with np.load(source, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"--source {source} is not a readable npz file") from error
-    if "train_images" not in arrays:
-        raise DataError(f"--source {source} has no train_images: not a MedMNIST file")
-    for name, images in arrays.items():
-        if not name.endswith("_images"):
-            continue
-        if images.dtype != np.uint8 or images.ndim != 3:
-            raise DataError(f"{source}: {name} is {images.dtype} {images.shape}, not uint8 [n h w]")
-        for other in (name.replace("_images", end) for end in ("_labels", "_patient")):
-            if other.endswith("_labels") and other not in arrays:
-                raise DataError(f"{source} has no {other}")
-            if other in arrays and arrays[other].size != len(images):
-                raise DataError(f"{source}: {other} and {name} are of different lengths")
-    return arrays
+        with open(path, "rb") as stream:
+            found = hashlib.file_digest(stream, "md5").hexdigest()
+    except OSError as error:
+        raise DataError("--source cannot be opened: give the npz file") from error
+    if found not in expected:
+        raise DataError(
+            "--source has not the MD5 that it should have: download it again, or, if it is a file "
+            "of your own, say --md5=skip"
+        )
+    return found
 
 
-def _classes(arrays: Mapping[str, np.ndarray], count: int) -> list[str]:
-    named = arrays.get("class_names")
-    if named is not None and named.ndim == 1 and len(named) >= count:
-        return [str(name) for name in named]
+def _patients(file: zipfile.ZipFile, split: str, count: int) -> list[str]:
+    if f"{split}_patient.npy" in file.namelist():
+        return [f"organs-{patient}" for patient in npz.small(file, f"{split}_patient")]
+    return [f"organs-{split}-{i}" for i in range(count)]
+
+
+def _classes(file: zipfile.ZipFile, count: int) -> list[str]:
+    if "class_names.npy" in file.namelist():
+        named = npz.small(file, "class_names")
+        if len(named) >= count:
+            return [str(name) for name in named]
     return list(ORGANS) if count == len(ORGANS) else [f"organ_{i}" for i in range(count)]
+
+
+def _runs(patients: Sequence[str], by_patient: bool) -> Iterator[tuple[int, int]]:
+    """Runs of at most `UNIT` images, and of one patient if asked for."""
+    start = 0
+    for stop in range(1, len(patients) + 1):
+        ends = stop == len(patients) or stop - start == UNIT
+        if ends or (by_patient and patients[stop] != patients[start]):
+            yield start, stop
+            start = stop
+
+
+def _part(item: Item) -> tuple[str, int, int]:
+    assert item.part is not None, "`make_source` gave it"
+    return item.part
+
+
+def _slices(file: zipfile.ZipFile, item: Item) -> Iterator[Slice]:
+    split, start, stop = _part(item)
+    labels = npz.small(file, f"{split}_labels").astype(int)
+    patients = _patients(file, split, len(labels))
+    # The running number of a patient's images goes on from split to split.
+    before = [
+        s for s in npz.SPLITS[: npz.SPLITS.index(split)] if f"{s}_images.npy" in file.namelist()
+    ]
+    seen = Counter(patients[:start])
+    for other in before:
+        count = npz.small(file, f"{other}_labels").size
+        seen.update(_patients(file, other, count))
+    images = npz.images(file, split, start, stop)
+    for i, image in zip(range(start, stop), images, strict=True):
+        patient = patients[i]
+        yield Slice(
+            image.astype(np.int16),
+            patient,
+            patient,
+            seen[patient],
+            label=int(labels[i]),
+            split=item.split,
+        )
+        seen[patient] += 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command.new_parser(
         "organsmnist",
-        "OrganSMNIST or another grey MedMNIST-like npz file -> dataset folder",
+        "OrganSMNIST or another grey MedMNIST-like npz file -> dataset folder. " + ORIGIN.text(),
         "--source=organsmnist.npz --out=data/organs",
         source="npz file",
         val=0.15,
         test=0.15,
     )
     command.add_split_by(parser)
+    parser.add_argument(
+        "--md5",
+        default="auto",
+        help="what the file must have: 32 hex digits; auto: what is known of organsmnist.npz and "
+        "organsmnist_64, _128 and _224.npz; skip: anything",
+    )
 
-    def from_flags(args: argparse.Namespace) -> command.Manifest:
-        return prepare(
-            **command.common_arguments(args),
-            split_by=args.split_by,
-        )
+    def from_flags(args: argparse.Namespace) -> NpzSource:
+        return make_source(args.source, args.split_by, args.md5)
 
-    return command.run(from_flags, parser, argv)
+    return command.run_source(from_flags, parser, argv)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ phantom is a function of its seed and of nothing else.
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int16
@@ -16,20 +17,67 @@ from jaxtyping import Float, Int16
 from ctssl_jax.errors import ConfigError
 from data_prep import command
 from data_prep.anatomy import FIELD_OF_VIEW_MM, LENGTH_MM, Mask, Patient, Plane
-from data_prep.records import Slice, pseudonym, refuse_taken, to_hu, write_dataset
-from data_prep.split import split_by_patient, split_fractions
+from data_prep.preparation import Manifest, refuse_taken
+from data_prep.preparation import prepare as prepare_source
+from data_prep.records import PUBLIC_KEY, to_hu
+from data_prep.source import Item, Place, Slice
+from data_prep.split import split_fractions
 
 CLASSES = ("no lesion", "lesion")
 PADDING = -2000
-PUBLIC_KEY = b"ctssl_jax phantom: nobody to protect"
+
+
+@dataclass(frozen=True)
+class PhantomSource:
+    """Artificial patients; an item is one of them.
+
+    Attributes:
+        patients: Number of patients.
+        slices: Slices of each patient.
+        size: Rows and columns of a slice.
+        seed: Of anatomy, lesions and noise.
+    """
+
+    patients: int
+    slices: int
+    size: int
+    seed: int
+
+    name: ClassVar[str] = "phantom"
+    kind: ClassVar[str] = "phantom"
+    intensity: ClassVar[str] = "hu"
+    classes: ClassVar[tuple[str, ...]] = CLASSES
+    origin: ClassVar[None] = None
+
+    def options(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"slices": self.slices, "size": self.size, "seed": self.seed}
+
+    def notes(self) -> list[str]:
+        """See `Source`."""
+        return []
+
+    def items(self) -> Iterator[Item]:
+        """See `Source`."""
+        for patient in range(self.patients):
+            yield Item(patient + 1, path="", patient=str(patient))
+
+    def place(self, item: Item) -> Place:
+        """See `Source`."""
+        return Place(item.patient, item.patient)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Slice]:
+        """See `Source`."""
+        for item in items:
+            yield from patient_slices(
+                int(item.patient), slices=self.slices, size=self.size, seed=self.seed
+            )
 
 
 def patient_slices(patient: int, *, slices: int, size: int, seed: int) -> Iterator[Slice]:
     """Yields one patient's slices from the kidneys to the collar bones."""
     body = Patient(seed * 100_003 + patient)
     rng = np.random.default_rng([seed, patient, 1])
-    name = pseudonym(PUBLIC_KEY, f"phantom-{patient}")
-    series = pseudonym(PUBLIC_KEY, f"phantom-{patient}-series")
     noise_hu = rng.uniform(9, 22)
     distance, pixel = LENGTH_MM / slices, FIELD_OF_VIEW_MM / size
     labels = rng.permuted(np.arange(slices) % 2)
@@ -38,8 +86,8 @@ def patient_slices(patient: int, *, slices: int, size: int, seed: int) -> Iterat
         image = render(body, z, size, bool(labels[index]), noise_hu, rng)
         yield Slice(
             image,
-            name,
-            series,
+            str(patient),
+            f"{patient}-series",
             index,
             position_mm=z * LENGTH_MM,
             spacing_mm=(distance, pixel, pixel),
@@ -126,13 +174,13 @@ def write_dicom(folder: Path, *, patients: int, slices: int, size: int, seed: in
             else:
                 stored = stored.clip(0, 4095).astype(np.uint16)
             name = f"phantom-{seed}-{patient}"
-            dataset = _dicom_of(stored, item, name, signed)
+            dataset = dicom_of(stored, item, name, signed)
             dataset.save_as(
                 home / f"{shuffled[item.slice_index]:04d}.dcm", enforce_file_format=True
             )
 
 
-def _dicom_of(stored: np.ndarray, item: Slice, name: str, signed: bool) -> Any:
+def dicom_of(stored: np.ndarray, item: Slice, name: str, signed: bool) -> Any:
     """Returns a CT Image Storage object of one slice; its UIDs are a function of the name."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -182,7 +230,7 @@ def prepare(
     seed: int = 0,
     val: float = 0.2,
     test: float = 0.2,
-) -> command.Manifest:
+) -> Manifest:
     """Writes the phantom as a dataset folder.
 
     Args:
@@ -194,27 +242,22 @@ def prepare(
         val: Share of the patients in the split val.
         test: Share of the patients in the split test.
     """
+    return prepare_source(
+        make_source(patients, slices, size, seed),
+        out,
+        key=PUBLIC_KEY,
+        fractions=split_fractions(val, test),
+        seed=seed,
+    )
+
+
+def make_source(patients: int, slices: int, size: int, seed: int) -> PhantomSource:
+    """The source; raises ConfigError where a number is too small."""
     if min(patients, slices) < 1 or size < 16:
         raise ConfigError(
             f"--patients={patients} --slices={slices} --size={size}: at least 1, 1 and 16"
         )
-    split_of = split_by_patient(map(str, range(patients)), split_fractions(val, test), seed)
-
-    def of_split(split: str) -> Iterator[Slice]:
-        for patient in range(patients):
-            if split_of[str(patient)] == split:
-                yield from patient_slices(patient, slices=slices, size=size, seed=seed)
-
-    return write_dataset(
-        out,
-        name="phantom",
-        source_kind="phantom",
-        intensity="hu",
-        classes=CLASSES,
-        slices={s: of_split(s) for s in ("train", "val", "test") if s in split_of.values()},
-        rejected=[],
-        expected=patients * slices,
-    )
+    return PhantomSource(patients, slices, size, seed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,27 +272,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--patients", type=int, default=24, help="number of patients")
     parser.add_argument("--slices", type=int, default=24, help="slices of each patient")
     parser.add_argument("--size", type=int, default=96, help="rows and columns in pixels")
-
     parser.add_argument(
         "--dicom", type=Path, help="write the patients as DICOM series into this new folder as well"
     )
 
-    def from_flags(args: argparse.Namespace) -> command.Manifest:
+    def from_flags(args: argparse.Namespace) -> PhantomSource:
+        shape = {"patients": args.patients, "slices": args.slices, "size": args.size}
+        source = make_source(**shape, seed=args.seed)
         if args.dicom:
             refuse_taken(args.dicom, "--dicom")
-            shape = {"patients": args.patients, "slices": args.slices, "size": args.size}
             write_dicom(args.dicom, seed=args.seed, **shape)
-        return prepare(
-            args.out,
-            patients=args.patients,
-            slices=args.slices,
-            size=args.size,
-            seed=args.seed,
-            val=args.val_fraction,
-            test=args.test_fraction,
-        )
+        return source
 
-    return command.run(from_flags, parser, argv)
+    return command.run_source(from_flags, parser, argv)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from memory import write_slices
 
 from ctssl_jax import augment, data, evaluate, main, run_folder, sharding
 from ctssl_jax.augment import Intensity, Interpolation
@@ -21,7 +22,8 @@ from ctssl_jax.evaluate import Features, Fitted, choose, fit_knn, fit_linear
 from ctssl_jax.methods.base import TrainState, init_encoder
 from ctssl_jax.metrics import classification_metrics
 from ctssl_jax.subsets import subset
-from data_prep.records import Slice, write_dataset
+from data_prep.signatures import load_signatures, save_signatures
+from data_prep.source import Slice
 
 ENCODER = EncoderConfig(depth=18, zero_init_residual=False).build(Precision.FLOAT32)
 
@@ -239,15 +241,7 @@ def write(path, labels, classes=("no", "yes"), images=np.zeros((4, 32, 32), np.i
         ]
         for split, truth in labels.items()
     }
-    write_dataset(
-        path,
-        name="small",
-        source_kind="image",
-        intensity="grey8",
-        classes=list(classes),
-        slices=slices,
-        rejected=[],
-    )
+    write_slices(path, slices, classes=classes)
 
 
 @pytest.fixture(scope="module")
@@ -434,6 +428,7 @@ def test_the_encoder_of_a_run_is_scored(tmp_path, phantom_path, encoder_run, cap
     assert "note:" not in said.out
     found = json.loads((workdir / "results.json").read_text())
     assert (found["arm"], found["encoder_run"]) == ("spark", "feed")
+    assert found["pretraining_overlap"] == "unknown"  # an older run: it left no signatures
     params, stats = weights(1)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(seen["params"]), params)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(seen["stats"]), stats)
@@ -484,17 +479,55 @@ def test_mistakes_are_one_line_with_an_exit_code(
 @pytest.mark.parametrize(
     ("classes", "labels", "named"),
     [
-        ((), (-1, -1), "small has no labels: prepare it with --labels"),
         (("no", "yes"), (1, 1), "split 'test' holds a single class"),
         (("no", "yes"), (0, -1), "1 of 2 records of split 'test' have no label"),
     ],
 )
 def test_datasets_that_will_not_do_are_named(capsys, tmp_path, classes, labels, named):
-    rest = (0, 1) if classes else labels
-    write(tmp_path / "set", {"train": rest, "val": rest, "test": labels}, classes)
+    write(tmp_path / "set", {"train": (0, 1), "val": (0, 1), "test": labels}, classes)
     code, said = command(capsys, tmp_path / "set", tmp_path / "run")
     assert (code, said.err.count("\n")) == (3, 1), said.err
     assert named in said.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unlabelled_set_has_its_features_written_and_nothing_scored(capsys, tmp_path, by_hand):
+    rng, path, workdir = np.random.default_rng(0), tmp_path / "set", tmp_path / "run"
+    images = rng.integers(0, 256, (5, 64, 64)).astype(np.int16)
+    write(path, {"train": [-1] * 5}, (), images)
+    code, said = command(capsys, path, workdir, "--config.data.canvas=48")
+    assert (code, said.err) == (0, "")
+    assert "features of 5 slices of train; without labels nothing is scored" in said.out
+    with np.load(workdir / "embeddings.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    assert sorted(arrays) == ["train_features", "train_label", "train_record"]
+    assert arrays["train_record"].tolist() == [0, 1, 2, 3, 4]
+    config = EvaluateConfig(encoder=EncoderConfig(depth=18))
+    params, stats = jax.device_get(
+        evaluate._encoder_weights(config, config.encoder.build(Precision.FLOAT32))
+    )
+    source = data.open_dataset(path).source("train")
+    expected = by_hand(params, stats, source, 0, 255, Intensity(mean=(0.35,), std=(0.32,)))
+    np.testing.assert_allclose(arrays["train_features"], expected, rtol=1e-3, atol=1e-4)
+    found = json.loads((workdir / "results.json").read_text())
+    assert (found["scored"], found["split"], found["slices"]) == (False, "train", 5)
+    assert found["audit"] == {"verdict": "pass"}
+    assert "test" not in found
+    code, said = command(capsys, path, workdir, "--config.data.canvas=48")
+    assert code == 0
+    assert "is done already; features of 5 slices" in said.out
+
+
+def test_an_encoder_that_saw_the_test_is_refused(capsys, tmp_path, phantom_path, encoder_run):
+    run = tmp_path / "spark"
+    run.mkdir()
+    for name in ("checkpoints", "config.json"):
+        (run / name).symlink_to(encoder_run / name)
+    save_signatures(run / "seen.npz", load_signatures(phantom_path, "test"))
+    given = f"--config.encoder_run={run}"
+    code, said = command(capsys, phantom_path, tmp_path / "run", given)
+    assert (code, said.err.count("\n")) == (3, 1)
+    assert "config.encoder_run has seen 1 patients, 1 series, 8 equal slices" in said.err
     assert not (tmp_path / "run").exists()
 
 

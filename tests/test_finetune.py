@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from ctssl_jax import data, finetune
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.metrics import classification_metrics, duration, read_metrics
 from ctssl_jax.subsets import subset
+from data_prep.signatures import load_file, load_signatures, save_signatures
 from launch import sweep
 
 
@@ -61,6 +63,25 @@ def test_results_say_what_was_done(results, encoder_run, phantom_path):
     spark = json.loads((encoder_run / "config.json").read_text())["hash"]
     assert results["spark"][0]["encoder_run"] == spark
     assert results["scratch"][0]["encoder_run"] is None
+
+
+def test_results_say_that_the_encoder_saw_nothing_of_the_test(results, encoder_run):
+    for arm, (found, _) in results.items():
+        assert found["audit"] == {"verdict": "pass"}
+        nothing = {"patients": 0, "series": 0, "exact": 0, "near": 0}
+        assert found["pretraining_overlap"] == (nothing if arm == "spark" else None)
+    assert len(load_file(encoder_run / "seen.npz")) == 32
+
+
+def test_an_encoder_that_saw_the_test_is_refused(tmp_path, phantom_path, encoder_run):
+    run = tmp_path / "spark"
+    shutil.copytree(encoder_run, run)
+    save_signatures(run / "seen.npz", load_signatures(phantom_path, "test"))
+    with pytest.raises(
+        DataError, match=r"config\.encoder_run has seen 1 patients, 1 series, 8 equal"
+    ):
+        finetune.run(smoke(phantom_path, encoder_run=str(run)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_metrics_come_from_the_saved_predictions(results):

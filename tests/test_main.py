@@ -77,19 +77,13 @@ def test_encoder_run_that_is_none(capsys, tmp_path, phantom_path):
 
 
 def test_finetuning_needs_labels(capsys, tmp_path):
-    from data_prep.records import Slice, write_dataset
+    from memory import write_slices
+
+    from data_prep.source import Slice
 
     image = np.zeros((32, 32), np.int16)
-    slices = {"train": [Slice(image, "a", "b", 0)], "val": [Slice(image, "c", "d", 0)]}
-    write_dataset(
-        tmp_path / "set",
-        name="bare",
-        source_kind="image",
-        intensity="grey8",
-        classes=[],
-        slices=slices,
-        rejected=[],
-    )
+    slices = {"train": [Slice(image, "a", "b", 0)], "val": [Slice(image + 1, "c", "d", 0)]}
+    write_slices(tmp_path / "set", slices, name="bare", classes=())
     code, err = answer(
         capsys, FINETUNE, f"--config.data.path={tmp_path / 'set'}", f"--workdir={tmp_path / 'run'}"
     )

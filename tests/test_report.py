@@ -371,9 +371,36 @@ def test_strange_values_that_nothing_depends_on_do_no_harm(tmp_path, strange):
     run = write_finetuning(tmp_path / "a")
     edit_json(run / "results.json", test_reads=strange, train_patients=strange, select_by=strange)
     edit_json(run / "env.json", commit=strange, device=strange, device_count=strange)
-    edit_json(run / "data.json", fingerprint=strange)
+    overlap = strange if strange != "x" else {"patients": "x", "near": None}
+    edit_json(run / "results.json", audit=strange, pretraining_overlap=overlap)
+    edit_json(run / "data.json", fingerprint=strange, audit=strange)
     edit_json(run / "config.json", hash=strange)
     assert [run.problem for run in write_report([tmp_path], tmp_path / "out")] == [""]
+
+
+def test_results_on_data_that_leaks_are_marked_wherever_they_stand(tmp_path, capsys):
+    study = write_study(tmp_path / "study", fractions=(0.1,), seeds=2)
+    clean = write_report([study], tmp_path / "clean")
+    assert "leakage" not in (tmp_path / "clean" / "report.html").read_text()
+    assert not any(run.problem for run in clean)
+    for seed in (0, 1):
+        folder = study / f"spark-0.1-{seed}"
+        seen = {"patients": 0, "series": 0, "exact": 0, "near": 3, "accepted": True}
+        edit_json(folder / "results.json", pretraining_overlap=seen, audit={"verdict": "pass"})
+    edit_json(
+        study / "scratch-0.1-1" / "results.json",
+        audit={"verdict": "fail", "accepted": True, "findings": []},
+        pretraining_overlap=None,
+    )
+    edit_json(study / "scratch-0.1-0" / "results.json", pretraining_overlap="unknown")
+    assert main([str(study), "--out", str(tmp_path / "out")]) == 0
+    assert "3 runs are on data that leaks into the test: marked" in capsys.readouterr().err
+    html = (tmp_path / "out" / "report.html").read_text()
+    # Each in two tables of results, and once for each run.
+    assert html.count("leakage: test data seen in pre-training") == 2 + 2
+    assert html.count("leakage: splits leak") == 2 + 1
+    assert html.count("overlap with pre-training unknown") == 1
+    assert "Test data was seen in training: results below are marked." in html
 
 
 def test_page_lists_what_it_left_out(page):

@@ -5,6 +5,7 @@ import sys
 
 from ctssl_jax.errors import UserError
 from ctssl_jax.report import write_report
+from ctssl_jax.report.words import leakage
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     left_out = [run for run in runs if run.problem]
     for run in left_out:
         print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
+    if marked := [run for run in runs if leakage(run.results or run.data)]:
+        print(f"{len(marked)} runs are on data that leaks into the test: marked", file=sys.stderr)
     print(f"{flags.out}/report.html: {len(runs)} runs, {len(left_out)} left out of the averages")
     return 0
 

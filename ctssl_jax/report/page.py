@@ -25,6 +25,7 @@ from ctssl_jax.report.words import (
 )
 
 FILTERS = (
+    "cell_leakage",
     "count",
     "interval",
     "number",
@@ -180,6 +181,7 @@ def run_row(run: Run, method: str) -> dict[str, Any]:
         "steps": count(steps.max()) if len(steps) else "–",
         "speed": three_digits(float(np.median(speed))) if len(speed) else "–",
         "problem": run.problem,
+        "leakage": words.run_leakage(run),
     }
 
 

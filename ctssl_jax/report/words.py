@@ -1,9 +1,11 @@
 """Numbers as they are written on the page, and the sentences made of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite
+from typing import Any
 
 from ctssl_jax.report.compare import SCRATCH, Cell, Comparison, Task, arm_name
+from ctssl_jax.report.runs import Run, is_number
 from ctssl_jax.statistics import Difference, Interval, Spread
 
 
@@ -18,9 +20,11 @@ def summary(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
 
 def _size_sentence(task: Task) -> str:
     seeds = sizes(sorted({len(cell.runs) for cell in task.cells}))
+    marked = [run for run in task.runs() if leakage(run.results)]
     return (
         f"{count(task.test_cases)} test cases from {patients(task)}, "
         f"{seeds} {'seed' if seeds == '1' else 'seeds'} at each size."
+        + (" Test data was seen in training: results below are marked." if marked else "")
     )
 
 
@@ -74,6 +78,32 @@ def verdict(cell: Cell) -> tuple[str, str]:
     if found == "B higher":
         return "lower", "scratch higher"
     return "unclear", found
+
+
+def leakage(results: Mapping[str, Any]) -> str:
+    """What a run's results say of test data seen before the test; nothing if they are clean."""
+    audit, overlap = results.get("audit"), results.get("pretraining_overlap")
+    found = []
+    if isinstance(audit, dict) and audit.get("verdict") == "fail":
+        found.append("splits leak")
+    if isinstance(overlap, dict) and any(
+        is_number(overlap.get(what)) and overlap[what] > 0
+        for what in ("patients", "series", "exact", "near")
+    ):
+        found.append("test data seen in pre-training")
+    return f"leakage: {', '.join(found)}" if found else ""
+
+
+def run_leakage(run: Run) -> str:
+    """The same of any run, by its data where it has no results; and where nobody knows."""
+    known = leakage(run.results or run.data)
+    unknown = run.results.get("pretraining_overlap") == "unknown"
+    return known or ("overlap with pre-training unknown" if unknown else "")
+
+
+def cell_leakage(cell: Cell) -> str:
+    """What the runs of a cell say, each once."""
+    return "; ".join(dict.fromkeys(filter(None, (leakage(run.results) for run in cell.runs))))
 
 
 def section_titles(tasks: list[Task]) -> list[str]:

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from data_prep import dicom, phantom
+from data_prep import phantom
+from data_prep.dicom import DicomSource
 from data_prep.phantom import patient_slices
+from data_prep.preparation import prepare
 
 
 def test_phantom_is_a_function_of_its_seed():
@@ -11,7 +13,7 @@ def test_phantom_is_a_function_of_its_seed():
     )
     for a, b, c in zip(first, again, other, strict=True):
         np.testing.assert_array_equal(a.image, b.image)
-        assert (a.label, a.key) == (b.label, b.key)
+        assert (a.label, a.series) == (b.label, b.series)
         assert np.mean(a.image != c.image) > 0.2
 
 
@@ -60,9 +62,8 @@ def test_command_writes_all_labels_in_all_splits(tmp_path, capfd):
 
 def test_dicom_series_bring_the_same_hu(tmp_path, read):
     phantom.write_dicom(tmp_path / "dicom", patients=2, slices=4, size=48, seed=3)
-    manifest = dicom.prepare(
-        tmp_path / "dicom", tmp_path / "out", key=b"k" * 16, fractions={"train": 1.0}
-    )
+    source = DicomSource(tmp_path / "dicom")
+    manifest = prepare(source, tmp_path / "out", key=b"k" * 16, fractions={"train": 1.0})
     assert manifest["splits"]["train"] == {
         "slices": 8,
         "patients": 2,
@@ -76,9 +77,10 @@ def test_dicom_series_bring_the_same_hu(tmp_path, read):
     }
     axis = np.arange(48) - 23.5
     outside = np.hypot(*np.meshgrid(axis, axis)) > 24
-    matches = 0
+    matches = with_padding = 0
     for record in read(tmp_path / "out"):
         padded = bool((record["image"][outside] == -1024).all())
+        with_padding += padded
         for item in expected.values():
             image = np.where(outside & padded, -1024, item.image)
             if np.array_equal(image, record["image"]):
@@ -87,6 +89,7 @@ def test_dicom_series_bring_the_same_hu(tmp_path, read):
                 np.testing.assert_allclose(record["position_mm"], item.position_mm, atol=1e-3)
                 np.testing.assert_allclose(record["spacing_mm"], item.spacing_mm, rtol=1e-4)
     assert matches == 8
+    assert with_padding == 4  # the second patient is stored signed
 
 
 def test_impossible_sizes_are_refused(tmp_path, capfd):

@@ -1,12 +1,21 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from ctssl_jax.errors import DataError
-from data_prep import covid_ct, hemorrhage, organsmnist
+from ctssl_jax.errors import ConfigError, DataError
+from data_prep import covid_ct, folder, hemorrhage, npz, organsmnist
+from data_prep.preparation import prepare
+from data_prep.source import Item, Unusable
 
 KEY = b"0123456789abcdef"
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+def run(source, out, fractions=FRACTIONS):
+    return prepare(source, out, key=KEY, fractions=fractions)
 
 
 def png(path, value=7):
@@ -36,15 +45,16 @@ def test_covid_official_lists(tmp_path, read):
     covid_folder(tmp_path / "in", COVID)
     png(tmp_path / "in" / "CT_COVID" / "unlisted.png")
     (tmp_path / "in" / "CT_NonCOVID" / "15.png").unlink()
-    manifest = covid_ct.prepare(tmp_path / "in", tmp_path / "o", key=KEY, fractions=FRACTIONS)
+    manifest = run(covid_ct.make_source(tmp_path / "in"), tmp_path / "o")
     assert manifest["classes"] == ["COVID", "NonCOVID"]
     assert {s: n["labels"] for s, n in manifest["splits"].items()} == {
         "train": [2, 2],
         "val": [2, 1],
     }
-    assert manifest["rejected"] == {"listed but not there": 1, "in no list": 1}
+    assert manifest["rejected"] == {"listed but not there": 1}
     assert manifest["note"] == (
         "no list testCT_COVID.txt; no list testCT_NonCOVID.txt; "
+        "1 images are in no list and were left out; "
         "official split: 2 publications have images in more than one split"
     )
     assert len({r["patient"] for r in read(tmp_path / "o", "train")}) == 4
@@ -53,7 +63,7 @@ def test_covid_official_lists(tmp_path, read):
 def test_covid_test_list_is_used_if_there(tmp_path):
     tests = {("COVID", "test"): ["x%1.png"], ("NonCOVID", "test"): ["y.png", "z.png"]}
     covid_folder(tmp_path / "in", COVID | tests)
-    manifest = covid_ct.prepare(tmp_path / "in", tmp_path / "o", key=KEY, fractions=FRACTIONS)
+    manifest = run(covid_ct.make_source(tmp_path / "in"), tmp_path / "o")
     assert manifest["splits"]["test"]["labels"] == [1, 2]
     assert "no list" not in manifest["note"]
 
@@ -69,9 +79,7 @@ def test_covid_split_by_patient_keeps_publications_together(tmp_path, read):
             ("NonCOVID", "train"): other,
         },
     )
-    manifest = covid_ct.prepare(
-        tmp_path / "in", tmp_path / "o", key=KEY, fractions=FRACTIONS, split_by="patient"
-    )
+    manifest = run(covid_ct.make_source(tmp_path / "in", "patient"), tmp_path / "o")
     assert set(manifest["splits"]) == {"train", "val", "test"}
     assert sum(n["patients"] for n in manifest["splits"].values()) == 12
     patients = [{r["patient"] for r in read(tmp_path / "o", s)} for s in manifest["splits"]]
@@ -80,12 +88,12 @@ def test_covid_split_by_patient_keeps_publications_together(tmp_path, read):
 
 def test_covid_needs_its_folders(tmp_path):
     with pytest.raises(DataError, match="no folder CT_COVID"):
-        covid_ct.prepare(tmp_path, tmp_path / "o", key=KEY, fractions=FRACTIONS)
+        covid_ct.make_source(tmp_path)
 
 
 def test_covid_real(tmp_path, shared):
     source = shared("covid-ct")
-    manifest = covid_ct.prepare(source, tmp_path / "o", key=KEY, fractions=FRACTIONS)
+    manifest = run(covid_ct.make_source(source), tmp_path / "o")
     assert manifest["splits"]["train"]["labels"] == [191, 234]
     assert manifest["splits"]["val"]["labels"] == [60, 58]
     assert manifest["rejected"] == {}
@@ -99,7 +107,7 @@ def test_hemorrhage(tmp_path, read, home):
         png(source / home / f"{i:03d}.png", 100 + i)
         rows.append(f"{i},{int(i < 10)}")
     (source / "labels.csv").write_text("\n".join([*rows, "20,1"]))
-    manifest = hemorrhage.prepare(source, tmp_path / "o", key=KEY, fractions=FRACTIONS)
+    manifest = run(hemorrhage.make_source(source), tmp_path / "o")
     counts = {s: n["labels"] for s, n in manifest["splits"].items()}
     assert counts == {"train": [6, 6], "val": [2, 2], "test": [2, 2]}
     assert manifest["rejected"] == {"listed but not there": 1}
@@ -110,10 +118,13 @@ def test_hemorrhage(tmp_path, read, home):
 def test_hemorrhage_names_what_is_wrong(tmp_path):
     (tmp_path / "labels.csv").write_text("id,hemorrhage\n1,maybe\n")
     with pytest.raises(DataError, match="hemorrhage 0 or 1"):
-        hemorrhage.prepare(tmp_path, tmp_path / "o", key=KEY, fractions=FRACTIONS)
+        hemorrhage.make_source(tmp_path)
+    (tmp_path / "labels.csv").write_text("id,hemorrhage\n1,1\n01,0\n")
+    with pytest.raises(DataError, match="the same id twice"):
+        hemorrhage.make_source(tmp_path)
     (tmp_path / "labels.csv").write_text("id,hemorrhage\n1,1\n")
     with pytest.raises(DataError, match=r"no images named like 000\.png"):
-        hemorrhage.prepare(tmp_path, tmp_path / "o", key=KEY, fractions=FRACTIONS)
+        hemorrhage.make_source(tmp_path)
 
 
 def medmnist(path, classes, patients=False, **changes):
@@ -133,9 +144,7 @@ def medmnist(path, classes, patients=False, **changes):
 
 def test_medmnist_layout(tmp_path, read):
     arrays = medmnist(tmp_path / "o.npz", 11)
-    manifest = organsmnist.prepare(
-        tmp_path / "o.npz", tmp_path / "out", key=KEY, fractions=FRACTIONS
-    )
+    manifest = run(organsmnist.make_source(tmp_path / "o.npz"), tmp_path / "out")
     assert manifest["classes"][0] == "bladder"
     assert manifest["classes"][10] == "spleen"
     assert manifest["intensity"] == "grey8"
@@ -153,15 +162,15 @@ def test_medmnist_layout(tmp_path, read):
 def test_medmnist_split_by_patient(tmp_path, read):
     file, out = tmp_path / "o.npz", tmp_path / "out"
     medmnist(file, 3, patients=True)
-    manifest = organsmnist.prepare(file, out, key=KEY, fractions=FRACTIONS, split_by="patient")
+    manifest = run(organsmnist.make_source(file, "patient"), out)
     assert manifest["classes"] == ["organ_0", "organ_1", "organ_2"]
     patients = [{r["patient"] for r in read(out, split)} for split in manifest["splits"]]
     assert len(set.union(*patients)) == sum(map(len, patients)) == 17
-    official = organsmnist.prepare(file, tmp_path / "out2", key=KEY, fractions=FRACTIONS)
+    official = run(organsmnist.make_source(file), tmp_path / "out2")
     assert official["note"] == "official split: 1 patients are in more than one split"
     medmnist(file, 3)
     with pytest.raises(DataError, match="has no train_patient"):
-        organsmnist.prepare(file, tmp_path / "o3", key=KEY, fractions=FRACTIONS, split_by="patient")
+        organsmnist.make_source(file, "patient")
 
 
 def test_medmnist_refuses_other_layouts(tmp_path):
@@ -175,15 +184,173 @@ def test_medmnist_refuses_other_layouts(tmp_path):
     for message, change in cases.items():
         medmnist(file, 3, **change)
         with pytest.raises(DataError, match=message):
-            organsmnist.prepare(file, tmp_path / "o", key=KEY, fractions=FRACTIONS)
+            organsmnist.make_source(file)
     file.write_text("no zip")
     with pytest.raises(DataError, match="not a readable npz"):
-        organsmnist.prepare(file, tmp_path / "o", key=KEY, fractions=FRACTIONS)
+        organsmnist.make_source(file)
 
 
 def test_organ_proxy(tmp_path, shared):
     file = shared("organs-sagittal-proxy/okbp_organs_sagittal_28_trainval.npz")
-    manifest = organsmnist.prepare(file, tmp_path / "o", key=KEY, fractions=FRACTIONS)
+    manifest = run(organsmnist.make_source(file), tmp_path / "o")
     assert {s: n["slices"] for s, n in manifest["splits"].items()} == {"train": 6249, "val": 1264}
     assert len(manifest["classes"]) == 7
     assert manifest["note"] == "no test images in the file"
+
+
+def test_medmnist_parts_and_running_numbers(tmp_path, read, monkeypatch):
+    monkeypatch.setattr(organsmnist, "UNIT", 7)
+    arrays = medmnist(tmp_path / "a.npz", 3, patients=True)
+    source = organsmnist.make_source(tmp_path / "a.npz")
+    assert [item.part for item in source.items()][:2] == [("train", 0, 7), ("train", 7, 14)]
+    run(source, tmp_path / "o")
+    for split, patients in (("train", arrays["train_patient"]), ("val", arrays["val_patient"])):
+        records = read(tmp_path / "o", split)
+        assert len(records) == len(patients)
+        by_image = {r["image"].astype(np.uint8).tobytes(): r for r in records}
+        seen = {12: 0} if split == "train" else {}
+        for i, patient in enumerate(patients.tolist()):
+            record = by_image[arrays[f"{split}_images"][i].tobytes()]
+            assert record["slice_index"] == seen.get(patient, 0)
+            assert record["label"] == arrays[f"{split}_labels"][i, 0]
+            seen[patient] = seen.get(patient, 0) + 1
+
+
+def test_a_patient_in_two_splits_is_numbered_on(tmp_path, read):
+    shared = {"val_patient": np.zeros(20, int)}
+    medmnist(tmp_path / "a.npz", 3, patients=True, **shared)
+    run(organsmnist.make_source(tmp_path / "a.npz"), tmp_path / "o")
+    # Five of patient 0 are in train.
+    assert [r["slice_index"] for r in read(tmp_path / "o", "val")] == list(range(5, 25))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_only_the_part_is_read(tmp_path, save):
+    images = np.arange(1000 * 4, dtype=np.uint32).astype(np.uint8).reshape(1000, 2, 2)
+    save(tmp_path / "a.npz", train_images=images)
+    with zipfile.ZipFile(tmp_path / "a.npz") as file:
+        for start, stop in ((0, 3), (500, 501), (990, 1000)):
+            part = npz.images(file, "train", start, stop)
+            np.testing.assert_array_equal(part, images[start:stop])
+
+
+def test_md5_is_checked_where_it_is_known(tmp_path, monkeypatch):
+    for name in ("organsmnist.npz", "organsmnist_224.npz"):
+        medmnist(tmp_path / name, 11)
+        with pytest.raises(DataError, match="download it again") as raised:
+            organsmnist.make_source(tmp_path / name)
+        assert str(tmp_path) not in str(raised.value)
+        organsmnist.make_source(tmp_path / name, md5="skip")
+    file = tmp_path / "organsmnist.npz"
+    import hashlib
+
+    found = hashlib.md5(file.read_bytes()).hexdigest()
+    assert organsmnist.make_source(file, md5=found.upper()).classes[0] == "bladder"
+    monkeypatch.setitem(organsmnist.MD5, "organsmnist.npz", (organsmnist.VERSION_2, found))
+    assert "version 3 of medmnist" in organsmnist.make_source(file).notes()[0]
+    monkeypatch.setattr(organsmnist, "VERSION_2", found)
+    assert "version 2 of medmnist" in organsmnist.make_source(file).notes()[0]
+    medmnist(tmp_path / "mine.npz", 3)
+    organsmnist.make_source(tmp_path / "mine.npz")
+    with pytest.raises(DataError, match="MD5"):
+        organsmnist.make_source(tmp_path / "mine.npz", md5=organsmnist.VERSION_2)
+    with pytest.raises(ConfigError, match="--md5=no"):
+        organsmnist.make_source(tmp_path / "mine.npz", md5="no")
+
+
+def test_checksums_are_those_of_medmnist():
+    # medmnist/info.py of medmnist 2.1.0 and 3.0.2.
+    assert organsmnist.MD5 == {
+        "organsmnist.npz": ("e5c39f1af030238290b9557d9503af9d", "9ab87b696fb54e2a387ebe992d6ed5f1"),
+        "organsmnist_64.npz": ("53a6d115339d874c25e309a994ff46d3",),
+        "organsmnist_128.npz": ("ded0c5fa01a95dc4978b956f613e9b8e",),
+        "organsmnist_224.npz": ("b354719e553fbbb2513d5533f52a4cb1",),
+    }
+
+
+def test_zip_bombs_are_refused(tmp_path):
+    file = tmp_path / "a.npz"
+
+    def write(name, header, size):
+        medmnist(file, 3, **{name: None})
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(stream, header)
+        with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{name}.npy", stream.getvalue() + bytes(size))
+
+    images = {"descr": "|u1", "fortran_order": False, "shape": (60, 2**16, 2**16)}
+    write("train_images", images, 100)
+    with pytest.raises(DataError, match="train_images is too large"):
+        organsmnist.make_source(file)
+    labels = {"descr": "|u1", "fortran_order": False, "shape": (2**28 + 1,)}
+    write("train_labels", labels, 2**28 + 1)
+    with pytest.raises(DataError, match="train_labels is too large"):
+        organsmnist.make_source(file)
+
+
+def test_a_damaged_npz_is_rejected_while_it_is_read(tmp_path):
+    medmnist(tmp_path / "a.npz", 3)
+    source = organsmnist.make_source(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:3000])
+    with pytest.raises(Unusable, match="cut off or damaged"):
+        list(source.read(list(source.items())[:1]))
+
+
+def test_covid_lists_hold_file_names_only(tmp_path):
+    covid_folder(tmp_path / "in", COVID)
+    with open(tmp_path / "in/Data-split/COVID/trainCT_COVID.txt", "a") as stream:
+        stream.write("../secret.png\n")
+    with pytest.raises(DataError, match="no file names"):
+        covid_ct.make_source(tmp_path / "in")
+
+
+@pytest.mark.parametrize("module", [covid_ct, hemorrhage, organsmnist])
+def test_help_states_origin(module, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        module.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (module.CITATION, module.LICENCE):
+        assert "".join(text.split()) in "".join(shown.split())
+    assert module.DOWNLOAD.startswith("https://")
+
+
+def test_origins_belong_to_the_sources(tmp_path):
+    covid_folder(tmp_path / "in", COVID)
+    assert covid_ct.make_source(tmp_path / "in").origin is covid_ct.ORIGIN
+    medmnist(tmp_path / "a.npz", 3)
+    assert organsmnist.make_source(tmp_path / "a.npz").origin is organsmnist.ORIGIN
+
+
+def test_head_ct_real(tmp_path, shared):
+    manifest = run(hemorrhage.make_source(shared("head-ct")), tmp_path / "o")
+    assert np.sum([n["labels"] for n in manifest["splits"].values()], 0).tolist() == [50, 50]
+    assert manifest["rejected"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "labels", "regex", "slices", "patients", "classes"),
+    [
+        ("mednist-ct", "folder", "", 1875, 1875, 3),
+        ("lidc128", "", r"^(LIDC-IDRI-\d{4})_", 3448, 176, 0),
+        ("luna512", "", r"^([0-9.]+)\.mhd", 92, 92, 0),
+    ],
+)
+def test_real_folders(tmp_path, shared, name, labels, regex, slices, patients, classes):
+    manifest = run(folder.make_source(shared(name), labels, regex), tmp_path / "o")
+    splits = manifest["splits"].values()
+    assert sum(n["slices"] for n in splits) == slices
+    assert sum(n["patients"] for n in splits) == patients
+    assert len(manifest["classes"]) == classes
+    assert manifest["rejected"] == {}
+    assert manifest["intensity"] == "grey8"
+
+
+def test_organ_proxy_by_patient(tmp_path, shared):
+    file = shared("organs-sagittal-proxy/okbp_organs_sagittal_28_trainval.npz")
+    source = organsmnist.make_source(file, "patient")
+    items = list(source.items())
+    assert sum(item.part[2] - item.part[1] for item in items) == 6249 + 1264
+    places = {source.place(item) for item in items}
+    assert all(place.unit == place.patient for place in places)
+    assert isinstance(items[0], Item)

@@ -1,119 +1,82 @@
 import hashlib
 import hmac
-import json
 import stat
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
-from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.errors import ConfigError, DataError
 from data_prep import records
-from data_prep.records import Slice, load_key, pseudonym, to_hu, write_dataset
+from data_prep.records import (
+    Writer,
+    decode,
+    encode,
+    load_key,
+    pseudonym,
+    shard_name,
+    to_hu,
+    write_metadata,
+)
+from data_prep.source import Slice
 from data_prep.split import split_by_patient, split_fractions
 
 THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
-def slices(n, patient="p", label=-1, size=(6, 5)):
-    rng = np.random.default_rng(len(patient) + n)
-    for i in range(n):
-        image = rng.integers(-1024, 3000, size).astype(np.int16)
-        yield Slice(image, patient, f"{patient}s", i, i * 2.5, (2.5, 0.5, 0.75), label)
-
-
-def write(out, by_split, **changes):
-    arguments = {"name": "t", "source_kind": "image", "intensity": "hu", "rejected": []}
-    return write_dataset(out, classes=("a", "b"), slices=by_split, **(arguments | changes))
-
-
-def test_records_come_back_as_they_went_in(tmp_path, read):
-    out = tmp_path / "sub" / "out"
-    manifest = write(
-        out,
-        {"train": slices(5, "p", 1), "val": lambda: slices(2, "qq", 0), "test": []},
-        rejected=[("file 3", "cut off"), ("file 4", "cut off")],
-    )
-    for record, item in zip(read(out), slices(5, "p", 1), strict=True):
-        assert record["image"].dtype == np.int16
-        np.testing.assert_array_equal(record["image"], item.image)
-        np.testing.assert_array_equal(record["spacing_mm"], [2.5, 0.5, 0.75])
-        assert record["patient"] == b"p"
-        assert record["series"] == b"ps"
-        assert record["source_kind"] == b"image"
-        assert (record["slice_index"], record["position_mm"]) == (
-            item.slice_index,
-            item.position_mm,
-        )
-        assert record["label"] == 1
-    assert manifest == json.loads((out / "manifest.json").read_text())
-    assert manifest["splits"] == {
-        "train": {"slices": 5, "patients": 1, "series": 1, "labels": [0, 5]},
-        "val": {"slices": 2, "patients": 1, "series": 1, "labels": [2, 0]},
+def test_record_comes_back_as_it_went_in(tmp_path):
+    image = np.random.default_rng(0).integers(-1024, 3000, (6, 5)).astype(np.int16)
+    item = Slice(image, "Jane", "1.2.3", 7, -3.5, (2.5, 0.5, 0.75), 3.0, label=1, split="val")
+    fields = decode(encode(item, "p", "s", "dicom"))
+    np.testing.assert_array_equal(fields.pop("image"), image)
+    np.testing.assert_array_equal(fields.pop("spacing_mm"), [2.5, 0.5, 0.75])
+    assert fields == {
+        "patient": b"p",
+        "series": b"s",
+        "slice_index": 7,
+        "position_mm": -3.5,
+        "thickness_mm": 3.0,
+        "label": 1,
+        "source_kind": b"dicom",
     }
-    assert manifest["rejected"] == {"cut off": 2}
-    assert (out / "rejected.csv").read_text().splitlines()[1] == "file 3,cut off"
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_unknown_geometry_is_nan(tmp_path, read):
-    write(tmp_path / "o", {"train": [Slice(np.zeros((2, 2), np.int16), "p", "s", 0)]})
-    (record,) = read(tmp_path / "o")
-    assert np.isnan(record["position_mm"])
-    assert np.isnan(record["spacing_mm"]).all()
+def test_unknown_geometry_is_nan():
+    fields = decode(encode(Slice(np.zeros((2, 2), np.int16), "", "", 0), "p", "s", "image"))
+    assert np.isnan([fields["position_mm"], fields["thickness_mm"], *fields["spacing_mm"]]).all()
 
 
-def test_fingerprint_is_of_the_content_not_the_order(tmp_path):
-    def fingerprint(name, items, split="train"):
-        return write(tmp_path / name, {split: items})["fingerprint"]
-
-    items = list(slices(4, "p", 1))
-    same = fingerprint("a", items)
-    assert fingerprint("b", items[::-1]) == same
-    changed = items[0].image.copy()
-    changed[0, 0] += 1
-    other = [Slice(changed, *[getattr(items[0], f) for f in ("patient", "series", "slice_index")])]
-    assert fingerprint("c", [*other, *items[1:]]) != same
-    assert fingerprint("d", list(slices(4, "p", 0))) != same
-    assert fingerprint("e", items, "val") != same
-
-
-@pytest.mark.parametrize(
-    "error", [DataError("bad"), KeyboardInterrupt(), ValueError("x"), OSError(28, "No space left")]
-)
-def test_a_failure_leaves_nothing(tmp_path, error):
-    def failing():
-        yield from slices(3)
-        raise error
-
-    expected = StorageError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected):
-        write(tmp_path / "out", {"train": failing})
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("compressed", [True, False])
+def test_written_file_is_whole_and_read_in_part(tmp_path, compressed):
+    path = tmp_path / "x.array_record"
+    writer = Writer(path, compressed=compressed)
+    texts = [f"record {i}".encode() for i in range(40)]
+    for text in texts:
+        writer.write(text)
+    assert not path.exists()
+    writer.close()
+    assert list(records.read(path, 0, 40)) == texts
+    assert list(records.read(path, 3, 37)) == texts[3:37]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.array_record"]
 
 
-def test_taken_out_and_empty_result_are_refused(tmp_path):
-    (tmp_path / "out").mkdir()
-    write(tmp_path / "out", {"train": slices(1)})
-    with pytest.raises(DataError, match="exists and is not empty"):
-        write(tmp_path / "out", {"train": slices(1)})
-    with pytest.raises(DataError, match=r"no CT slices found .*2 x not CT"):
-        write(tmp_path / "o", {"train": []}, rejected=[("1", "not CT"), ("2", "not CT")])
-    assert not (tmp_path / "o").exists()
-
-
-def test_writing_is_silent_unless_it_lasts(tmp_path, capfd, monkeypatch):
-    write(tmp_path / "a", {"train": slices(20)})
-    assert capfd.readouterr() == ("", "")
-    clock = iter(range(0, 1000))
-    monkeypatch.setattr(records.time, "monotonic", lambda: next(clock))
-    progress = records._Progress(20)
-    for _ in range(12):
-        progress.step()
-    lines = capfd.readouterr().err.splitlines()
-    assert [line.split(", done at")[0] for line in lines] == [
-        "5 slices, 1.0 slices/s",
-        "10 slices, 1.0 slices/s",
-    ]
+def test_tfds_reads_the_shards(tmp_path):
+    items = [Slice(np.full((2, 3), i, np.int16), "", "", i) for i in range(5)]
+    encoded = [encode(item, "p", "s", "image") for item in items]
+    shards = {"train": [encoded[:3], encoded[3:4]], "test": [encoded[4:]]}
+    for split, parts in shards.items():
+        for number, part in enumerate(parts):
+            writer = Writer(tmp_path / shard_name(split, number, len(parts)), compressed=True)
+            for record in part:
+                writer.write(record)
+            writer.close()
+    sizes = {s: [(len(p), sum(map(len, p))) for p in parts] for s, parts in shards.items()}
+    write_metadata(tmp_path, sizes)
+    builder = tfds.builder_from_directory(tmp_path)
+    train = builder.as_data_source(split="train")
+    assert [int(train[i]["slice_index"]) for i in range(4)] == [0, 1, 2, 3]
+    assert builder.info.splits["test"].num_examples == 1
+    assert builder.info.splits["train"].num_bytes == sum(map(len, encoded[:4]))
 
 
 def test_hu_are_rounded_clipped_and_padding_is_air():

@@ -1,0 +1,79 @@
+"""Opening a file as DICOM, in silence and within limits."""
+
+import logging
+import os
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from pydicom.errors import InvalidDicomError
+
+from data_prep.source import Unusable, Unwanted
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN, DEFLATED)
+MAX_BYTES = 2**31  # of a file, and of one that was deflated
+
+
+@contextmanager
+def open_dicom(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, bool]]:
+    """Opens a DICOM file for pydicom, in silence; gives the stream and whether to use force.
+
+    Whatever is raised inside becomes `Unusable`.
+
+    Raises:
+        Unwanted: If it is not DICOM.
+        Unusable: If it cannot be read, is too large, or lacks a preamble and a transfer syntax.
+    """
+    # What pydicom logs and warns of quotes values, which may name a patient.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"), open(path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+                raise Unusable("the file is too large")
+            start = stream.read(1024)
+            force = _lacks_preamble(start)
+            if DEFLATED.encode() in start:
+                _require_small_when_inflated(stream, 0 if force else 132)
+            stream.seek(0)
+            yield stream, force
+    except Unusable:
+        raise
+    except InvalidDicomError as error:
+        raise Unwanted("not DICOM") from error
+    except (PermissionError, FileNotFoundError) as error:
+        raise Unusable("the file cannot be opened") from error
+    except Exception as error:  # pydicom raises all sorts on a damaged header
+        raise Unusable("the header cannot be read") from error
+
+
+def _lacks_preamble(start: bytes) -> bool:
+    """Whether the file begins with its meta header at once; raises if it has none."""
+    if start[128:132] == b"DICM":
+        return False
+    group, element, length = (int.from_bytes(start[i : i + 2], "little") for i in (0, 2, 4))
+    if (group, element) == (2, 0) and start[4:6] == b"UL":
+        return True
+    # The first element of a data set is in group 8, its type two letters or its length small.
+    if group == 8 and element < 0x100 and (start[4:6].isupper() or length < 256):
+        raise Unusable("no transfer syntax")
+    raise Unwanted("not DICOM")
+
+
+def _require_small_when_inflated(stream: BinaryIO, meta: int) -> None:
+    """A deflated file may hold a thousand times its size: pydicom would take all the memory."""
+    stream.seek(meta)
+    group_length = stream.read(12)  # (0002,0000) UL: the bytes of the meta header that follow
+    if group_length[:6] != b"\x02\x00\x00\x00UL":
+        raise Unusable("the header cannot be read")
+    stream.seek(int.from_bytes(group_length[8:], "little"), os.SEEK_CUR)
+    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while block := inflate.unconsumed_tail or stream.read(2**16):
+        total += len(inflate.decompress(block, 2**24))
+        if total > MAX_BYTES:
+            raise Unusable("the file is too large")
+    if not inflate.eof:
+        raise Unusable("cut off")

@@ -1,0 +1,54 @@
+"""Which files are in a folder, and which patients in more than one split."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ctssl_jax.errors import DataError
+
+
+def files(root: Path) -> Iterator[str]:
+    """Yields all files below a folder, or the one file, in natural order of their paths.
+
+    Left out: hidden files, and links that lead out of the folder.
+
+    Raises:
+        DataError: If there is none.
+    """
+    root = root.resolve()
+    found = [str(root)] if root.is_file() else _below(root)
+    if not found:
+        raise DataError("--source holds no files: give the folder of the images or scans")
+    yield from sorted(found, key=natural)
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A key to sort by that knows numbers: slice2 stands before slice10."""
+    return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def inside(path: str | Path, root: Path) -> bool:
+    """Whether a file, or what it links to, is inside a folder."""
+    return Path(path).resolve().is_relative_to(root.resolve())
+
+
+def shared_patients(places: Iterable[tuple[str, str]]) -> int:
+    """How many patients are in more than one split, given (patient, split) of each item."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for patient, split in places:
+        splits[patient].add(split)
+    return sum(len(of_patient) > 1 for of_patient in splits.values())
+
+
+def _below(root: Path) -> list[str]:
+    found = []
+    for folder, subfolders, names in os.walk(root):  # does not follow links to folders
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            path = os.path.join(folder, name)
+            is_there = not name.startswith(".") and os.path.isfile(path)
+            if is_there and (not os.path.islink(path) or inside(path, root)):
+                found.append(path)
+    return found

@@ -1,0 +1,73 @@
+"""Which patient goes to which split, and which part to which shard."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_prep.parts import Group, Part, Shard
+from data_prep.split import split_by_patient
+
+SHARD_BYTES = 2**29  # before compression, which halves it
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class SplitPlan:
+    """What one split will hold."""
+
+    shards: list[Shard] = field(default_factory=list)
+    patients: set[str] = field(default_factory=set)
+    series: set[str] = field(default_factory=set)
+    labels: Counter[int] = field(default_factory=Counter)
+    digests: list[str] = field(default_factory=list)
+
+    def add(self, part: str, group: Group) -> None:
+        """Takes a group of a part into the last shard, or a new one if that is full."""
+        if not self.shards or self.shards[-1].size >= SHARD_BYTES:
+            self.shards.append(Shard((), 0))
+        pieces, size = self.shards[-1]
+        piece = (part, group.start, group.stop)
+        if pieces and pieces[-1][0] == part and pieces[-1][2] == group.start:
+            piece = (part, pieces[-1][1], group.stop)
+            pieces = pieces[:-1]
+        self.shards[-1] = Shard((*pieces, piece), size + group.size)
+        self.patients.add(group.patient)
+        self.series.add(group.series)
+        self.labels.update({int(label): n for label, n in group.labels.items()})
+        self.digests.append(group.digest)
+
+    def summary(self, classes: int) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "slices": self.labels.total(),
+            "patients": len(self.patients),
+            "series": len(self.series),
+            "labels": [self.labels[label] for label in range(classes)],
+        }
+
+
+def make_plan(
+    parts: Iterable[tuple[str, Part]],
+    patients: Mapping[str, str],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> dict[str, SplitPlan]:
+    """Assigns patients to splits and groups to shards.
+
+    The split is over the identifiers of the source, so that another key gives the same one.
+    """
+    classes: dict[str, set[str]] = defaultdict(set)
+    for _, part in parts:
+        for group in part.groups:
+            if not group.split:
+                classes[patients[group.patient]].update(group.labels)
+    strata = {patient: tuple(sorted(labels)) for patient, labels in classes.items()}
+    split_of = split_by_patient(strata, fractions, seed, strata)
+    plan: dict[str, SplitPlan] = defaultdict(SplitPlan)
+    for name, part in parts:
+        for group in part.groups:
+            split = group.split or split_of[patients[group.patient]]
+            plan[split].add(name, group)
+    order = [split for split in SPLITS if split in plan]
+    return {split: plan[split] for split in [*order, *sorted(set(plan) - set(order))]}

@@ -1,0 +1,178 @@
+"""What a source of CT slices is: the few functions that every format supplies.
+
+`preparation` does the rest alike for all of them, on one core, all cores or Apache Beam: it lists
+the items, places each in a unit, reads unit after unit, makes pseudonyms and writes the dataset.
+
+    source.items()          the files, cheaply, in a fixed order
+    source.place(item)      which unit and patient an item belongs to
+    source.read(items)      the slices of one unit, with what was rejected and found
+
+Identifiers are raw in here, as in the source. Nothing of this module is written to disk as it is:
+`preparation` replaces patient and series by pseudonyms, and items by their running number.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int16
+
+from data_prep.origin import Origin
+
+NAN3 = (float("nan"),) * 3
+
+
+class Unusable(Exception):
+    """An item cannot be used: damaged, cut off, irregular. `str(error)` is the reason.
+
+    The reason is a fixed phrase: without path, name, UID, date or any text of the file. It counts
+    for the limit of rejected items.
+    """
+
+
+class Unwanted(Unusable):
+    """An item is left out by design: a localizer, another modality, no image. Does not count."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to read, mostly a file. All fields are plain data, so that any process gets them.
+
+    Attributes:
+        number: Running number in the source's fixed order, from 1; rejections name it.
+        path: Absolute path of the file.
+        patient: As in the source, where it is known without opening the file; else "".
+        label: Index of the class, -1 if none.
+        split: Where the source itself says so ("train", "val", "test"); "" to split by patient.
+        part: Which part of the file: (name, start, stop), for files that hold many images.
+    """
+
+    number: int
+    path: str
+    patient: str = ""
+    label: int = -1
+    split: str = ""
+    part: tuple[str, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an item belongs: its unit (read in one go, restarted as one) and its patient."""
+
+    unit: str
+    patient: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One 2-D CT slice with its identifiers as in the source.
+
+    Attributes:
+        image: Rows x columns; HU, or grey values as the source's `intensity` says.
+        patient: The patient.
+        series: The series; with `slice_index` it names the slice.
+        slice_index: Running number along the slice normal, from 0.
+        position_mm: Position along the slice normal in mm; NaN if unknown.
+        spacing_mm: Slice distance, row and column spacing in mm; NaN if unknown.
+        thickness_mm: Slice thickness in mm; NaN if unknown.
+        label: Index of the class, -1 if none.
+        split: "" to split by patient.
+    """
+
+    image: Int16[np.ndarray, "h w"]
+    patient: str
+    series: str
+    slice_index: int
+    position_mm: float = float("nan")
+    spacing_mm: tuple[float, float, float] = NAN3
+    thickness_mm: float = float("nan")
+    label: int = -1
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An item that was left out, or `count` images of it.
+
+    Attributes:
+        number: Of the item.
+        reason: A fixed phrase.
+        fault: Whether it counts for the limit: damaged or irregular, not left out by design.
+        count: How many images.
+    """
+
+    number: int
+    reason: str
+    fault: bool = True
+    count: int = 1
+
+    @classmethod
+    def of(cls, number: int, error: Unusable, count: int = 1) -> "Rejected":
+        """The rejection for an error that was raised on item `number`."""
+        return cls(number, str(error), not isinstance(error, Unwanted), count)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something irregular about a series, whether its slices were kept or not.
+
+    Attributes:
+        series: The series as in the source.
+        finding: A fixed phrase, e.g. "gantry tilt".
+        detail: Numbers with units, e.g. "18.5 degrees"; no text of the file.
+        slices: How many slices the series has.
+        kept: Whether they were kept.
+    """
+
+    series: str
+    finding: str
+    detail: str
+    slices: int
+    kept: bool
+
+
+class Source(Protocol):
+    """A format of CT slices on disk. Implementations are frozen dataclasses that pickle."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset, e.g. "covid_ct"."""
+
+    @property
+    def kind(self) -> str:
+        """The kind: "dicom", "volume", "image", "npz" or "phantom"."""
+
+    @property
+    def intensity(self) -> str:
+        """What the pixels are: "hu", "grey8" or "grey16"."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes; empty for unlabelled slices."""
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where a public set comes from; None for one's own."""
+
+    def options(self) -> Mapping[str, Any]:
+        """What changes the slices beside the items: plain data, without paths."""
+
+    def items(self) -> Iterable[Item]:
+        """The items in a fixed order.
+
+        Raises:
+            DataError: If the source is not what it should be.
+        """
+
+    def place(self, item: Item) -> Place:
+        """The unit and patient of an item; raises `Unusable` if it has none."""
+
+    def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
+        """The slices of one unit, given all its items in their order."""
+
+    def notes(self) -> Sequence[str]:
+        """What a user of the dataset should know, e.g. official splits that share patients.
+
+        Called after `items()`. May hold counts, never names.
+        """

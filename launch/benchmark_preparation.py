@@ -1,0 +1,174 @@
+"""How fast slices are prepared on this machine, and how much memory that takes.
+
+    python -m launch.benchmark_preparation [--series=10,100,1000] [--slices=250] [--size=64]
+        [--workers=1,2] [--repeats=1] [--folder=SCRATCH] [--out=FILE.json]
+
+For each number of series it writes that many synthetic DICOM series, prepares them with each number
+of processes by `python -m data_prep.dicom`, and removes both. Peak memory is the largest sum of the
+unique memory (USS) of all processes of the command, sampled; it should not grow with the archive.
+It measures only.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+SAMPLE_SECONDS = 0.25
+# Fixed widths, so that one written file is a template for all.
+PATIENT, POSITION = "patient{:08d}", "{:010.3f}"
+
+
+def series_uid(series: int) -> str:
+    """Of a series, always 22 characters."""
+    return f"1.2.826.0.1.{10**9 + series}"
+
+
+def instance_uid(series: int, index: int) -> str:
+    """Of a slice, always 29 characters."""
+    return f"{series_uid(series)}.{10**5 + index}"
+
+
+def template(size: int) -> bytes:
+    """A DICOM file of series 0, slice 0: noise on a disc of water, 12 bits."""
+    import io
+
+    from data_prep.phantom import dicom_of
+    from data_prep.source import Slice
+
+    rng = np.random.default_rng(0)
+    axis = np.linspace(-1, 1, size)
+    disc = np.hypot(*np.meshgrid(axis, axis)) < 0.8
+    stored = (np.where(disc, 1024, 24) + rng.normal(0, 20, (size, size))).clip(0, 4095)
+    item = Slice(stored.astype(np.int16), "", "", 0, 0.0, (1.0, 1.0, 1.0))
+    data = dicom_of(stored.astype(np.uint16), item, "benchmark", signed=False)
+    data.SeriesInstanceUID = series_uid(0)
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = instance_uid(0, 0)
+    data.PatientID = PATIENT.format(0)
+    data.ImagePositionPatient = ["0", "0", POSITION.format(0)]
+    buffer = io.BytesIO()
+    data.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def write_series(folder: Path, series: int, slices: int, size: int) -> None:
+    """Writes the archive, each series in a folder of its own."""
+    first = template(size)
+    for number in range(series):
+        home = folder / f"{number:06d}"
+        home.mkdir(parents=True)
+        of_series = first.replace(PATIENT.format(0).encode(), PATIENT.format(number).encode())
+        for index in range(slices):
+            of_slice = of_series.replace(
+                instance_uid(0, 0).encode(), instance_uid(number, index).encode()
+            )
+            of_slice = of_slice.replace(series_uid(0).encode(), series_uid(number).encode())
+            of_slice = of_slice.replace(
+                POSITION.format(0).encode(), POSITION.format(2.5 * index).encode()
+            )
+            (home / f"{index:06d}.dcm").write_bytes(of_slice)
+
+
+def timed(source: Path, out: Path, workers: int) -> tuple[float, float]:
+    """Seconds and peak MiB of one preparation."""
+    key = out.parent / "key"
+    key.write_text("0123456789abcdef")
+    command = [sys.executable, "-m", "data_prep.dicom", f"--source={source}", f"--out={out}"]
+    command += [f"--key={key}", f"--workers={workers}"]
+    began = time.perf_counter()
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    peak = 0.0
+
+    def sample() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            total = 0
+            for one in (process, *process.children(recursive=True)):
+                try:
+                    total += one.memory_full_info().uss
+                except psutil.Error:
+                    continue
+            peak = max(peak, total / 2**20)
+            time.sleep(SAMPLE_SECONDS)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    code = process.wait()
+    sampler.join()
+    if code:
+        raise SystemExit(f"benchmark_preparation: the preparation failed with exit code {code}")
+    return time.perf_counter() - began, peak
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers from "1,2,3"."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="launch.benchmark_preparation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--series", type=numbers, default=(10, 100, 1000))
+    parser.add_argument("--workers", type=numbers, default=(1, 2))
+    parser.add_argument("--slices", type=int, default=250, help="of a series")
+    parser.add_argument("--size", type=int, default=64, help="rows and columns in pixels")
+    parser.add_argument("--repeats", type=int, default=1, help="of each; the median is told")
+    parser.add_argument("--folder", type=Path, help="where the archive goes for a while")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    args = parser.parse_args(argv)
+    rows: list[dict[str, Any]] = []
+    heads = ("series", "slices", "workers", "s", "slices/s", "per core", "MiB")
+    print("".join(f"{head:>10}" for head in heads))
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        for series in args.series:
+            source = Path(name) / "archive"
+            write_series(source, series, args.slices, args.size)
+            tried: dict[int, list[tuple[float, float]]] = {w: [] for w in args.workers}
+            for _ in range(args.repeats):
+                for workers in args.workers:
+                    out = Path(name) / "dataset"
+                    tried[workers].append(timed(source, out, workers))
+                    shutil.rmtree(out)
+            shutil.rmtree(source)
+            for workers, results in tried.items():
+                seconds = statistics.median(s for s, _ in results)
+                rate = series * args.slices / seconds
+                rows.append(
+                    {
+                        "series": series,
+                        "slices": series * args.slices,
+                        "size": args.size,
+                        "workers": workers,
+                        "seconds": seconds,
+                        "slices_per_second": rate,
+                        "slices_per_second_per_core": rate / max(workers, 1),
+                        "peak_mib": max(mib for _, mib in results),
+                    }
+                )
+                cells = [f"{series:,}", f"{series * args.slices:,}", workers, f"{seconds:.1f}"]
+                cells += [f"{rate:,.0f}", f"{rate / max(workers, 1):,.0f}"]
+                cells += [f"{rows[-1]['peak_mib']:,.0f}"]
+                print("".join(f"{cell:>10}" for cell in cells), flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
