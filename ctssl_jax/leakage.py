@@ -1,7 +1,7 @@
 """The gate: no run on data that leaks into its test, unless told to, and then marked.
 
 A dataset carries the verdict of `data_prep.audit`. A pre-training run leaves the signatures of the
-slices that it saw, `seen.npz`; what is fine-tuned from its encoder, or evaluated, is compared with
+slices that it saw, `seen.npy`; what is fine-tuned from its encoder, or evaluated, is compared with
 them. Where something leaks a run is refused. With `config.data.accept_leakage=true` it is done, and
 every result of it says so.
 """
@@ -19,7 +19,7 @@ from ctssl_jax.errors import DataError
 from data_prep.audit import FORMAT, compare
 from data_prep.signatures import Signatures, load_file, load_signatures, save_signatures
 
-SEEN = "seen.npz"
+SEEN = "seen.npy"
 ACCEPT = "to run all the same, with every result marked, set --config.data.accept_leakage=true"
 UNKNOWN = "unknown"
 
@@ -68,7 +68,7 @@ def write_seen(
 ) -> None:
     """Leaves the signatures of the slices that a pre-training run sees: its `rows`, or all."""
     signatures = load_signatures(dataset.path, split)
-    save_signatures(workdir / SEEN, signatures if rows is None else signatures.take(rows))
+    save_signatures(workdir / SEEN, [signatures if rows is None else signatures.take(rows)])
 
 
 def require_unseen(

@@ -1,4 +1,4 @@
-"""What the decoders in C write to stderr: kept from the user, since it can quote the file."""
+"""What the readers in C print: kept from the user, since it can quote the file or its name."""
 
 import os
 import sys
@@ -9,14 +9,17 @@ from typing import BinaryIO
 
 
 @contextmanager
-def hidden_stderr() -> Iterator[BinaryIO]:
-    """Hides what this process writes to stderr in the block; gives the file that receives it."""
+def hidden_output() -> Iterator[BinaryIO]:
+    """Hides stdout and stderr of this process in the block; gives the file that receives them."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(2)
+    kept = [(os.dup(descriptor), descriptor) for descriptor in (1, 2)]
     with tempfile.TemporaryFile() as heard:
-        os.dup2(heard.fileno(), 2)
         try:
+            for _, descriptor in kept:
+                os.dup2(heard.fileno(), descriptor)
             yield heard
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            for copy, descriptor in kept:
+                os.dup2(copy, descriptor)
+                os.close(copy)

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ctssl_jax.errors import DataError
-from data_prep import command
+from data_prep import command, listing
 from data_prep.dicom_header import Header, read_header
 from data_prep.dicom_pixels import read_pixels, to_hounsfield
 from data_prep.irregular import Irregular
@@ -46,16 +45,13 @@ class DicomSource:
         return {"irregular": self.irregular.value}
 
     def items(self) -> Iterator[Item]:
-        """All files in the order of their paths; no links that lead out of the folder.
+        """The files as `listing.files` lists them.
 
         Raises:
             DataError: If there is no file.
         """
-        number = 0
-        for number, path in enumerate(_files(self.root.resolve()), 1):
+        for number, path in enumerate(listing.files(self.root), 1):
             yield Item(number, path)
-        if not number:
-            raise DataError("--source holds no files: give the folder of the DICOM export")
 
     def place(self, item: Item) -> Place:
         """Series and patient of a file, from its header; raises as `dicom_header.read_header`."""
@@ -134,18 +130,6 @@ class _Frames:
             self._frames = read_pixels(self._paths[number], header)
             self._number = number
         return to_hounsfield(self._frames[frame], header, frame)
-
-
-def _files(root: Path) -> Iterator[str]:
-    """All regular files below a folder, or the one file, in a fixed order."""
-    if root.is_file():
-        yield str(root)
-    for folder, subfolders, names in os.walk(root):  # does not follow links to folders
-        subfolders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.is_file() and (not path.is_symlink() or path.resolve().is_relative_to(root)):
-                yield str(path)
 
 
 def _require_new(first: Item, item: Item) -> None:

@@ -20,7 +20,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 
-from data_prep.decoders import hidden_stderr
+from data_prep.decoders import hidden_output
 from data_prep.dicom_file import NATIVE, open_dicom
 from data_prep.dicom_header import CT_IMAGE_STORAGE, Header, PixelFormat
 from data_prep.records import AIR_HU, to_hu
@@ -170,7 +170,7 @@ def _decode_gdcm(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]
         _file(data, pixels).save_as(name, enforce_file_format=True)
         reader.SetFileName(str(name))
         try:
-            with hidden_stderr() as heard:
+            with hidden_output() as heard:
                 volume = SimpleITK.GetArrayFromImage(reader.Execute())
                 heard.seek(0)
                 said = heard.read()

@@ -10,7 +10,7 @@ from ctssl_jax.errors import DataError
 
 
 def files(root: Path) -> Iterator[str]:
-    """Yields all files below a folder, or the one file, in natural order of their paths.
+    """Yields all files below a folder, or the one file: folder by folder, each in natural order.
 
     Left out: hidden files, and links that lead out of the folder.
 
@@ -18,10 +18,11 @@ def files(root: Path) -> Iterator[str]:
         DataError: If there is none.
     """
     root = root.resolve()
-    found = [str(root)] if root.is_file() else _below(root)
-    if not found:
+    path = ""
+    for path in (str(root),) if root.is_file() else _below(root):
+        yield path
+    if not path:
         raise DataError("--source holds no files: give the folder of the images or scans")
-    yield from sorted(found, key=natural)
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -42,13 +43,11 @@ def shared_patients(places: Iterable[tuple[str, str]]) -> int:
     return sum(len(of_patient) > 1 for of_patient in splits.values())
 
 
-def _below(root: Path) -> list[str]:
-    found = []
+def _below(root: Path) -> Iterator[str]:
     for folder, subfolders, names in os.walk(root):  # does not follow links to folders
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
+        subfolders[:] = sorted((n for n in subfolders if not n.startswith(".")), key=natural)
+        for name in sorted(names, key=natural):
             path = os.path.join(folder, name)
             is_there = not name.startswith(".") and os.path.isfile(path)
             if is_there and (not os.path.islink(path) or inside(path, root)):
-                found.append(path)
-    return found
+                yield path

@@ -28,7 +28,8 @@ TABLES = 8
 HASHES = 2  # of each table
 DIMENSIONS = 64  # that are hashed
 BUCKET = 32  # slices of a bucket that are compared with one other
-CHUNK = 16384  # slices hashed at once
+BLOCK = 65536  # slices indexed at once
+CHUNK = 4096  # slices hashed at once
 ALIGNED = 512  # pairs aligned at once
 
 
@@ -89,26 +90,46 @@ def exact_pairs(left: Signatures, right: Signatures) -> Pairs:
 
 
 def near_pairs(left: Signatures, right: Signatures) -> Pairs:
-    """Near duplicates: each of `right` that has one in `left`, with the likeliest."""
+    """Near duplicates: each of `right` that has one in `left`, with the likeliest.
+
+    Of a large `left` a block is indexed at a time, so that memory does not grow with it; the block
+    that has a near duplicate of a slice first settles it.
+    """
     usable, wanted = np.flatnonzero(_has_content(left)), np.flatnonzero(_has_content(right))
-    if not len(usable) or not len(wanted):
-        return Pairs(usable[:0], wanted[:0])
-    index, found, compared = _Index(left.thumbnail[usable]), [], 0
-    for start in range(0, len(wanted), CHUNK):
-        rows = wanted[start : start + CHUNK]
-        partner, symmetry, pairs = _likeliest(index, right.thumbnail[rows])
-        compared += pairs
-        for number in range(8):
-            mine = np.flatnonzero((partner >= 0) & (symmetry == number))
-            for some in (mine[n : n + ALIGNED] for n in range(0, len(mine), ALIGNED)):
-                one = left.thumbnail[usable[partner[some]]]
-                other = [*symmetries(right.thumbnail[rows[some]])][number]
-                near = some[aligned_cosine(one, other) >= NEAR]
-                found.append(np.stack([rows[near], usable[partner[near]]]))
-                compared += len(some)
-    both = np.concatenate(found, axis=1) if found else np.empty((2, 0), np.int64)
-    both = both[:, np.argsort(both[0])]
-    return Pairs(both[1], both[0], compared)
+    found, compared = [np.empty((2, 0), np.int64)], 0
+    for start in range(0, len(usable), BLOCK):
+        block = usable[start : start + BLOCK]
+        index = _Index(left.thumbnail[block])
+        for rows in (wanted[n : n + CHUNK] for n in range(0, len(wanted), CHUNK)):
+            pairs = _verified(index, left.thumbnail, block, right.thumbnail, rows)
+            found.append(np.stack([pairs.left, pairs.right]))
+            compared += pairs.compared
+        wanted = np.setdiff1d(wanted, np.concatenate(found, axis=1)[1])
+    both = np.concatenate(found, axis=1)
+    both = both[:, np.argsort(both[1])]
+    return Pairs(both[0], both[1], compared)
+
+
+def _verified(
+    index: "_Index",
+    left: UInt8[np.ndarray, "n side side"],
+    block: Int64[np.ndarray, " b"],
+    right: UInt8[np.ndarray, "m side side"],
+    rows: Int64[np.ndarray, " r"],
+) -> Pairs:
+    """The near duplicates between the `block` of `left` that is indexed and `rows` of `right`."""
+    partner, symmetry, compared = _likeliest(index, right[rows])
+    found = [np.empty((2, 0), np.int64)]
+    for number in range(8):
+        mine = np.flatnonzero((partner >= 0) & (symmetry == number))
+        for some in (mine[n : n + ALIGNED] for n in range(0, len(mine), ALIGNED)):
+            one = left[block[partner[some]]]
+            other = [*symmetries(right[rows[some]])][number]
+            near = some[aligned_cosine(one, other) >= NEAR]
+            found.append(np.stack([block[partner[near]], rows[near]]))
+            compared += len(some)
+    both = np.concatenate(found, axis=1)
+    return Pairs(both[0], both[1], compared)
 
 
 def _likeliest(

@@ -237,7 +237,7 @@ def write_shard(context: Context, shard: Shard) -> int:
                 tally = of_slice if tally is None else tally + of_slice
                 yield fields
 
-    save_signatures(path.with_suffix(".signatures.npz"), of_records(copied(), intensity))
+    save_signatures(path.with_suffix(".signatures.npy"), [of_records(copied(), intensity)])
     assert tally is not None, "no shard is empty"
     save_tally(path.with_suffix(".statistics.npz"), tally)
     writer.close()

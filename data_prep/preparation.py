@@ -48,7 +48,7 @@ from data_prep.progress import Progress
 from data_prep.quality import TILES, Quality, Tile, write_report
 from data_prep.records import pseudonym
 from data_prep.runners import Beam, GaveUp, Inline, Pool, Runner
-from data_prep.signatures import Signatures, load_file, save_signatures
+from data_prep.signatures import load_file, save_signatures
 from data_prep.source import Finding, Item, Rejected, Source, Unusable
 from data_prep.tally import Tally
 
@@ -275,8 +275,8 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
     statistics = {}
     for split, planned in plan.items():
         shards = [context.shards / shard.digest for shard in planned.shards]
-        signatures = [load_file(path.with_suffix(".signatures.npz")) for path in shards]
-        save_signatures(folder / "signatures" / f"{split}.npz", Signatures.concatenate(signatures))
+        signatures = (load_file(path.with_suffix(".signatures.npy")) for path in shards)
+        save_signatures(folder / "signatures" / f"{split}.npy", signatures)
         tallies = [_tally(path.with_suffix(".statistics.npz")) for path in shards]
         tally = functools.reduce(operator.add, tallies)
         save_tally(folder / "statistics" / f"{split}.npz", tally)

@@ -6,7 +6,7 @@ A dataset folder holds
     audit.json                   whether patients or images are in more than one split (`audit`)
     rejected.csv, findings.csv   what was left out or is irregular, and why
     quality.txt, quality.png     the same as a table, and a contact sheet
-    signatures/SPLIT.npz         a digest and a thumbnail of each record (`signatures`)
+    signatures/SPLIT.npy         a digest and a thumbnail of each record (`signatures`)
     statistics/SPLIT.npz         histogram of the stored values (`tally`)
     ct_slices/1.0.0/             the records
 """

@@ -4,7 +4,7 @@
     dhash      64 bits, alike for neighbouring slices; what "Less is More" thins volumes by
     thumbnail  24x24 pixels, which tell whether two slices are one picture (`matching`)
 
-A dataset holds them beside its records, in OUT/signatures/SPLIT.npz, in the order of the rows.
+A dataset holds them beside its records, in OUT/signatures/SPLIT.npy, in the order of the rows.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Int, Int16, Int32, Shaped, UInt8, UInt64
@@ -81,6 +80,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "slice_index": np.dtype("<i4"),
     "label": np.dtype("<i4"),
 }
+ROW = np.dtype([(n, d, (SIDE, SIDE) if n == "thumbnail" else ()) for n, d in DTYPES.items()])
 
 
 def describe(image: Int16[np.ndarray, "h w"], intensity: str) -> Signature:
@@ -137,32 +137,39 @@ def thumbnail(image: Int16[np.ndarray, "h w"], intensity: str) -> UInt8[np.ndarr
     return np.rint(np.clip(np.asarray(small), 0, 255)).astype(np.uint8)
 
 
-def save_signatures(path: Path, signatures: Signatures) -> None:
-    """Writes an NPZ file of the arrays, whole or not at all; its folder is made."""
+def save_signatures(path: Path, signatures: Iterable[Signatures]) -> None:
+    """Writes one NPY file of them all, one after the other, whole or not at all; makes its folder.
+
+    A row of the file is a record of the fields of `Signatures`, so that it can be read in part.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    signatures = list(signatures)
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as stream:
-        np.savez(stream, **{name: getattr(signatures, name) for name in DTYPES})
+        count = sum(map(len, signatures))
+        header = {"descr": ROW.descr, "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in signatures:
+            rows = np.empty(len(part), ROW)
+            for name in DTYPES:
+                rows[name] = getattr(part, name)
+            stream.write(rows.tobytes())
     os.replace(temporary, path)
 
 
 def load_file(path: Path) -> Signatures:
-    """Reads what `save_signatures` wrote.
+    """What `save_signatures` wrote: views of the file, of which only what is used is read.
 
     Raises:
         DataError: If the file is missing or holds anything else.
     """
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            found = Signatures(*(arrays[name] for name in DTYPES))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        if rows.dtype != ROW or rows.ndim != 1:
+            raise ValueError("not signatures")
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: no signatures can be read; prepare the dataset again") from error
-    for name, dtype in DTYPES.items():
-        array = getattr(found, name)
-        side = (SIDE, SIDE) if name == "thumbnail" else ()
-        if array.dtype != dtype or array.shape != (len(found), *side):
-            raise DataError(f"{path}: {name} is not as documented; prepare the dataset again")
-    return found
+    return Signatures(*(rows[name] for name in DTYPES))
 
 
 def read_manifest(dataset: Path) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def load_signatures(dataset: Path, split: str) -> Signatures:
         DataError: If they are damaged or not as many as the manifest says.
     """
     manifest = read_manifest(dataset)
-    path = dataset / "signatures" / f"{split}.npz"
+    path = dataset / "signatures" / f"{split}.npy"
     found = load_file(path) if path.exists() else signatures_of_records(dataset, split)
     if len(found) != manifest["splits"][split]["slices"]:
         raise DataError(

@@ -3,11 +3,8 @@
 import bz2
 import gzip
 import itertools
-import os
-import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +13,7 @@ import numpy as np
 import SimpleITK
 from jaxtyping import Float, Num
 
+from data_prep.decoders import hidden_output
 from data_prep.source import Unusable, Unwanted
 from data_prep.volume_header import VolumeHeader, read_header
 
@@ -154,7 +152,7 @@ def _geometry(
     reader.SetFileName(str(path))
     reader.SetImageIO(header.reader)
     try:
-        with _silence():
+        with hidden_output():
             reader.ReadImageInformation()
     except RuntimeError as error:
         raise Unusable("the geometry cannot be read") from error
@@ -165,23 +163,6 @@ def _geometry(
     if reader.GetSize()[:3] != header.shape[::-1] or not known:
         raise Unusable("the geometry cannot be read")
     return direction, spacing, origin
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing on stderr and stdout: the readers' complaints name the file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [(os.dup(descriptor), descriptor) for descriptor in (1, 2)]
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            for _, descriptor in kept:
-                os.dup2(nowhere.fileno(), descriptor)
-        yield
-    finally:
-        for copy, descriptor in kept:
-            os.dup2(copy, descriptor)
-            os.close(copy)
 
 
 def _to_patient(

@@ -523,7 +523,7 @@ def test_an_encoder_that_saw_the_test_is_refused(capsys, tmp_path, phantom_path,
     run.mkdir()
     for name in ("checkpoints", "config.json"):
         (run / name).symlink_to(encoder_run / name)
-    save_signatures(run / "seen.npz", load_signatures(phantom_path, "test"))
+    save_signatures(run / "seen.npy", [load_signatures(phantom_path, "test")])
     given = f"--config.encoder_run={run}"
     code, said = command(capsys, phantom_path, tmp_path / "run", given)
     assert (code, said.err.count("\n")) == (3, 1)

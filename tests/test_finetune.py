@@ -70,13 +70,13 @@ def test_results_say_that_the_encoder_saw_nothing_of_the_test(results, encoder_r
         assert found["audit"] == {"verdict": "pass"}
         nothing = {"patients": 0, "series": 0, "exact": 0, "near": 0}
         assert found["pretraining_overlap"] == (nothing if arm == "spark" else None)
-    assert len(load_file(encoder_run / "seen.npz")) == 32
+    assert len(load_file(encoder_run / "seen.npy")) == 32
 
 
 def test_an_encoder_that_saw_the_test_is_refused(tmp_path, phantom_path, encoder_run):
     run = tmp_path / "spark"
     shutil.copytree(encoder_run, run)
-    save_signatures(run / "seen.npz", load_signatures(phantom_path, "test"))
+    save_signatures(run / "seen.npy", [load_signatures(phantom_path, "test")])
     with pytest.raises(
         DataError, match=r"config\.encoder_run has seen 1 patients, 1 series, 8 equal"
     ):

@@ -10,7 +10,7 @@ from memory import write_slices
 from PIL import Image
 
 from ctssl_jax.errors import DataError
-from data_prep import audit
+from data_prep import audit, matching
 from data_prep.matching import (
     aligned_cosine,
     exact_pairs,
@@ -259,6 +259,20 @@ def test_the_pairs_compared_grow_with_the_slices_not_their_square():
     found = near_pairs(alike, alike.take(slice(0, 100)))
     assert len(found.right) == 100
     assert found.compared <= 100 * 2100  # 8 symmetries, 8 tables, 32 of a bucket, and one aligned
+
+
+def test_blocks_find_what_one_index_finds(monkeypatch):
+    images = [picture(seed, SIDE) for seed in range(60)]
+    left = of_pictures(images)
+    copies = [3, 17, 18, 35, 36, 59]
+    others = [picture(1000 + seed, SIDE) for seed in range(9)]
+    right = of_pictures([*(images[n][:, ::-1] for n in copies), *others])
+    for block, chunk in ((65536, 4096), (18, 4), (1, 2)):
+        monkeypatch.setattr(matching, "BLOCK", block)
+        monkeypatch.setattr(matching, "CHUNK", chunk)
+        found = near_pairs(left, right)
+        assert found.left.tolist() == copies
+        assert found.right.tolist() == list(range(6))
 
 
 def test_nothing_is_found_in_nothing():

@@ -572,7 +572,7 @@ def test_items_are_in_a_fixed_order_and_pickle(tmp_path):
     source = pickle.loads(pickle.dumps(DicomSource(tmp_path)))
     items = list(source.items())
     assert [item.number for item in items] == [1, 2, 3, 4]
-    assert [item.path[len(str(tmp_path)) :] for item in items] == ["/c", "/a/10", "/a/2", "/b/1"]
+    assert [item.path[len(str(tmp_path)) :] for item in items] == ["/c", "/a/2", "/a/10", "/b/1"]
     assert source.options() == {"irregular": "reject"}
 
 

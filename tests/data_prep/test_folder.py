@@ -65,7 +65,7 @@ def test_files_of_a_folder(tmp_path):
     (root / "within.png").symlink_to(root / "a.png")
     (root / "broken.png").symlink_to(root / "gone.png")
     found = [path.removeprefix(f"{root.resolve()}/") for path in listing.files(root)]
-    assert found == ["a.png", "b/2.png", "b/10.png", "within.png"]
+    assert found == ["a.png", "within.png", "b/2.png", "b/10.png"]
     assert list(listing.files(secret)) == [str(secret.resolve())]
 
 

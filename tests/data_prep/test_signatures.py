@@ -13,6 +13,7 @@ from PIL import Image
 from ctssl_jax.errors import DataError
 from data_prep.signatures import (
     DTYPES,
+    ROW,
     SIDE,
     Signatures,
     describe,
@@ -132,33 +133,34 @@ def rows(count):
 
 def test_parts_are_joined_and_taken(tmp_path):
     all_of_it = rows(7)
-    joined = Signatures.concatenate([all_of_it.take(slice(0, 3)), all_of_it.take(slice(3, 7))])
-    save_signatures(tmp_path / "new" / "train.npz", joined)
-    read = load_file(tmp_path / "new" / "train.npz")
+    parts = [all_of_it.take(slice(0, 3)), all_of_it.take(slice(3, 7))]
+    joined = Signatures.concatenate(parts)
+    save_signatures(tmp_path / "new" / "train.npy", parts)
+    read = load_file(tmp_path / "new" / "train.npy")
     assert len(read) == 7
+    assert np.load(tmp_path / "new" / "train.npy").dtype == ROW
     for name in DTYPES:
         np.testing.assert_array_equal(getattr(read, name), getattr(all_of_it, name))
+        np.testing.assert_array_equal(getattr(joined, name), getattr(all_of_it, name))
         np.testing.assert_array_equal(
             getattr(read.take(np.array([4, 1])), name), getattr(all_of_it, name)[[4, 1]]
         )
 
 
 def test_damaged_signatures_are_refused(tmp_path):
-    path = tmp_path / "train.npz"
+    path = tmp_path / "train.npy"
     with pytest.raises(DataError, match="no signatures can be read"):
         load_file(path)
-    save_signatures(path, rows(5))
+    save_signatures(path, [rows(5)])
     content = path.read_bytes()
-    path.write_bytes(content[:200])
-    with pytest.raises(DataError, match="no signatures can be read"):
-        load_file(path)
-    arrays = {name: getattr(rows(5), name) for name in DTYPES}
-    np.savez(path, **arrays | {"label": np.array([object()] * 5)})
-    with pytest.raises(DataError, match="no signatures can be read"):
-        load_file(path)
-    np.savez(path, **arrays | {"label": arrays["label"][:3]})
-    with pytest.raises(DataError, match="label is not as documented"):
-        load_file(path)
+    others = [np.zeros(5), np.zeros((5, 1), ROW), np.array([object()] * 5)]
+    for number in range(1 + len(others)):
+        if number:
+            np.save(path, others[number - 1])
+        else:
+            path.write_bytes(content[:-1])
+        with pytest.raises(DataError, match="no signatures can be read"):
+            load_file(path)
 
 
 def test_signatures_of_other_records_are_refused(tmp_path):
