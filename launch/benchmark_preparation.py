@@ -5,11 +5,12 @@
 
 For each number of series it writes that many synthetic DICOM series, prepares them with each number
 of processes by `python -m data_prep.dicom`, and removes both. Peak memory is the largest sum of the
-unique memory (USS) of all processes of the command, sampled; it should not grow with the archive.
-It measures only.
+anonymous memory of all processes of the command, sampled (Linux); it should not grow with the
+archive. It measures only.
 """
 
 import argparse
+import io
 import json
 import shutil
 import statistics
@@ -24,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+from jaxtyping import UInt16
+from PIL import Image
 
 SAMPLE_SECONDS = 0.25
 # Fixed widths, so that one written file is a template for all.
@@ -41,25 +44,28 @@ def instance_uid(series: int, index: int) -> str:
 
 
 def template(size: int) -> bytes:
-    """A DICOM file of series 0, slice 0: noise on a disc of water, 12 bits."""
-    import io
-
+    """A DICOM file of series 0, slice 0, without its pixels, which come last."""
     from data_prep.phantom import dicom_of
     from data_prep.source import Slice
 
-    rng = np.random.default_rng(0)
-    axis = np.linspace(-1, 1, size)
-    disc = np.hypot(*np.meshgrid(axis, axis)) < 0.8
-    stored = (np.where(disc, 1024, 24) + rng.normal(0, 20, (size, size))).clip(0, 4095)
+    stored = np.zeros((size, size), np.uint16)
     item = Slice(stored.astype(np.int16), "", "", 0, 0.0, (1.0, 1.0, 1.0))
-    data = dicom_of(stored.astype(np.uint16), item, "benchmark", signed=False)
+    data = dicom_of(stored, item, "benchmark", signed=False)
     data.SeriesInstanceUID = series_uid(0)
     data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = instance_uid(0, 0)
     data.PatientID = PATIENT.format(0)
     data.ImagePositionPatient = ["0", "0", POSITION.format(0)]
     buffer = io.BytesIO()
     data.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+    return buffer.getvalue()[: -stored.nbytes]
+
+
+def patient_pixels(number: int, size: int) -> UInt16[np.ndarray, "{size} {size}"]:
+    """A patient of soft blobs and noise, unlike the others, in 12 bits."""
+    rng = np.random.default_rng(number)
+    blobs = Image.fromarray(rng.uniform(0, 2000, (8, 8)).astype(np.float32))
+    smooth = np.asarray(blobs.resize((size, size), Image.Resampling.BICUBIC))
+    return (smooth + rng.normal(0, 20, (size, size))).clip(0, 4095).astype("<u2")
 
 
 def write_series(folder: Path, series: int, slices: int, size: int) -> None:
@@ -69,15 +75,25 @@ def write_series(folder: Path, series: int, slices: int, size: int) -> None:
         home = folder / f"{number:06d}"
         home.mkdir(parents=True)
         of_series = first.replace(PATIENT.format(0).encode(), PATIENT.format(number).encode())
+        pixels = patient_pixels(number, size)
         for index in range(slices):
-            of_slice = of_series.replace(
-                instance_uid(0, 0).encode(), instance_uid(number, index).encode()
-            )
-            of_slice = of_slice.replace(series_uid(0).encode(), series_uid(number).encode())
-            of_slice = of_slice.replace(
-                POSITION.format(0).encode(), POSITION.format(2.5 * index).encode()
-            )
-            (home / f"{index:06d}.dcm").write_bytes(of_slice)
+            head = of_series
+            for old, new in (
+                (instance_uid(0, 0), instance_uid(number, index)),
+                (series_uid(0), series_uid(number)),
+                (POSITION.format(0), POSITION.format(2.5 * index)),
+            ):
+                head = head.replace(old.encode(), new.encode())
+            moved = np.roll(pixels, index // 8, axis=0)
+            (home / f"{index:06d}.dcm").write_bytes(head + moved.tobytes())
+
+
+def anonymous_mib(process: psutil.Process) -> float:
+    """Memory of a process that is its own and no file's."""
+    for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def timed(source: Path, out: Path, workers: int) -> tuple[float, float]:
@@ -93,13 +109,13 @@ def timed(source: Path, out: Path, workers: int) -> tuple[float, float]:
     def sample() -> None:
         nonlocal peak
         while process.poll() is None:
-            total = 0
+            total = 0.0
             for one in (process, *process.children(recursive=True)):
                 try:
-                    total += one.memory_full_info().uss
-                except psutil.Error:
+                    total += anonymous_mib(one)
+                except OSError:  # it has ended
                     continue
-            peak = max(peak, total / 2**20)
+            peak = max(peak, total)
             time.sleep(SAMPLE_SECONDS)
 
     sampler = threading.Thread(target=sample)
