@@ -1,4 +1,5 @@
-"""Prepare CT slices: each module writes one kind of source as a dataset folder (see `records`).
+"""Prepare CT slices: each source writes a dataset folder (see `records`).
 
-Nothing here imports JAX, opens a network connection or writes a patient's identity.
+Nothing here imports JAX or writes a patient's identity. `download` alone opens a connection.
+Read `source.py`, what a format has to supply, then `preparation.py`, what is done with it.
 """

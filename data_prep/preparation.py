@@ -250,7 +250,9 @@ class Parts:
         middle = (group.start + group.stop) // 2
         path = self._context.parts / f"{name}.array_record"
         (record,) = records.read(path, middle, middle + 1)
-        caption = "\n".join([group.series, f"{group.slices} slices", *found[:2]])
+        caption = "\n".join(
+            [group.series, f"{group.slices} slice{'s' * (group.slices > 1)}", *found[:2]]
+        )
         image = records.decode(record)["image"]
         return Tile(image, self._context.source.intensity, caption, bool(found))
 

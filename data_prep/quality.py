@@ -128,7 +128,7 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
     for number, tile in enumerate(tiles):
         left = number % COLUMNS * (TILE + 8) + 4
         top = number // COLUMNS * (height + 8) + 4
-        shown = Image.fromarray(_to_display(tile))
+        shown = Image.fromarray(to_display(tile))
         shown.thumbnail((TILE, TILE), Image.Resampling.BOX)
         if max(shown.size) < TILE:
             scale = TILE / max(shown.size)
@@ -142,7 +142,8 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
     return sheet
 
 
-def _to_display(tile: Tile) -> UInt8[np.ndarray, "h w"]:
+def to_display(tile: Tile) -> UInt8[np.ndarray, "h w"]:
+    """Its 8 bits to look at."""
     low, high = WINDOW_HU if tile.intensity == "hu" else GREY_RANGE[tile.intensity]
     unit = np.clip((tile.image.astype(np.float32) - low) / (high - low), 0, 1)
     return np.rint(255 * unit).astype(np.uint8)

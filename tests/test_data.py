@@ -369,6 +369,7 @@ def test_tfds_is_imported_late_and_quietly_and_tensorflow_never(folder):
     program = f"""
 import sys, warnings
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "label", DeprecationWarning)  # TFDS with Beam's protobuf
 from absl import logging
 logging.set_verbosity(logging.INFO)
 from ctssl_jax.data import *

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from dicom_files import outcome
 
 from data_prep.dicom import DicomSource
@@ -176,3 +177,17 @@ def test_hu_equal_pydicom(shared, tree):
         assert (slices[0].image[~seen] == AIR_HU).all()
         compared += 1
     assert compared >= {"volumes": 118}.get(tree, 20)
+
+
+def test_hu_equal_gdcm_reading_the_whole_file(shared):
+    """A second reader, for uncompressed files: those are decoded by pydicom here and above."""
+    compared = 0
+    for path in sorted(shared("volumes").rglob("*")):
+        slices = single(path).slices if path.is_file() else []
+        if slices:
+            (values,) = SimpleITK.GetArrayFromImage(
+                SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO")
+            )
+            np.testing.assert_array_equal(slices[0].image, np.maximum(values, AIR_HU), path.name)
+            compared += 1
+    assert compared == 118

@@ -189,6 +189,18 @@ def test_what_is_interrupted_while_shards_are_written_goes_on(tmp_path, monkeypa
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_shard_that_is_there_is_not_written_again(tmp_path):
+    source = write_toy(tmp_path / "in", {"a": {}})
+    context = parts.Context(source, KEY, tmp_path)
+    for folder in (context.parts, context.shards):
+        folder.mkdir()
+    parts.read_unit(context, parts.Unit("name", tuple(source.items())))
+    shard = parts.Shard((("name", 0, 3),), 1)
+    assert parts.write_shard(context, shard) == 3
+    (context.parts / "name.array_record").unlink()
+    assert parts.write_shard(context, shard) == 3
+
+
 def test_shards_are_cut_at_their_size_and_hold_all(tmp_path, monkeypatch, read):
     source = write_toy(tmp_path / "in", {f"p{i}": {} for i in range(6)})
     monkeypatch.setattr(plan, "SHARD_BYTES", 2 * 3 * 1536)
