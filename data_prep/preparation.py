@@ -121,13 +121,19 @@ def _refused(out: Path) -> Path:
 def refuse_taken(out: Path, flag: str = "--out") -> None:
     """Raises DataError if `out` is there already and holds anything."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        # Left by a try that was killed just after the dataset was complete.
+        shutil.rmtree(_work(out), ignore_errors=True)
         raise DataError(f"{flag} {out} exists and is not empty: delete it or choose another")
+
+
+def _work(out: Path) -> Path:
+    return out.absolute().parent / f".{out.name}.work"
 
 
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
     """The folder of what is finished; one process at a time works in it."""
-    work = out.absolute().parent / f".{out.name}.work"
+    work = _work(out)
     try:
         for folder in (work, work / "parts", work / "shards"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -52,15 +52,18 @@ def test_a_kill_at_any_moment_changes_nothing(tmp_path, key_file, kills):
         process = start(source, out, key_file)
         # One draw in each part of the time, so that all steps are met.
         time.sleep((number + rng.uniform(0.1, 0.9)) / kills * whole)
-        ended = process.poll() is not None
         # By turns all of its processes, as a machine that goes down, and the first alone.
         if number % 2:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
         process.communicate()
-        if not ended:
-            assert not out.exists()
-            finish(start(source, out, key_file))
+        # There is the whole dataset or none; of one that was just complete, the rest goes.
+        again = start(source, out, key_file)
+        if out.exists():
+            again.communicate()
+            assert again.returncode == 3
+        else:
+            finish(again)
         assert tree(out) == expected
         assert [path.name for path in tmp_path.glob(".*")] == []
