@@ -186,6 +186,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(path, formats=FORMATS)
+            frames = getattr(image, "n_frames", 1)  # looks for them in the file
     except Image.DecompressionBombError as error:
         raise Unusable(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # Pillow raises all sorts on a damaged header
@@ -194,7 +195,7 @@ def _opened(path: Path) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise Unusable(f"more than {MAX_PIXELS} pixels")
-    if getattr(image, "n_frames", 1) > 1:
+    if frames > 1:
         image.close()
         raise Unusable("more than one page or frame")
     return image
