@@ -83,6 +83,7 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
         "data_fingerprint": dataset.fingerprint,
         "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
         "audit": audit,
+        "pretraining_audit": leakage.pretraining_audit(config.encoder_run),
         "pretraining_overlap": overlap,
         "test_reads": 1,
     }

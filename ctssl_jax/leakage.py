@@ -105,5 +105,16 @@ def require_unseen(
     return {**counts, "accepted": True}
 
 
+def pretraining_audit(encoder_run: str) -> Stamp | str | None:
+    """What the gate said of the data that an encoder was pre-trained on, for `results.json`.
+
+    None without an encoder run; "unknown" if it does not say, as older versions did not.
+    """
+    file = Path(encoder_run) / "data.json"
+    if not encoder_run:
+        return None
+    return json.loads(file.read_text()).get("audit", UNKNOWN) if file.exists() else UNKNOWN
+
+
 def _noun(check: str) -> str:
     return {"exact": "equal slices", "near": "nearly equal slices"}.get(check, check)

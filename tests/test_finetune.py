@@ -68,6 +68,7 @@ def test_results_say_what_was_done(results, encoder_run, phantom_path):
 def test_results_say_that_the_encoder_saw_nothing_of_the_test(results, encoder_run):
     for arm, (found, _) in results.items():
         assert found["audit"] == {"verdict": "pass"}
+        assert found["pretraining_audit"] == ({"verdict": "pass"} if arm == "spark" else None)
         nothing = {"patients": 0, "series": 0, "exact": 0, "near": 0}
         assert found["pretraining_overlap"] == (nothing if arm == "spark" else None)
     assert len(load_file(encoder_run / "seen.npy")) == 32

@@ -113,6 +113,7 @@ def test_an_accepted_leak_is_in_every_result(leaky, tmp_path):
         for file in ("results.json", "data.json"):
             assert json.loads((tmp_path / name / file).read_text())["audit"] == stamp
         assert found["pretraining_overlap"] is None
+        assert found["pretraining_audit"] is None
 
 
 def encoder_run(folder, dataset, rows=None):
@@ -142,6 +143,17 @@ def test_an_encoder_that_saw_the_test_is_refused_or_marked(clean, tmp_path):
     assert found == {"patients": 1, "series": 1, "exact": 4, "near": 4, "accepted": True}
     (tmp_path / "run" / leakage.SEEN).unlink()
     assert leakage.require_unseen(dataset, held_out, run, False) == "unknown"
+
+
+def test_what_was_accepted_in_pretraining_is_known_later(leaky, tmp_path):
+    assert leakage.pretraining_audit("") is None
+    assert leakage.pretraining_audit(str(tmp_path)) == "unknown"
+    (tmp_path / "data.json").write_text("{}")
+    assert leakage.pretraining_audit(str(tmp_path)) == "unknown"
+    stamp = leakage.require_audit(data.open_dataset(leaky), accept=True)
+    (tmp_path / "data.json").write_text(json.dumps({"audit": stamp}))
+    assert leakage.pretraining_audit(str(tmp_path)) == stamp
+    assert stamp["accepted"] is True
 
 
 def test_what_a_filter_leaves_out_was_not_seen(clean, tmp_path):

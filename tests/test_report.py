@@ -21,7 +21,7 @@ from ctssl_jax.report.__main__ import main
 from ctssl_jax.report.compare import compare
 from ctssl_jax.report.figures import smooth
 from ctssl_jax.report.runs import find_runs, read_run
-from ctssl_jax.report.words import summary
+from ctssl_jax.report.words import leakage, summary
 from ctssl_jax.statistics import bootstrap_interval
 
 FINGERPRINT = "3f" * 32
@@ -373,9 +373,16 @@ def test_strange_values_that_nothing_depends_on_do_no_harm(tmp_path, strange):
     edit_json(run / "env.json", commit=strange, device=strange, device_count=strange)
     overlap = strange if strange != "x" else {"patients": "x", "near": None}
     edit_json(run / "results.json", audit=strange, pretraining_overlap=overlap)
+    edit_json(run / "results.json", pretraining_audit=strange)
     edit_json(run / "data.json", fingerprint=strange, audit=strange)
     edit_json(run / "config.json", hash=strange)
     assert [run.problem for run in write_report([tmp_path], tmp_path / "out")] == [""]
+
+
+def test_what_was_pretrained_on_data_that_fails_is_marked():
+    assert leakage({"audit": {"verdict": "pass"}, "pretraining_audit": "unknown"}) == ""
+    results = {"audit": {"verdict": "pass"}, "pretraining_audit": {"verdict": "fail"}}
+    assert leakage(results) == "leakage: pre-trained on data that fails its audit"
 
 
 def test_results_on_data_that_leaks_are_marked_wherever_they_stand(tmp_path, capsys):

@@ -82,10 +82,15 @@ def verdict(cell: Cell) -> tuple[str, str]:
 
 def leakage(results: Mapping[str, Any]) -> str:
     """What a run's results say of test data seen before the test; nothing if they are clean."""
-    audit, overlap = results.get("audit"), results.get("pretraining_overlap")
+    overlap = results.get("pretraining_overlap")
     found = []
-    if isinstance(audit, dict) and audit.get("verdict") == "fail":
-        found.append("splits leak")
+    for what, words in (
+        ("audit", "splits leak"),
+        ("pretraining_audit", "pre-trained on data that fails its audit"),
+    ):
+        audit = results.get(what)
+        if isinstance(audit, dict) and audit.get("verdict") == "fail":
+            found.append(words)
     if isinstance(overlap, dict) and any(
         is_number(overlap.get(what)) and overlap[what] > 0
         for what in ("patients", "series", "exact", "near")
