@@ -370,3 +370,14 @@ def test_part_is_unfinished_until_its_summary_is_there(tmp_path):
     (group,) = part.groups
     assert (group.patient, group.slices, group.labels) == (pseudonym(KEY, "a"), 2, {"1": 2})
     assert len(list(records.read(tmp_path / "parts/name.array_record", 0, 2))) == 2
+
+
+def test_preparation_imports_neither_jax_nor_tensorflow():
+    program = """
+import importlib, pkgutil, sys, data_prep
+for module in pkgutil.iter_modules(data_prep.__path__):
+    importlib.import_module(f"data_prep.{module.name}")
+print({"jax", "tensorflow"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
