@@ -67,6 +67,8 @@ def write_seen(
     workdir: Path, dataset: Dataset, split: str, rows: Int[np.ndarray, "m"] | None
 ) -> None:
     """Leaves the signatures of the slices that a pre-training run sees: its `rows`, or all."""
+    if (workdir / SEEN).exists():  # resumed; the folder is of the same data and filter
+        return
     signatures = load_signatures(dataset.path, split)
     save_signatures(workdir / SEEN, [signatures if rows is None else signatures.take(rows)])
 

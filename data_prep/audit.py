@@ -13,7 +13,6 @@ the same only if both were prepared with the same key.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -25,6 +24,7 @@ import numpy as np
 from ctssl_jax.errors import DataError, StorageError
 from data_prep.matching import CONTENT, NEAR, OFF, Pairs, exact_pairs, is_blank, near_pairs
 from data_prep.signatures import Signatures, load_signatures, read_manifest
+from data_prep.whole_file import whole_file
 
 FORMAT = 1
 EXAMPLES = 10
@@ -230,10 +230,9 @@ def _counts(rows: Signatures, classes: int) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 

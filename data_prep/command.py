@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ctssl_jax.errors import ConfigError, DataError, UserError
+from data_prep.irregular import Irregular
 from data_prep.preparation import Manifest, prepare, refuse_taken
 from data_prep.records import PUBLIC_KEY, load_key
 from data_prep.source import Source
@@ -79,6 +80,19 @@ def add_patient_regex(parser: argparse.ArgumentParser, item: str) -> None:
         default="",
         help=f"searched in each file name; the first group is the patient. "
         f"Without it each {item} counts as its own patient",
+    )
+
+
+def add_irregular(
+    parser: argparse.ArgumentParser, what: str, default: Irregular = Irregular.REJECT
+) -> None:
+    """Adds the flag that says what happens to `what`, series or volumes that are not regular."""
+    parser.add_argument(
+        "--irregular",
+        choices=[choice.value for choice in Irregular],
+        default=default.value,
+        help=f"{what}. reject: left out; accept_2d: its slices are kept as they are, nothing is "
+        "interpolated. Both are listed in findings.csv",
     )
 
 

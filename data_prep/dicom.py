@@ -21,6 +21,9 @@ from data_prep.origin import Origin
 from data_prep.series import Stack
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
 
+# What --irregular is about; see `series`.
+STACK = "a series with missing or repeated slices, gantry tilt, changing distances or mixed sizes"
+
 
 @dataclass(frozen=True)
 class DicomSource:
@@ -152,18 +155,6 @@ def _stack(headers: Sequence[Header], which: Sequence[int]) -> Stack:
     )
 
 
-def add_irregular(parser: argparse.ArgumentParser, default: Irregular) -> None:
-    """Adds the flag that says what happens to irregular series."""
-    parser.add_argument(
-        "--irregular",
-        choices=[choice.value for choice in Irregular],
-        default=default.value,
-        help="a series with missing or repeated slices, gantry tilt, changing distances or mixed "
-        "sizes. reject: left out; accept_2d: its slices are kept as they are, nothing is "
-        "interpolated. Both are listed in findings.csv",
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command.new_parser(
@@ -172,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--source=dicom --out=data/mine",
         source="folder of DICOM files, searched with all sub-folders",
     )
-    add_irregular(parser, Irregular.REJECT)
+    command.add_irregular(parser, STACK)
 
     def from_flags(args: argparse.Namespace) -> DicomSource:
         return DicomSource(args.source, Irregular(args.irregular))

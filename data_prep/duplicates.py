@@ -17,7 +17,6 @@ that a patient has, in the order of file names; here it is a series in the order
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int64, UInt64
 
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from data_prep.signatures import Signatures, load_signatures, read_manifest
+from data_prep.whole_file import whole_file
 
 FORMAT = 1
 THRESHOLD = 6  # bits of 64
@@ -142,10 +142,9 @@ def write_filter(args: argparse.Namespace) -> dict[str, Any]:
         "kept_per_volume": _summary(counts[:, 1]),
         "rows": rows.tolist(),
     }
-    temporary = args.out.with_suffix(".tmp")
     try:
-        temporary.write_text(json.dumps(content) + "\n")
-        os.replace(temporary, args.out)
+        with whole_file(args.out) as temporary:
+            temporary.write_text(json.dumps(content) + "\n")
     except OSError as error:
         raise StorageError(f"--out {args.out} cannot be written: {error.strerror}") from None
     return content

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 
 from ctssl_jax.errors import DataError
 from data_prep import command, images, labels, listing, volume_header
-from data_prep.dicom import DicomSource
+from data_prep.dicom import STACK, DicomSource
 from data_prep.images import ImageSource
 from data_prep.irregular import Irregular
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Source, Unusable
-from data_prep.split import patient_finder
+from data_prep.split import patient_finder, shared_patients
 from data_prep.volumes import VolumeSource
 
 _IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
@@ -229,7 +229,7 @@ def _patient(source: FolderSource, item: Item) -> str:
 
 
 def _require_whole_patients(places: Sequence[tuple[str, str]]) -> None:
-    shared = listing.shared_patients((patient, split) for patient, split in places if patient)
+    shared = shared_patients((patient, split) for patient, split in places if patient)
     if shared:
         raise DataError(f"--labels: {shared} patients are in more than one split")
 
@@ -257,13 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=Format.AUTO.value,
         help="auto: by the content of the files; DICOM and volumes may be mixed, images not",
     )
-    parser.add_argument(
-        "--irregular",
-        choices=[choice.value for choice in Irregular],
-        default=Irregular.REJECT.value,
-        help="DICOM series that are no regular stack, and oblique volumes. reject: left out; "
-        "accept_2d: their slices are kept as they are. Both are listed in findings.csv",
-    )
+    command.add_irregular(parser, f"{STACK}, or an oblique volume")
 
     def from_flags(args: argparse.Namespace) -> Source:
         return make_source(

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from ctssl_jax.errors import DataError
 from data_prep import command
-from data_prep.dicom import DicomSource, add_irregular
+from data_prep.dicom import STACK, DicomSource
 from data_prep.irregular import Irregular
 from data_prep.origin import Origin
 from data_prep.source import Item, Place, Unusable
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--source=LIDC-IDRI --out=data/lidc",
         source="folder that holds the folders LIDC-IDRI-nnnn",
     )
-    add_irregular(parser, Irregular.ACCEPT_2D)
+    command.add_irregular(parser, STACK, Irregular.ACCEPT_2D)
     parser.add_argument(
         "--series",
         type=Path,

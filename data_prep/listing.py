@@ -1,9 +1,8 @@
-"""Which files are in a folder, and which patients in more than one split."""
+"""Which files are in a folder."""
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ctssl_jax.errors import DataError
@@ -33,14 +32,6 @@ def natural(text: str) -> list[tuple[int, str]]:
 def inside(path: str | Path, root: Path) -> bool:
     """Whether a file, or what it links to, is inside a folder."""
     return Path(path).resolve().is_relative_to(root.resolve())
-
-
-def shared_patients(places: Iterable[tuple[str, str]]) -> int:
-    """How many patients are in more than one split, given (patient, split) of each item."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    for patient, split in places:
-        splits[patient].add(split)
-    return sum(len(of_patient) > 1 for of_patient in splits.values())
 
 
 def _below(root: Path) -> Iterator[str]:

@@ -9,7 +9,6 @@ pseudonyms only, and are named by what they are made of, so that nothing stale i
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -23,6 +22,7 @@ from data_prep.records import pseudonym
 from data_prep.signatures import of_records, save_signatures
 from data_prep.source import Finding, Item, Rejected, Slice, Source, Unusable
 from data_prep.tally import Tally
+from data_prep.whole_file import whole_file
 
 
 class Context(NamedTuple):
@@ -164,7 +164,8 @@ class _Maker:
             "rejected": [astuple(row) for row in self._part.rejected],
             "findings": [astuple(row) for row in self._part.findings],
         }
-        _write_whole(self._context.parts / f"{self._name}.json", json.dumps(plain))
+        with whole_file(self._context.parts / f"{self._name}.json") as temporary:
+            temporary.write_text(json.dumps(plain))
         return self._part.slices
 
     def _add_slice(self, item: Slice) -> None:
@@ -247,10 +248,5 @@ def write_shard(context: Context, shard: Shard) -> int:
 def save_tally(path: Path, tally: Tally) -> None:
     """Writes an NPZ file of a tally's arrays."""
     arrays: dict[str, Any] = tally.to_arrays()
-    np.savez(path, **arrays)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)

@@ -29,6 +29,7 @@ from tensorflow_datasets.core import example_serializer
 
 from ctssl_jax.errors import DataError, StorageError
 from data_prep.source import Slice
+from data_prep.whole_file import temporary_name
 
 AIR_HU = -1024
 PUBLIC_KEY = b"ctssl_jax phantom: nobody to protect"
@@ -123,8 +124,7 @@ class Writer:
     """
 
     def __init__(self, path: Path, *, compressed: bool):
-        # Of this process: one that was left over by a kill may still be writing its own.
-        self._path, self._temporary = path, path.with_suffix(f".{os.getpid()}.tmp")
+        self._path, self._temporary = path, temporary_name(path)
         # Random access wants one record a group.
         options = "group_size:1,max_parallelism:1" + ("" if compressed else ",uncompressed")
         self._writer = ArrayRecordWriter(str(self._temporary), options)

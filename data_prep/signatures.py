@@ -10,7 +10,6 @@ A dataset holds them beside its records, in OUT/signatures/SPLIT.npy, in the ord
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,6 +19,7 @@ from jaxtyping import Int, Int16, Int32, Shaped, UInt8, UInt64
 from PIL import Image
 
 from ctssl_jax.errors import DataError
+from data_prep.whole_file import whole_file
 
 SIDE = 24  # of a thumbnail, in pixels
 WINDOW_HU = (-1000.0, 400.0)  # of a thumbnail of HU
@@ -144,8 +144,7 @@ def save_signatures(path: Path, signatures: Iterable[Signatures]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     signatures = list(signatures)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as stream:
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
         count = sum(map(len, signatures))
         header = {"descr": ROW.descr, "fortran_order": False, "shape": (count,)}
         np.lib.format.write_array_header_1_0(stream, header)
@@ -154,7 +153,6 @@ def save_signatures(path: Path, signatures: Iterable[Signatures]) -> None:
             for name in DTYPES:
                 rows[name] = getattr(part, name)
             stream.write(rows.tobytes())
-    os.replace(temporary, path)
 
 
 def load_file(path: Path) -> Signatures:

@@ -58,6 +58,14 @@ def split_fractions(val: float, test: float) -> dict[str, float]:
     return {"train": 1 - val - test, "val": val, "test": test}
 
 
+def shared_patients(places: Iterable[tuple[str, str]]) -> int:
+    """How many patients are in more than one split, given (patient, split) of each item."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for patient, split in places:
+        splits[patient].add(split)
+    return sum(len(of_patient) > 1 for of_patient in splits.values())
+
+
 def patient_finder(regex: str, source: Path) -> Callable[[Path], str]:
     """Returns the function from a file to its patient.
 

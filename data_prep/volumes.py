@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="auto: Hounsfield units, and volumes with nothing as low as fat are rejected; "
         "hu: taken as Hounsfield units unseen; grey8: 0 to 255",
     )
-    add_irregular(parser)
+    command.add_irregular(parser, "a volume that lies obliquely in space")
 
     def from_flags(args: argparse.Namespace) -> VolumeSource:
         source = VolumeSource(
@@ -200,17 +200,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return source
 
     return command.run_source(from_flags, parser, argv)
-
-
-def add_irregular(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag that says what happens to oblique volumes."""
-    parser.add_argument(
-        "--irregular",
-        choices=[choice.value for choice in Irregular],
-        default=Irregular.REJECT.value,
-        help="a volume that lies obliquely in space. reject: left out; accept_2d: its slices are "
-        "kept as they are stored. Both are listed in findings.csv",
-    )
 
 
 if __name__ == "__main__":
