@@ -61,20 +61,19 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise StorageError(f"checkpoint of step {int(state.step)} not saved: {error}") from None
 
-    def restore(self, state: TrainState, batches: grain.DatasetIterator, mesh: Mesh) -> TrainState:
+    def restore(self, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
         """The latest checkpoint; `batches` is set to go on after it.
 
         Args:
-          state: a state, or its abstract form, of the run that asks.
+          state: shapes, dtypes and places (`sharding.abstract`) of the run that asks.
           batches: the run's iterator, moved in place.
-          mesh: where the state is placed.
 
         Raises:
           StorageError: it cannot be read, or is of another run.
         """
         step = self.latest()
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(sharding.abstract(state, mesh)),
+            state=ocp.args.StandardRestore(state),
             data=grain.checkpoint.CheckpointRestore(batches),
         )
         try:
@@ -122,8 +121,9 @@ class BestWeights:
     def restore(self, state: TrainState, mesh: Mesh) -> TrainState:
         """`state` with the best parameters and batch statistics."""
         template = {"params": state.params, "batch_stats": state.batch_stats}
+        places = jax.tree.map(lambda _: sharding.replicated(mesh), template)
         items = ocp.args.Composite(
-            weights=ocp.args.StandardRestore(sharding.abstract(template, mesh))
+            weights=ocp.args.StandardRestore(sharding.abstract(template, places))
         )
         weights = self._manager.restore(self._manager.latest_step(), args=items)["weights"]
         return state.replace(**weights)

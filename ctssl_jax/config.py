@@ -42,12 +42,12 @@ class Metric(enum.Enum):
 
 @dataclasses.dataclass
 class EncoderConfig:
-    """The ResNet; see `nn.resnet.ResNet`."""
+    """The ResNet; see `nn.resnet.ResNet`. `remat_stages` trades time for memory, 0 to 4."""
 
     depth: int = 50
     drop_path_rate: float = 0.0
     zero_init_residual: bool = True
-    remat: bool = False
+    remat_stages: int = dataclasses.field(default=0, metadata={"elastic": True})
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
@@ -56,6 +56,8 @@ class EncoderConfig:
             raise ConfigError(f"encoder.depth={self.depth}: must be one of {known}")
         if not 0 <= self.drop_path_rate < 1:
             raise ConfigError(f"encoder.drop_path_rate={self.drop_path_rate}: must be in [0, 1)")
+        if not 0 <= self.remat_stages <= 4:
+            raise ConfigError(f"encoder.remat_stages={self.remat_stages}: must be 0 to 4")
 
     def build(self, precision: Precision) -> ResNet:
         """The network."""
@@ -63,7 +65,7 @@ class EncoderConfig:
             depth=self.depth,
             drop_path_rate=self.drop_path_rate,
             zero_init_residual=self.zero_init_residual,
-            remat=self.remat,
+            remat_stages=self.remat_stages,
             dtype=jnp.dtype(precision.value),
         )
 
@@ -105,14 +107,23 @@ class PretrainConfig:
     Attributes:
       seed: of initialisation, sample order, augmentation and masks.
       batch_size: slices per step over all devices.
+      accumulate: microbatches per step, one after the other on the same devices, whose gradients
+        are averaged. The method sees a microbatch as its batch: BatchNorm statistics and negatives
+        are those of `batch_size / accumulate` slices.
+      shard_state: split the optimizer's state and the teacher over the devices instead of keeping
+        them whole on each (ZeRO-1).
       epochs: passes over the training split; sets the schedules' horizon.
       log_every, checkpoint_every, picture_every: in steps; 0 pictures none.
       keep_checkpoints: how many of the latest stay on disk.
+      hang_after_s: without a step for so many seconds the run is taken for dead: stacks are
+        printed, exit code 6; 0 waits for ever. Must be longer than compilation.
       display_window_hu: HU shown black and white in pictures.
     """
 
     seed: int = 0
     batch_size: int = 32
+    accumulate: int = 1
+    shard_state: bool = dataclasses.field(default=False, metadata={"elastic": True})
     epochs: float = 1600.0
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     intensity: Intensity = dataclasses.field(default_factory=Intensity)
@@ -125,18 +136,30 @@ class PretrainConfig:
     checkpoint_every: int = 1000
     picture_every: int = 1000
     keep_checkpoints: int = 2
+    hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
     display_window_hu: tuple[float, float] = (-1000.0, 500.0)
 
     def validate(self) -> None:
         """Raises `ConfigError`: one line with the fields and values that do not fit."""
         _validate_parts(self)
-        _require_positive(self, "batch_size", "epochs", "log_every", "checkpoint_every")
-        _require_positive(self, "keep_checkpoints")
+        _require_positive(self, "batch_size", "accumulate", "epochs", "log_every")
+        _require_positive(self, "checkpoint_every", "keep_checkpoints")
+        _require_patience(self)
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"batch_size={self.batch_size} does not part into accumulate={self.accumulate} "
+                "microbatches: change either"
+            )
         if self.optim.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"optim.warmup_epochs={self.optim.warmup_epochs} does not end before "
                 f"epochs={self.epochs}: lower it"
             )
+
+    @property
+    def microbatch(self) -> int:
+        """Slices that a method sees at once."""
+        return self.batch_size // self.accumulate
 
     def total_steps(self, slices: int) -> int:
         """Steps of the run on a training split of `slices`."""
@@ -156,6 +179,7 @@ class FinetuneConfig:
       fraction: share of the training split used; validation and test stay whole.
       select_by: validation metric that chooses the epoch; the earliest of equals.
       checkpoint_every_epochs: resumable checkpoints; the best weights are kept besides.
+      hang_after_s: as in `PretrainConfig`.
     """
 
     task: str = "task"
@@ -190,11 +214,13 @@ class FinetuneConfig:
     select_by: Metric = Metric.AUC
     precision: Precision = Precision.FLOAT32
     checkpoint_every_epochs: int = 10
+    hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
 
     def validate(self) -> None:
         """Raises `ConfigError`: one line with the fields and values that do not fit."""
         _validate_parts(self)
         _require_positive(self, "batch_size", "epochs", "checkpoint_every_epochs")
+        _require_patience(self)
         _require_fraction_and_splits(self)
         _refuse_filter(self)
         if self.freeze.epochs >= self.epochs:
@@ -318,6 +344,11 @@ def _require_positive(config: Config, *names: str) -> None:
             raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
 
 
+def _require_patience(config: PretrainConfig | FinetuneConfig) -> None:
+    if config.hang_after_s < 0:
+        raise ConfigError(f"hang_after_s={config.hang_after_s}: must be 0 (never) or more")
+
+
 def _require_fraction_and_splits(config: FinetuneConfig | EvaluateConfig) -> None:
     if not 0 < config.fraction <= 1:
         raise ConfigError(f"fraction={config.fraction}: must be in (0, 1]")
@@ -359,13 +390,31 @@ def to_json(config: Any) -> Any:
 
 
 def config_record(config: Config) -> dict[str, Any]:
-    """What `config.json` holds: type, values and their hash."""
+    """What `config.json` holds: type, values, and the hash of those that a run may not change.
+
+    Elastic fields say how a run is computed, not what: a run may be resumed with others, and they
+    stand apart, outside the hash.
+    """
     values = to_json(config)
     if not isinstance(config, EvaluateConfig):
         values["method"] = {"type": type(config.method).__name__, **values["method"]}
+    elastic = _pop_elastic(config, values)
     record = {"type": type(config).__name__, "config": values}
     text = json.dumps(record, sort_keys=True)
-    return {**record, "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {**record, "elastic": elastic, "hash": digest}
+
+
+def _pop_elastic(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Takes the elastic fields out of a config's plain values."""
+    popped = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("elastic"):
+            popped[field.name] = values.pop(field.name)
+        elif dataclasses.is_dataclass(value) and (inner := _pop_elastic(value, values[field.name])):
+            popped[field.name] = inner
+    return popped
 
 
 def first_difference(ours: Any, theirs: Any, name: str = "config") -> str:

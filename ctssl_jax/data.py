@@ -50,8 +50,9 @@ class DataConfig:
     filter: str = dataclasses.field(default="", metadata={"private": True})
     accept_leakage: bool = False  # run although test data was seen; every result says so
     canvas: int = 512  # pixels; every slice is brought to canvas x canvas before batching
-    num_threads: int = 2  # each reads whole batches
-    prefetch: int = 4  # batches
+    # Elastic, as `config.config_record` takes it: a run may be resumed with other values.
+    num_threads: int = dataclasses.field(default=2, metadata={"elastic": True})  # each: a batch
+    prefetch: int = dataclasses.field(default=4, metadata={"elastic": True})  # batches
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""

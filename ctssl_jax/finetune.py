@@ -141,13 +141,15 @@ def _train(
     )
     fresh = partial(init_state, config.method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(fresh, key)
+    shardings = sharding.state_shardings(abstract, mesh)
     checkpoints = Checkpoints(workdir, keep=1)
     if checkpoints.latest() is None:
-        state = sharding.jit_init(fresh, mesh)(key)
+        state = sharding.jit_init(fresh, shardings)(key)
         if pretrained:
             state = _with_encoder(state, *pretrained, mesh)
     else:
-        state = checkpoints.restore(jax.eval_shape(fresh, key), batches, mesh)
+        state = checkpoints.restore(sharding.abstract(abstract, shardings), batches)
     writer = MetricWriter(workdir, int(state.step))
     writer.line(
         f"{config.task}: {config.arm}, {len(subset.rows)} of {subset.of} training slices "

@@ -2,7 +2,8 @@
 
 One mesh axis, `data`: the batch is split over it, the state is the same everywhere. Under `jit` a
 sum over the batch is a sum over all devices, so BatchNorm statistics are global (SyncBN) and every
-loss is that of the whole batch; nothing else in the package says so.
+loss is that of the whole batch; nothing else in the package says so. With `shard_state` each device
+keeps its part of what only the update needs (ZeRO-1, Rajbhandari et al. 2020, §5.1).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ctssl_jax.errors import ConfigError
+from ctssl_jax.methods.base import PyTree, TrainState
 
-PyTree = Any
 AXIS = "data"
 
 
@@ -24,13 +25,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def check_batch(batch_size: int) -> None:
-    """Raises `ConfigError` unless the global batch divides over the devices."""
-    devices = jax.device_count()
-    if batch_size % devices:
+def check_batch(batch_size: int, accumulate: int = 1, devices: int | None = None) -> None:
+    """Raises `ConfigError` unless each microbatch of the global batch divides over the devices."""
+    devices = jax.device_count() if devices is None else devices
+    if batch_size % (devices * accumulate):
+        parts = f" in accumulate={accumulate} microbatches" if accumulate > 1 else ""
         raise ConfigError(
-            f"batch_size={batch_size} does not divide over {devices} devices: "
-            f"use a multiple of {devices}"
+            f"batch_size={batch_size} does not divide over {devices} devices{parts}: "
+            f"use a multiple of {devices * accumulate}"
         )
 
 
@@ -50,6 +52,29 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+def state_shardings(state: TrainState, mesh: Mesh, shard_state: bool = False) -> TrainState:
+    """Where each array of a state lies.
+
+    Args:
+      state: a state or its abstract form.
+      mesh: over the devices.
+      shard_state: split the optimizer's state, and a teacher's parameters (`aux["params"]`), along
+        their largest axis that divides over the devices; what has none stays whole.
+    """
+    devices = mesh.devices.size
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        top, *below = (str(getattr(key, "name", getattr(key, "key", key))) for key in path)
+        asked = top == "opt_state" or (top == "aux" and below[:1] == ["params"])
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size % devices == 0]
+        if not (shard_state and asked and fitting):
+            return replicated(mesh)
+        widest = max(fitting, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*([None] * widest), AXIS))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Places a host tree, equal on all hosts, on every device."""
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
@@ -63,23 +88,31 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
-def jit_init(init: Callable[[jax.Array], PyTree], mesh: Mesh) -> Callable[[jax.Array], PyTree]:
-    """Compiles `init(key) -> state`, the same on every device."""
-    return jax.jit(init, out_shardings=replicated(mesh))
+def jit_init(init: Callable[[jax.Array], PyTree], state: PyTree) -> Callable[[jax.Array], PyTree]:
+    """Compiles `init(key) -> state`, placed as `state` (see `state_shardings`) says."""
+    return jax.jit(init, out_shardings=state)
 
 
-def jit_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Compiles `step(state, batch, key) -> state, metrics`; the old state's memory is reused."""
+def jit_step(
+    step: Callable[..., Any], mesh: Mesh, state: PyTree | None = None
+) -> Callable[..., Any]:
+    """Compiles `step(state, batch, key) -> state, metrics`; the old state's memory is reused.
+
+    `state` says where the state lies (see `state_shardings`), None: whole on every device.
+    """
     same, shared = replicated(mesh), split(mesh)
+    state = same if state is None else state
     return jax.jit(
-        step, in_shardings=(same, shared, same), out_shardings=(same, same), donate_argnums=0
+        step, in_shardings=(state, shared, same), out_shardings=(state, same), donate_argnums=0
     )
 
 
-def abstract(tree: PyTree, mesh: Mesh) -> PyTree:
+def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
     """Shapes, dtypes and shardings of a state: the template to restore a checkpoint into."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
     )
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.checkpoint import Checkpoints
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.errors import DivergedError
-from ctssl_jax.methods.base import Batch, Method, Progress, TrainState
+from ctssl_jax.methods.base import Batch, Method, Out, Progress, PyTree, TrainState
 from ctssl_jax.metrics import MetricWriter, Throughput, duration
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule, lr_schedule, make_optimizer, weight_decay_schedule
@@ -52,6 +53,38 @@ def init_state(
     )
 
 
+class Program(NamedTuple):
+    """A pre-training run as pure functions, before any device or data."""
+
+    encoder: ResNet
+    init: Callable[[jax.Array], TrainState]
+    step: Step
+    total_steps: int
+    steps_per_epoch: float
+
+
+def make_program(config: PretrainConfig, slices: int, kind: IntensityKind) -> Program:
+    """What a config trains on a split of `slices` stored as `kind`."""
+    total_steps, steps_per_epoch = config.total_steps(slices), slices / config.batch_size
+    lr = lr_schedule(config.optim, steps_per_epoch, total_steps)
+    weight_decay = weight_decay_schedule(config.optim, total_steps)
+    tx = make_optimizer(config.optim, lr, weight_decay)
+    encoder = config.encoder.build(config.precision)
+    step = make_step(
+        config.method,
+        encoder,
+        tx,
+        config.intensity,
+        kind,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        schedules={"lr": lr, "weight_decay": weight_decay},
+        accumulate=config.accumulate,
+    )
+    init = partial(init_state, config.method, encoder, tx, config.intensity.channels)
+    return Program(encoder, init, step, total_steps, steps_per_epoch)
+
+
 def make_step(
     method: Method,
     encoder: ResNet,
@@ -62,26 +95,59 @@ def make_step(
     total_steps: int,
     steps_per_epoch: float | int,
     schedules: Mapping[str, Schedule],
+    accumulate: int = 1,
 ) -> Step:
     """One training step for any method.
 
     Randomness is a function of (the run's key, step, global index of the slice), never of devices.
     The key is an argument, so that runs that differ by their seed share a compiled program. A batch
-    holds `image` (int16 `[b, h, w]`), `index`, `record` and `label` (int32 `[b]`).
+    holds `image` (int16 `[b, h, w]`), `index`, `record` and `label` (int32 `[b]`). With
+    `accumulate` the gradient is the mean over so many microbatches, taken one after the other.
     """
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(key, state.step)
-        keys = augment.image_keys(key, state.step, batch["index"])
+    def gradient(
+        state: TrainState, batch: Batch, key: jax.Array, step_key: jax.Array, progress: Progress
+    ) -> tuple[jax.Array, Out, PyTree]:
+        keys = augment.image_keys(key, progress.step, batch["index"])
         view_keys, method_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         unit = augment.to_unit(batch["image"], intensity, kind)
         views = augment.make_views(view_keys, unit, method.views)
         views = tuple(augment.normalise(view, intensity) for view in views)
         batch = {**batch, "views": views, "keys": method_keys}
-
-        progress = Progress(state.step, total_steps, steps_per_epoch)
         grad = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
         (loss, out), grads = grad(encoder, state.params, state, batch, step_key, progress)
+        return loss, out, grads
+
+    def mean_gradient(
+        state: TrainState, batch: Batch, key: jax.Array, step_key: jax.Array, progress: Progress
+    ) -> tuple[jax.Array, Out, PyTree]:
+        # Microbatch i is every accumulate-th slice from the i-th on: no slice changes its device,
+        # and who is in a microbatch does not depend on the devices.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+        )
+
+        def add(carry: PyTree, part: tuple[jax.Array, Batch]) -> tuple[PyTree, Metrics]:
+            batch_stats, aux, total = carry
+            number, batch = part
+            now = state.replace(batch_stats=batch_stats, aux=aux)
+            part_key = jax.random.fold_in(step_key, number)
+            loss, out, grads = gradient(now, batch, key, part_key, progress)
+            total = jax.tree.map(jnp.add, total, grads)
+            return (out.batch_stats, out.aux, total), {"loss": loss, **out.metrics}
+
+        start = (state.batch_stats, state.aux, jax.tree.map(jnp.zeros_like, state.params))
+        carry, values = jax.lax.scan(add, start, (jnp.arange(accumulate), parts))
+        batch_stats, aux, total = carry
+        metrics = {name: value.mean() for name, value in values.items()}
+        grads = jax.tree.map(lambda x: x / accumulate, total)
+        return metrics.pop("loss"), Out(batch_stats, aux, metrics), grads
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(key, state.step)
+        progress = Progress(state.step, total_steps, steps_per_epoch, accumulate)
+        find = mean_gradient if accumulate > 1 else gradient
+        loss, out, grads = find(state, batch, key, step_key, progress)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **out.metrics}
         metrics |= {name: schedule(state.step) for name, schedule in schedules.items()}
@@ -208,9 +274,10 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     audit = leakage.require_audit(dataset, config.data.accept_leakage)
     kept = read_filter(config.data, dataset)
     slices = kept.slices
-    sharding.check_batch(config.batch_size)
-    config.method.validate_run(config.batch_size, slices)
-    mesh, encoder, probe = sharding.make_mesh(), config.encoder.build(config.precision), None
+    sharding.check_batch(config.batch_size, config.accumulate)
+    config.method.validate_run(config.microbatch, slices)
+    program = make_program(config, slices, dataset.intensity)
+    mesh, encoder, probe = sharding.make_mesh(), program.encoder, None
     if config.probe.every:
         accept = config.data.accept_leakage
         probe = evaluate.make_probe(config.probe, encoder, config.intensity, mesh, accept)
@@ -218,13 +285,6 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         print(f"{workdir} is done already", flush=True)
         return
     leakage.write_seen(workdir, dataset, config.data.split, kept.rows)
-
-    total_steps = config.total_steps(slices)
-    steps_per_epoch = slices / config.batch_size
-    lr = lr_schedule(config.optim, steps_per_epoch, total_steps)
-    weight_decay = weight_decay_schedule(config.optim, total_steps)
-    tx = make_optimizer(config.optim, lr, weight_decay)
-    channels = config.intensity.channels
 
     batches = iter(
         data.pretrain_batches(
@@ -237,13 +297,14 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         )
     )
 
-    fresh = partial(init_state, config.method, encoder, tx, channels)
     key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(program.init, key)
+    shardings = sharding.state_shardings(abstract, mesh, config.shard_state)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     if checkpoints.latest() is None:
-        state = sharding.jit_init(fresh, mesh)(key)
+        state = sharding.jit_init(program.init, shardings)(key)
     else:
-        state = checkpoints.restore(jax.eval_shape(fresh, key), batches, mesh)
+        state = checkpoints.restore(sharding.abstract(abstract, shardings), batches)
     writer = MetricWriter(workdir, int(state.step))
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     writer.line(
@@ -251,17 +312,6 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         f"ResNet-{config.encoder.depth}, {parameters:,} parameters, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         + (f", resumed at step {int(state.step):,}" if int(state.step) else "")
-    )
-
-    step = make_step(
-        config.method,
-        encoder,
-        tx,
-        config.intensity,
-        dataset.intensity,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        schedules={"lr": lr, "weight_decay": weight_decay},
     )
 
     def save(state: TrainState, number: int) -> None:
@@ -280,13 +330,13 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     try:
         state = fit(
             state,
-            sharding.jit_step(step, mesh),
+            sharding.jit_step(program.step, mesh, shardings),
             batches,
             mesh,
             writer,
             seed=config.seed,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
+            total_steps=program.total_steps,
+            steps_per_epoch=program.steps_per_epoch,
             batch_size=config.batch_size,
             log_every=config.log_every,
             due=due,
@@ -295,7 +345,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         checkpoints.close()
         writer.close()
     run_folder.set_status(workdir, "done")
-    writer.line(f"done: {total_steps:,} steps; the encoder is in {workdir}")
+    writer.line(f"done: {program.total_steps:,} steps; the encoder is in {workdir}")
 
 
 def log_probe(

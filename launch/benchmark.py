@@ -30,7 +30,6 @@ from ctssl_jax import main, platform, run_folder, sharding
 from ctssl_jax.augment import IntensityKind, image_keys, make_views, normalise, to_unit
 from ctssl_jax.config import PretrainConfig, config_record
 from ctssl_jax.errors import ConfigError, StorageError, UserError
-from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 
 SLICES = 250_000  # of the imagined training split: schedules need its length
 KIND: IntensityKind = "hu"
@@ -91,26 +90,14 @@ def _views(
 def _training_step(config: PretrainConfig, mesh: Mesh) -> tuple[Callable[..., Any], Any]:
     """The compiled step and the state at its beginning, as `train.run` makes them."""
     # Imported late, with all of training: a mistyped flag is answered before.
-    from ctssl_jax.train import init_state, make_step
+    from ctssl_jax.train import make_program
 
-    total_steps, steps_per_epoch = config.total_steps(SLICES), SLICES / config.batch_size
-    lr = lr_schedule(config.optim, steps_per_epoch, total_steps)
-    weight_decay = weight_decay_schedule(config.optim, total_steps)
-    tx = make_optimizer(config.optim, lr, weight_decay)
-    encoder = config.encoder.build(config.precision)
-    fresh = partial(init_state, config.method, encoder, tx, config.intensity.channels)
-    state = sharding.jit_init(fresh, mesh)(jax.random.key(config.seed))
-    step = make_step(
-        config.method,
-        encoder,
-        tx,
-        config.intensity,
-        KIND,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        schedules={"lr": lr, "weight_decay": weight_decay},
-    )
-    return sharding.jit_step(step, mesh), state
+    program = make_program(config, SLICES, KIND)
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(program.init, key)
+    shardings = sharding.state_shardings(abstract, mesh, config.shard_state)
+    state = sharding.jit_init(program.init, shardings)(key)
+    return sharding.jit_step(program.step, mesh, shardings), state
 
 
 def interleave(runs: Mapping[str, Callable[[], None]], repeats: int) -> Seconds:
@@ -189,8 +176,8 @@ def parse(argv: list[str]) -> tuple[Options, PretrainConfig]:
 
 def measure(options: Options, config: PretrainConfig) -> None:
     """Times one part, prints the table and writes the file."""
-    sharding.check_batch(config.batch_size)
-    config.method.validate_run(config.batch_size, SLICES)
+    sharding.check_batch(config.batch_size, config.accumulate)
+    config.method.validate_run(config.microbatch, SLICES)
     environment = run_folder.environment(config)
     method, canvas = type(config.method).__name__, config.data.canvas
     print(

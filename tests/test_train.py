@@ -118,12 +118,13 @@ def whole_state(workdir: Path):
     template = jax.eval_shape(
         lambda key: init_state(SMOKE.method, encoder, tx, 1, key), jax.random.key(0)
     )
+    shardings = sharding.state_shardings(template, sharding.make_mesh())
     manager = Checkpoints(workdir)
     assert manager.latest() == STEPS
     import orbax.checkpoint as ocp
 
     items = ocp.args.Composite(
-        state=ocp.args.StandardRestore(sharding.abstract(template, sharding.make_mesh()))
+        state=ocp.args.StandardRestore(sharding.abstract(template, shardings))
     )
     state = manager._manager.restore(STEPS, args=items)["state"]
     manager.close()

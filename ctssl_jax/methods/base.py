@@ -38,6 +38,7 @@ class Progress(NamedTuple):
     step: Any  # int32 scalar: updates done before
     total_steps: int
     steps_per_epoch: float | int
+    microbatches: int = 1  # in which a step's batch comes, each a loss of its own
 
     @property
     def fraction(self) -> Float[Array, ""]:

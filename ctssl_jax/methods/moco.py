@@ -199,7 +199,8 @@ class MoCo:
             "record": jax.lax.dynamic_update_slice(record, batch["record"], (pointer,)),
             "pointer": (pointer + b) % self.queue_size,
         }
-        age = jnp.minimum(progress.step, self.queue_size // b) / progress.steps_per_epoch
+        steps_to_fill = self.queue_size / (b * progress.microbatches)
+        age = jnp.minimum(progress.step, steps_to_fill) / progress.steps_per_epoch
         metrics = {
             "contrast_accuracy": found,
             "chance": jnp.float32(math.log(self.queue_size + 1)),

@@ -206,7 +206,7 @@ class SwAV:
 
         if not self.queue_size:
             return alone()
-        filled = progress.step * z.shape[1] >= self.queue_size
+        filled = progress.step * z.shape[1] * progress.microbatches >= self.queue_size
         due = filled & progress.reached(self.queue_epoch)
         return jax.lax.cond(due, with_queue, alone)
 

@@ -118,7 +118,8 @@ class ResNet(nn.Module):
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
       zero_init_residual: start each block as the identity (timm's default).
       dtype: of the computation; parameters and BatchNorm statistics stay in `param_dtype`.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat_stages: of so many stages, from the first and largest on, the backward pass recomputes
+        the blocks instead of keeping their activations.
     """
 
     depth: int = 50
@@ -126,7 +127,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = True
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
-    remat: bool = False
+    remat_stages: int = 0
 
     @property
     def widths(self) -> tuple[int, int, int, int]:
@@ -140,7 +141,6 @@ class ResNet(nn.Module):
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
         """Returns the stage maps at 1/4, 1/8, 1/16 and 1/32 of the input's resolution."""
         blocks, bottleneck = DEPTHS[self.depth]
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = Conv(
             64,
@@ -156,6 +156,8 @@ class ResNet(nn.Module):
         x = MaxPool(name="maxpool")(x)
         maps, index, total = [], 0, sum(blocks)
         for stage, count in enumerate(blocks):
+            remat = stage < self.remat_stages
+            block = nn.remat(Block, static_argnums=(2,)) if remat else Block
             for i in range(count):
                 x = block(
                     width=64 * 2**stage,
