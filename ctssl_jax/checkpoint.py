@@ -1,15 +1,16 @@
 """Orbax checkpoints: what a run saves, and how fine-tuning gets its encoder.
 
 A checkpoint has four items: `state` (the whole `TrainState`), `encoder` (its parameters and batch
-statistics alone, for fine-tuning and export), `data` (the Grain iterator) and `meta` (JSON). Orbax
-commits a step by renaming, so a checkpoint exists whole or not at all.
+statistics alone, for fine-tuning and export), `data` (where the data goes on) and `meta`, both
+JSON. Orbax commits a step by renaming, so a checkpoint exists whole or not at all. Nothing in it
+depends on the number of devices or processes, which may be others when it is restored.
 """
 
-import json
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -22,82 +23,101 @@ from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
 from ctssl_jax.nn.resnet import ResNet
 
 FOLDER = "checkpoints"
-FORMAT = 1
+FORMAT = 2
+
+
+class Restored(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+      state: after its last saved step.
+      data: for the batches' `set_state`.
+      unfinished: what was due after that step was cut short, and is due still.
+    """
+
+    state: TrainState
+    data: dict[str, Any]
+    unfinished: bool
 
 
 class Checkpoints:
-    """The checkpoints of one run folder.
+    """The checkpoints of one run folder; all processes call it alike.
 
     Args:
       run: the run folder.
+      method: its name, for `meta`.
       keep: how many of the latest to keep.
     """
 
-    def __init__(self, run: Path, *, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=True,  # what a killed save left behind
-        )
-        self._manager = ocp.CheckpointManager((run / FOLDER).absolute(), options=options)
+    def __init__(self, run: Path, *, method: str = "", keep: int = 2):
+        self._method = method
+        self._last: int | None = None  # whose save may be under way
+        self._manager = _manager(run / FOLDER, keep)
 
     def latest(self) -> int | None:
         """The last complete step, if any."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, batches: grain.DatasetIterator, meta: dict[str, Any]) -> None:
-        """Starts saving; the state may be reused at once."""
+    def save(self, state: TrainState, *, unfinished: bool = False) -> None:
+        """Starts saving, unless that step is saved already; the state may be reused at once.
+
+        Raises:
+          StorageError: this or the save before failed; the last complete checkpoint is kept.
+        """
+        step = int(state.step)
+        if step in (self._last, self.latest()):
+            return
         encoder = {
             "params": state.params["encoder"],
             "batch_stats": state.batch_stats["encoder"],
         }
+        meta = {"format": FORMAT, "method": self._method, "unfinished": unfinished}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             encoder=ocp.args.StandardSave(encoder),
-            data=grain.checkpoint.CheckpointSave(batches),
-            meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
+            data=ocp.args.JsonSave({"next_index": step}),  # `data.labelled_batches`: one a step
+            meta=ocp.args.JsonSave(meta),
         )
-        try:
-            self._manager.save(int(state.step), args=items)
-        except (OSError, ValueError) as error:
-            raise StorageError(f"checkpoint of step {int(state.step)} not saved: {error}") from None
+        with _storage_errors(f"checkpoint of step {step}"):
+            self._manager.save(step, args=items)
+        self._last = step
 
-    def restore(self, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
-        """The latest checkpoint; `batches` is set to go on after it.
+    def restore(self, state: TrainState) -> Restored:
+        """The latest checkpoint.
 
         Args:
           state: shapes, dtypes and places (`sharding.abstract`) of the run that asks.
-          batches: the run's iterator, moved in place.
 
         Raises:
-          StorageError: it cannot be read, or is of another run.
+          StorageError: it cannot be read, or is of another run or version.
         """
         step = self.latest()
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(state),
-            data=grain.checkpoint.CheckpointRestore(batches),
+            data=ocp.args.JsonRestore(),
+            meta=ocp.args.JsonRestore(),
         )
         try:
-            return self._manager.restore(step, args=items)["state"]
-        except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+            found = self._manager.restore(step, args=items)
+            return Restored(found["state"], found["data"], found["meta"]["unfinished"])
+        # Whatever damaged bytes make the readers below say; a run cannot go on from them.
+        except Exception as error:
             raise StorageError(
-                f"checkpoint of step {step} cannot be restored ({_first_line(error)}): remove it "
-                "to go on from the one before, or start in another --workdir"
+                f"checkpoint of step {step} cannot be restored ({_first_line(error)}): remove the "
+                f"folder {FOLDER}/{step} of the run to go on from the one before, or start in "
+                "another --workdir"
             ) from None
 
     def close(self) -> None:
-        """Waits for the saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the saves under way; raises `StorageError` where one failed."""
+        _close(self._manager, "the last checkpoint")
 
 
 class BestWeights:
     """The parameters and batch statistics of the best epoch so far, on disk with its score."""
 
     def __init__(self, run: Path):
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
-        )
-        self._manager = ocp.CheckpointManager((run / "best").absolute(), options=options)
+        self._manager = _manager(run / "best", keep=1)
 
     def read(self) -> dict[str, Any] | None:
         """Epoch and validation metrics of the best, or None."""
@@ -109,14 +129,14 @@ class BestWeights:
         ]
 
     def save(self, epoch: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Replaces the best."""
+        """Replaces the best, and waits: no later checkpoint of the run may be complete without."""
         weights = {"params": state.params, "batch_stats": state.batch_stats}
-        self._manager.save(
-            epoch,
-            args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(weights), meta=ocp.args.JsonSave(meta)
-            ),
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardSave(weights), meta=ocp.args.JsonSave(meta)
         )
+        with _storage_errors(f"best weights of epoch {epoch}"):
+            self._manager.save(epoch, args=items)
+            self._manager.wait_until_finished()
 
     def restore(self, state: TrainState, mesh: Mesh) -> TrainState:
         """`state` with the best parameters and batch statistics."""
@@ -129,9 +149,35 @@ class BestWeights:
         return state.replace(**weights)
 
     def close(self) -> None:
-        """Waits for the saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the saves under way; raises `StorageError` where one failed."""
+        _close(self._manager, "the best weights")
+
+
+def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.LatestN(keep),
+        cleanup_tmp_directories=True,  # what a killed save left behind
+    )
+    with _storage_errors(folder.name):
+        return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def _close(manager: ocp.CheckpointManager, what: str) -> None:
+    with _storage_errors(what):
+        manager.wait_until_finished()
+        manager.close()
+
+
+@contextlib.contextmanager
+def _storage_errors(what: str) -> Iterator[None]:
+    """Full disks and the like, as Orbax passes them on from its threads."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StorageError(
+            f"{what} not saved ({_first_line(error)}); the last complete one is kept: mend it and "
+            "repeat the command"
+        ) from None
 
 
 def load_encoder(run: Path, encoder: ResNet, channels: int) -> tuple[PyTree, PyTree]:

@@ -34,3 +34,21 @@ class StorageError(UserError):
     """A checkpoint or folder cannot be read or written."""
 
     exit_code = 5
+
+
+class DeviceError(UserError):
+    """No device, a process that is missing or gone, or a run that hangs; trying again may help."""
+
+    exit_code = 6
+
+
+class Preempted(UserError):
+    """The scheduler wants the machine back; what was done is saved. EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
+
+
+class Interrupted(Preempted):
+    """The same, by Ctrl-C."""
+
+    exit_code = 130

@@ -30,7 +30,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int16, Shaped
 
-from ctssl_jax import augment, data, leakage, run_folder, sharding
+from ctssl_jax import augment, data, distributed, leakage, run_folder, sharding
 from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
 from ctssl_jax.checkpoint import load_encoder
 from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig, first_difference, to_json
@@ -102,7 +102,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         return _found_before(config, workdir)
 
     classes = len(dataset.classes)
-    _say(
+    distributed.say(
         f"{config.task}: {config.arm}, {len(rows)} of {len(labels)} training slices "
         f"({len(set(patients[rows]))} patients), {classes} classes, "
         f"{encoder.widths[-1]} features of ResNet-{config.encoder.depth}"
@@ -121,7 +121,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         "linear": choose(linear, config.linear_c, val, config.select_by),
     }
     for name, choice in choices.items():
-        _say(_choice_line(name, choice, config))
+        distributed.say(_choice_line(name, choice, config))
 
     test = _read(embed, dataset, config.data, config.test_split, mesh)
     results = {
@@ -152,11 +152,12 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
             "test": scored.metrics(),
         }
         predictions = {config.val_split: choice.val, config.test_split: scored}
-        write_predictions(workdir / f"predictions_{name}.csv", predictions)
-    save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
-    run_folder.write_json(workdir / "results.json", results)
-    run_folder.set_status(workdir, "done")
-    _say(_test_line(results))
+        if distributed.is_first():
+            write_predictions(workdir / f"predictions_{name}.csv", predictions)
+    if distributed.is_first():
+        save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
+    run_folder.write_results(workdir, results)
+    distributed.say(_test_line(results))
     return results
 
 
@@ -174,7 +175,8 @@ def _run_unlabelled(
     embed = partial(embed, *sharding.replicate(weights, mesh))
     split = config.data.split
     found = _read(embed, dataset, config.data, split, mesh)
-    save_embeddings(workdir / "embeddings.npz", **{split: found})
+    if distributed.is_first():
+        save_embeddings(workdir / "embeddings.npz", **{split: found})
     results = {
         "task": config.task,
         "arm": config.arm,
@@ -186,9 +188,8 @@ def _run_unlabelled(
         "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
         "audit": audit,
     }
-    run_folder.write_json(workdir / "results.json", results)
-    run_folder.set_status(workdir, "done")
-    _say(_test_line(results))
+    run_folder.write_results(workdir, results)
+    distributed.say(_test_line(results))
     return results
 
 
@@ -198,6 +199,7 @@ def make_probe(
     intensity: Intensity,
     mesh: Mesh,
     accept_leakage: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Callable[[TrainState, int], dict[str, float]]:
     """The kNN score, on validation, of an encoder that is being trained.
 
@@ -207,6 +209,7 @@ def make_probe(
       intensity: how slices become network input.
       mesh: where the run's state lies.
       accept_leakage: whether the labelled dataset may leak between its splits.
+      check: called at every batch; may raise.
 
     Returns:
       `probe(state, step)`, which gives `knn_auc` and `knn_accuracy` and leaves the state as it is.
@@ -226,8 +229,8 @@ def make_probe(
 
     def probe(state: TrainState, step: int) -> dict[str, float]:
         now = partial(embed, state.params["encoder"], state.batch_stats["encoder"])
-        train = features(now, dataset, reading, "train", mesh)
-        val = features(now, dataset, reading, "val", mesh)
+        train = features(now, dataset, reading, "train", mesh, check)
+        val = features(now, dataset, reading, "val", mesh, check)
         scores = fit_knn(train, classes, config.k).predict(val.x)
         found = classification_metrics(val.labels, scores)
         return {"knn_auc": found["auc"], "knn_accuracy": found["accuracy"]}
@@ -258,8 +261,11 @@ def features(
     reading: DataConfig,
     split: str,
     mesh: Mesh,
+    check: Callable[[], None] = lambda: None,
 ) -> Features:
     """Features of every record of a split; `embed` as `make_embed`'s, with its weights.
+
+    `check` is called at every batch and may raise.
 
     Raises:
       DivergedError: a feature is not finite.
@@ -273,6 +279,7 @@ def features(
         batch_size=sharding.round_up(data.EVALUATION_BATCH),
         **sharding.process_share(),
     ):
+        check()
         image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
         found.append(np.asarray(embed(image)))
     x = np.concatenate(found)[: len(labels)]  # the rest is padding of the last batch
@@ -371,7 +378,7 @@ def _tell_other_intensity(config: EvaluateConfig) -> None:
     ours = {name: value for name, value in to_json(config.intensity).items() if name in theirs}
     if ours != theirs:
         difference = first_difference(ours, theirs, "intensity")
-        _say(f"note: {difference}: the encoder was pre-trained on other input")
+        distributed.say(f"note: {difference}: the encoder was pre-trained on other input")
 
 
 def _neighbours(config: EvaluateConfig, slices: int) -> list[int]:
@@ -390,7 +397,7 @@ def _found_before(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     # The config leaves out the path of the encoder's run, so its hash cannot tell two apart.
     if results["encoder_run"] != run_folder.run_hash(config.encoder_run):
         raise ConfigError(f"{workdir} evaluated another encoder_run: give another --workdir")
-    _say(f"{workdir} is done already; {_test_line(results)}")
+    distributed.say(f"{workdir} is done already; {_test_line(results)}")
     return results
 
 
@@ -406,7 +413,7 @@ def _read(
     found = features(embed, dataset, reading, split, mesh)
     slices = len(found.labels)
     speed = slices / (time.monotonic() - began)
-    _say(f"features of {split}: {slices:,} slices, {speed:,.1f} img/s")
+    distributed.say(f"features of {split}: {slices:,} slices, {speed:,.1f} img/s")
     return found
 
 
@@ -433,7 +440,3 @@ def _test_line(results: dict[str, Any]) -> str:
             f"({symbol} = {results[name][symbol]:g})"
         )
     return f"test, {test['n']} slices of {test['patients']} patients: {'; '.join(parts)}"
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

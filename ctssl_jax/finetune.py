@@ -7,6 +7,7 @@ test split is opened once, at the end, by the chosen weights.
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,22 +18,25 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from ctssl_jax import augment, data, leakage, run_folder, sharding
+from ctssl_jax import augment, data, distributed, leakage, run_folder, sharding
 from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_encoder
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import FreezeConfig, finetune_optimizer
 from ctssl_jax.methods.base import PyTree, TrainState
-from ctssl_jax.metrics import MetricWriter, Scored, classification_metrics, write_predictions
+from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.standardise import resolve
 from ctssl_jax.subsets import subset
-from ctssl_jax.train import Due, fit, init_state, make_step
+from ctssl_jax.supervisor import Supervisor
+from ctssl_jax.train import Due, attend, fit, init_state, make_step
 
 Predictor = Callable[[PyTree, PyTree, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]
 
 
-def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
+def run(
+    config: FinetuneConfig, workdir: Path, supervisor: Supervisor | None = None
+) -> dict[str, Any]:
     """Fine-tunes; repeating it in the same `workdir` resumes, or returns what it found.
 
     Returns:
@@ -41,6 +45,7 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: one of its kinds, with the line to show.
     """
+    supervisor = supervisor or Supervisor()
     dataset = data.open_dataset(config.data.path)
     accept = config.data.accept_leakage
     audit = leakage.require_audit(dataset, accept)
@@ -57,15 +62,18 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
         return run_folder.read_json(workdir / "results.json")
 
     mesh = sharding.make_mesh()
-    predict = make_predictor(config, encoder, dataset)
-    best = BestWeights(workdir)
-    try:
-        state = _train(config, workdir, dataset, encoder, pretrained, subset, predict, best, mesh)
+    predict = make_predictor(config, encoder, dataset, mesh)
+    check = attend(supervisor, mesh)
+    with supervisor.watch(config.hang_after_s), closing(BestWeights(workdir)) as best:
+        state = _train(
+            config, workdir, dataset, encoder, pretrained, subset, predict, best, mesh, supervisor
+        )
+        supervisor.resumable = False  # all is saved, and the rest is not worth waiting for
+        supervisor.leave_if_asked()
         chosen = best.read()
         assert chosen is not None, "validation follows every epoch"
-        test = _test_once(config, predict, best.restore(state, mesh), dataset, workdir, mesh)
-    finally:
-        best.close()
+        state = best.restore(state, mesh)
+        test = _test_once(config, predict, state, dataset, workdir, mesh, check)
     results = {
         "task": config.task,
         "arm": config.arm,
@@ -87,12 +95,10 @@ def run(config: FinetuneConfig, workdir: Path) -> dict[str, Any]:
         "pretraining_overlap": overlap,
         "test_reads": 1,
     }
-    run_folder.write_json(workdir / "results.json", results)
-    run_folder.set_status(workdir, "done")
-    print(
+    run_folder.write_results(workdir, results)
+    distributed.say(
         f"test: AUC {test['auc']:.3f}, F1 {test['f1']:.3f}, accuracy {test['accuracy']:.3f} on "
-        f"{test['n']} slices of {test['patients']} patients (epoch {chosen['epoch']})",
-        flush=True,
+        f"{test['n']} slices of {test['patients']} patients (epoch {chosen['epoch']})"
     )
     return results
 
@@ -121,6 +127,7 @@ def _train(
     predict: Predictor,
     best: BestWeights,
     mesh: Mesh,
+    supervisor: Supervisor,
 ) -> TrainState:
     """All epochs, each followed by validation; leaves the best weights in `best`."""
     batch_size = _batch_size(config.batch_size, len(subset.rows))
@@ -142,15 +149,18 @@ def _train(
     fresh = partial(init_state, config.method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(fresh, key)
-    shardings = sharding.state_shardings(abstract, mesh)
-    checkpoints = Checkpoints(workdir, keep=1)
+    places = sharding.state_shardings(abstract, mesh)
+    checkpoints = Checkpoints(workdir, method=type(config.method).__name__, keep=1)
+    unfinished = False
     if checkpoints.latest() is None:
-        state = sharding.jit_init(fresh, shardings)(key)
+        state = sharding.jit_init(fresh, places)(key)
         if pretrained:
             state = _with_encoder(state, *pretrained, mesh)
     else:
-        state = checkpoints.restore(sharding.abstract(abstract, shardings), batches)
-    writer = MetricWriter(workdir, int(state.step))
+        state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
+        batches.set_state(position)
+    writer = run_folder.writer(workdir, int(state.step))
+    check = attend(supervisor, mesh)
     writer.line(
         f"{config.task}: {config.arm}, {len(subset.rows)} of {subset.of} training slices "
         f"({subset.patients} patients), {len(dataset.classes)} classes, seed {config.seed}"
@@ -158,7 +168,9 @@ def _train(
     )
 
     def validate(state: TrainState, number: int) -> None:
-        truth, scores, loss = evaluate(predict, state, dataset, config, config.val_split, mesh)
+        truth, scores, loss = evaluate(
+            predict, state, dataset, config, config.val_split, mesh, check
+        )
         found = {"loss": loss, **classification_metrics(truth, scores)}
         epoch = number // steps_per_epoch
         row = {f"val_{name}": value for name, value in found.items()}
@@ -167,8 +179,8 @@ def _train(
         if so_far is None or found[config.select_by.value] > so_far[config.select_by.value]:
             best.save(epoch, state, {"epoch": epoch, **found})
 
-    def save(state: TrainState, number: int) -> None:
-        checkpoints.save(state, batches, {"method": type(config.method).__name__})
+    def save(state: TrainState, unfinished: bool) -> None:
+        checkpoints.save(state, unfinished=unfinished)
 
     step = make_step(
         config.method,
@@ -180,26 +192,24 @@ def _train(
         steps_per_epoch=steps_per_epoch,
         schedules={"lr": head_lr},
     )
-    try:
+    with closing(writer), closing(checkpoints):
         return fit(
             state,
-            sharding.jit_step(step, mesh),
+            sharding.jit_step(step, mesh, places),
             batches,
             mesh,
             writer,
+            supervisor,
             seed=config.seed,
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
             batch_size=batch_size,
             log_every=max(1, total_steps // 10),
-            due=[
-                Due(steps_per_epoch, validate),
-                Due(config.checkpoint_every_epochs * steps_per_epoch, save),
-            ],
+            save_every=config.checkpoint_every_epochs * steps_per_epoch,
+            save=save,
+            due=[Due(steps_per_epoch, validate)],
+            unfinished=unfinished,
         )
-    finally:
-        checkpoints.close()
-        writer.close()
 
 
 def _for_dataset(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
@@ -230,10 +240,14 @@ def _with_encoder(state: TrainState, params: PyTree, stats: PyTree, mesh: Mesh) 
     )
 
 
-def make_predictor(config: FinetuneConfig, encoder: ResNet, dataset: data.Dataset) -> Predictor:
-    """Class probabilities and losses of a batch: whole slices, BatchNorm in evaluation mode."""
+def make_predictor(
+    config: FinetuneConfig, encoder: ResNet, dataset: data.Dataset, mesh: Mesh
+) -> Predictor:
+    """Class probabilities and losses of a batch: whole slices, BatchNorm in evaluation mode.
 
-    @jax.jit
+    They are whole on every device and host.
+    """
+
     def predict(
         params: PyTree, batch_stats: PyTree, batch: dict[str, jax.Array]
     ) -> tuple[Float[jax.Array, "b k"], Float[jax.Array, "b"]]:
@@ -246,7 +260,7 @@ def make_predictor(config: FinetuneConfig, encoder: ResNet, dataset: data.Datase
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
         return jax.nn.softmax(logits), loss
 
-    return predict
+    return jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
 
 def evaluate(
@@ -256,19 +270,29 @@ def evaluate(
     config: FinetuneConfig,
     split: str,
     mesh: Mesh,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n k"], float]:
-    """Labels, class probabilities in the order of the records, and the mean loss of a split."""
-    batch_size = sharding.round_up(data.EVALUATION_BATCH)
-    labels, scores, losses = [], [], []
-    for batch in data.evaluation_batches(dataset, config.data, split=split, batch_size=batch_size):
+    """Labels, class probabilities in the order of the records, and the mean loss of a split.
+
+    `check` is called at every batch and may raise.
+    """
+    labels, _ = data.read_labels(dataset, split)
+    scores, losses = [], []
+    for batch in data.evaluation_batches(
+        dataset,
+        config.data,
+        split=split,
+        batch_size=sharding.round_up(data.EVALUATION_BATCH),
+        **sharding.process_share(),
+    ):
+        check()
         probability, loss = predict(
             state.params, state.batch_stats, sharding.put_batch(batch, mesh)
         )
-        valid = batch["valid"]
-        labels.append(batch["label"][valid])
-        scores.append(np.asarray(probability)[valid])
-        losses.append(np.asarray(loss)[valid])
-    return np.concatenate(labels), np.concatenate(scores), float(np.concatenate(losses).mean())
+        scores.append(np.asarray(probability))
+        losses.append(np.asarray(loss))
+    n = len(labels)  # the rest is padding of the last batch
+    return labels, np.concatenate(scores)[:n], float(np.concatenate(losses)[:n].mean())
 
 
 def _test_once(
@@ -278,11 +302,13 @@ def _test_once(
     dataset: data.Dataset,
     workdir: Path,
     mesh: Mesh,
+    check: Callable[[], None],
 ) -> dict[str, Any]:
     """Reads validation and test with the chosen weights, saves every prediction, scores test."""
     scored: dict[str, Scored] = {}
     for split in (config.val_split, config.test_split):
-        labels, scores, _ = evaluate(predict, state, dataset, config, split, mesh)
+        labels, scores, _ = evaluate(predict, state, dataset, config, split, mesh, check)
         scored[split] = Scored(labels, data.read_labels(dataset, split)[1], scores)
-    write_predictions(workdir / "predictions.csv", scored)
+    if distributed.is_first():
+        write_predictions(workdir / "predictions.csv", scored)
     return scored[config.test_split].metrics()

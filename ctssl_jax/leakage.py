@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from ctssl_jax import distributed
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import DataError
 from data_prep.audit import FORMAT, compare
@@ -67,7 +68,8 @@ def write_seen(
     workdir: Path, dataset: Dataset, split: str, rows: Int[np.ndarray, "m"] | None
 ) -> None:
     """Leaves the signatures of the slices that a pre-training run sees: its `rows`, or all."""
-    if (workdir / SEEN).exists():  # resumed; the folder is of the same data and filter
+    resumed = (workdir / SEEN).exists()  # and the folder is of the same data and filter
+    if resumed or not distributed.is_first():
         return
     signatures = load_signatures(dataset.path, split)
     save_signatures(workdir / SEEN, [signatures if rows is None else signatures.take(rows)])

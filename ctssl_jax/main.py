@@ -4,23 +4,42 @@
 
 Loads and validates the config and dispatches on its type. Repeating a command resumes its run.
 
+Several processes make one run with `--coordinator=HOST:PORT --processes=N --process=I`, or by
+themselves in a Slurm step and on a TPU slice of GKE.
+
 Exit codes: 0 done; 2 usage or configuration, nothing written; 3 data; 4 diverged; 5 storage;
-130 interrupted by Ctrl-C (repeat the command to go on from the last checkpoint).
+6 devices: none, a process missing or gone, a run that hangs; 75 pre-empted and 130 interrupted by
+Ctrl-C, what was done is saved (repeat the command to go on).
 """
 
+import contextlib
 import dataclasses
+import errno
+import faulthandler
 import itertools
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
 
-from ctssl_jax import platform
-from ctssl_jax.errors import ConfigError, UserError
+from ctssl_jax import distributed, platform
+from ctssl_jax.distributed import Cluster
+from ctssl_jax.errors import (
+    ConfigError,
+    DeviceError,
+    Interrupted,
+    Preempted,
+    StorageError,
+    UserError,
+)
+from ctssl_jax.supervisor import Supervisor, dump_stacks
 
-INTERRUPTED = 130
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PHANTOM = "data/phantom"  # as configs/phantom.py names it
 
 
@@ -39,10 +58,45 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
         "The run folder; default: runs/CONFIG-PRESET.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, for a run of several processes; the next port is used too.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "processes", None, "How many processes there are.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process", None, "The number of this one, from 0.", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_float(
+        "start_timeout",
+        300.0,
+        "Seconds to wait until all processes have started.",
+        lower_bound=0.0,
+        flag_values=values,
+    )
 
 
-def parse(argv: list[str]) -> tuple[object, Path]:
-    """The config and the run folder.
+class Command(NamedTuple):
+    """What the flags say.
+
+    Attributes:
+      config: of a file in `configs`, with its changes.
+      workdir: the run folder.
+      cluster: the processes of the run; None: this one alone.
+      start_timeout: seconds in which they must have met.
+    """
+
+    config: object
+    workdir: Path
+    cluster: Cluster | None
+    start_timeout: float
+
+
+def parse(argv: list[str]) -> Command:
+    """Reads the flags, and the environment for what launches several processes.
 
     Raises:
       ConfigError: an unknown flag or key, a value of the wrong type, no such file or preset.
@@ -66,7 +120,11 @@ def parse(argv: list[str]) -> tuple[object, Path]:
     if config is None:
         raise ConfigError("no --config: give a file, for example --config=configs/spark.py:demo")
     stem = Path(file).stem + (f"-{preset}" if preset else "")
-    return config, Path(values.workdir or Path("runs") / stem)
+    workdir = Path(values.workdir or Path("runs") / stem)
+    cluster = distributed.find_cluster(
+        values.coordinator, values.processes, values.process, os.environ
+    )
+    return Command(config, workdir, cluster, values.start_timeout)
 
 
 def config_argument(argv: list[str]) -> str:
@@ -82,7 +140,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error.args[0] if error.args else error).split())
 
 
-def dispatch(config: object, workdir: Path) -> None:
+def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:
     """Runs what the config's type stands for."""
     # Imported late: a mistyped flag is answered at once, and JAX starts with its flags set.
     from ctssl_jax import evaluate, finetune, train
@@ -92,48 +150,135 @@ def dispatch(config: object, workdir: Path) -> None:
         raise ConfigError(f"config is a {type(config).__name__}: run it with launch.sweep")
     config.validate()
     provide_phantom(config.data.path)
-    platform.enable_compilation_cache()
     if isinstance(config, PretrainConfig):
-        train.run(config, workdir)
+        train.run(config, workdir, supervisor)
     elif isinstance(config, FinetuneConfig):
-        finetune.run(config, workdir)
+        finetune.run(config, workdir, supervisor)
     else:
         evaluate.run(config, workdir)
 
 
 def provide_phantom(path: str) -> None:
     """Makes the embedded phantom where the presets `:demo` and `:smoke` expect it."""
-    if path == PHANTOM and not Path(path).exists():
-        from data_prep import phantom
 
-        print(f"preparing the embedded CT phantom in {path}", flush=True)
-        phantom.prepare(Path(path))
+    def prepare() -> None:
+        if not Path(path).exists():
+            from data_prep import phantom
+
+            print(f"preparing the embedded CT phantom in {path}", flush=True)
+            phantom.prepare(Path(path))
+
+    if path == PHANTOM:
+        distributed.on_first(prepare)
+
+
+def execute(
+    argv: list[str], work: Callable[[object, Path, Supervisor], None], name: str = "ctssl_jax"
+) -> int:
+    """Runs a command of one or several processes, to its end or to an exit code.
+
+    Args:
+      argv: the command line, as `sys.argv`.
+      work: gets the config, the run folder and the supervisor.
+      name: of the command, before its error messages.
+    """
+    platform.set_cpu_flags()
+    platform.quiet_libraries()
+    with contextlib.suppress(OSError, ValueError):  # a stderr without a file, as under pytest
+        faulthandler.enable()  # JAX aborts when a machine is lost; the stacks say where
+    workdir, cluster, lifeline = None, None, None
+
+    def leave(code: int) -> NoReturn:  # at once, in any thread
+        _mark_ended(workdir, cluster, code)
+        if lifeline is not None:
+            lifeline.fail(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def lost(code: int) -> None:
+        if code == DeviceError.exit_code:
+            dump_stacks()
+        leave(code)
+
+    supervisor = Supervisor(leave)
+    try:
+        with supervisor.listen():
+            config, workdir, cluster, timeout = parse(argv)
+            if cluster is not None:
+                lifeline = distributed.join(cluster, timeout)
+                lifeline.guard(lost)
+            distributed.require_devices()
+            if cluster is not None:
+                print(distributed.who(), flush=True)
+            platform.enable_compilation_cache()
+            work(config, workdir, supervisor)
+            if lifeline is not None:
+                _part(lifeline)
+        return 0
+    except Exception as error:
+        found = _for_user(error, several=lifeline is not None)
+        if found is None and lifeline is None:
+            raise
+        if found is None:
+            traceback.print_exc()
+            leave(UserError.exit_code)
+        failure = found
+    one_of_many = f" [process {cluster.process}/{cluster.processes}]" if cluster else ""
+    print(f"{name}{one_of_many}: {failure}", file=sys.stderr, flush=True)
+    _mark_ended(workdir, cluster, failure.exit_code)
+    if lifeline is not None:
+        if not isinstance(failure, Preempted):
+            leave(failure.exit_code)
+        _part(lifeline)  # all have saved the same step and end so
+    return failure.exit_code
+
+
+def _for_user(error: Exception, several: bool) -> UserError | None:
+    """The line for an error that is the user's to mend; None for one that is ours."""
+    import jax
+
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return StorageError(
+            f"{error.strerror}: mend it and repeat the command, which goes on from the last "
+            "checkpoint"
+        )
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        text = _one_line(error)[:200]
+        if "RESOURCE_EXHAUSTED" in text:
+            return ConfigError(
+                "the devices' memory is too small for this config: set encoder.remat_stages, "
+                f"accumulate or shard_state, or a smaller batch_size ({text})"
+            )
+        if several:
+            return DeviceError(f"the processes lost touch ({text}): repeat the command")
+    return None
+
+
+def _part(lifeline: distributed.Lifeline) -> None:
+    """Ends together with the other processes, which are all about to."""
+    import jax
+
+    lifeline.leave()
+    jax.distributed.shutdown()
+
+
+def _mark_ended(workdir: Path | None, cluster: Cluster | None, code: int) -> None:
+    """Notes how a run ended that had begun; a refused folder keeps its status."""
+    if cluster is not None and cluster.process != 0:
+        return
+    status = workdir / "STATUS" if workdir else None
+    words = {Preempted.exit_code: "preempted", Interrupted.exit_code: "interrupted"}
+    with contextlib.suppress(OSError):  # a full disk, on which this is the least
+        if status and code not in (2, 3) and status.exists():
+            status.write_text(words.get(code, f"failed:{code}") + "\n")
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
-    platform.set_cpu_flags()
-    platform.quiet_libraries()
-    workdir = None
-    try:
-        config, workdir = parse(argv)
-        dispatch(config, workdir)
-    except UserError as error:
-        print(f"ctssl_jax: {error}", file=sys.stderr)
-        _mark_failed(workdir, error.exit_code)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("ctssl_jax: interrupted; repeat the command to go on", file=sys.stderr)
-        _mark_failed(workdir, INTERRUPTED)
-        return INTERRUPTED
-    return 0
-
-
-def _mark_failed(workdir: Path | None, code: int) -> None:
-    """Notes the failure in a run that had begun; a refused folder keeps its status."""
-    status = workdir / "STATUS" if workdir else None
-    if status and code not in (2, 3) and status.exists():
-        status.write_text(f"failed:{code}\n")
+    return execute(argv, dispatch)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class MetricWriter:
     """
 
     def __init__(self, run: Path, step: int = 0):
+        # Imported here: processes that do not write, and evaluation, do without it.
         from tensorboardX import SummaryWriter
 
         self._path = run / "metrics.jsonl"
@@ -46,6 +47,22 @@ class MetricWriter:
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()
+
+
+class SilentWriter:
+    """A `MetricWriter` that writes nothing: of a process that does not speak for the run."""
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Nothing."""
+
+    def line(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+Writer = MetricWriter | SilentWriter
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int16, Key
 from PIL import Image
 
-from ctssl_jax import augment
+from ctssl_jax import augment, distributed
 from ctssl_jax.augment import Intensity, IntensityKind, IntensityMode
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.data import Dataset, to_canvas
@@ -53,6 +53,8 @@ def views_rows(
 
 def save_grid(rows: list[Float[np.ndarray, "b h w"]], path: Path) -> None:
     """Writes rows of equally sized images as one 8-bit PNG, whole or not at all; NaN is grey."""
+    if not distributed.is_first():
+        return
     tiles = [np.pad(row, ((0, 0), (0, GAP), (0, GAP)), constant_values=1.0) for row in rows]
     grid = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles], axis=0)
     grid = grid[: grid.shape[0] - GAP, : grid.shape[1] - GAP]

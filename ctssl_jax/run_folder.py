@@ -5,15 +5,19 @@ import json
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from ctssl_jax import __version__
-from ctssl_jax.config import Config, config_record, first_difference, to_json
+from ctssl_jax import __version__, distributed
+from ctssl_jax.config import Config, config_record, first_difference
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.metrics import MetricWriter, SilentWriter, Writer
+
+SHARED_S = 30.0  # that a new file may take to be seen by other hosts (NFS)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -41,6 +45,7 @@ def open_run(
 ) -> bool:
     """Makes the run folder, or checks that it was made by the same config and data.
 
+    Process 0 does so for all; the others check that they see the same folder and data.
     Writes `config.json`, `data.json`, `env.json` and `STATUS`; no path, host or user name.
 
     Args:
@@ -62,6 +67,18 @@ def open_run(
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept}
+
+    def make() -> dict[str, Any]:
+        done = _make_run(workdir, record, data)
+        return {"done": done, "hash": record["hash"], "fingerprint": data["fingerprint"]}
+
+    first = distributed.on_first(make)
+    if not distributed.is_first():
+        _require_shared(workdir, record, data, first)
+    return first["done"]
+
+
+def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
     known = workdir / "config.json"
     try:
         if known.exists():
@@ -71,13 +88,38 @@ def open_run(
         elif workdir.exists() and any(workdir.iterdir()):
             raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "env.json", environment(config))
+        for leftover in (*workdir.glob("*.tmp"), *workdir.glob("figures/*.tmp")):
+            leftover.unlink()  # of a write that a kill cut short
+        write_json(workdir / "env.json", environment(record["config"]["precision"]))
         write_json(workdir / "data.json", data)
-        set_status(workdir, "running")
+        (workdir / "STATUS").write_text("running\n")
         write_json(known, record)
         return False
     except OSError as error:
         raise StorageError(f"run folder {workdir} cannot be written: {error.strerror}") from None
+
+
+def _require_shared(
+    workdir: Path, record: dict[str, Any], data: dict[str, Any], first: dict[str, Any]
+) -> None:
+    """Raises where this process has another config, dataset or folder than process 0."""
+    for name, ours in (("hash", record["hash"]), ("fingerprint", data["fingerprint"])):
+        if ours != first[name]:
+            what = "config" if name == "hash" else "dataset"
+            raise ConfigError(f"process 0 has another {what}: give all processes the same")
+    deadline = time.monotonic() + SHARED_S
+    while not (workdir / "config.json").exists():
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{workdir}, as process 0 made it, is not seen here: --workdir must be on storage "
+                "that all processes share"
+            )
+        time.sleep(0.5)
+
+
+def writer(workdir: Path, step: int) -> Writer:
+    """What a run writes metrics and lines with, from `step` on."""
+    return MetricWriter(workdir, step) if distributed.is_first() else SilentWriter()
 
 
 def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:
@@ -116,12 +158,20 @@ def run_hash(run: str) -> str | None:
     return read_json(Path(run) / "config.json")["hash"] if run else None
 
 
+def write_results(workdir: Path, results: dict[str, Any]) -> None:
+    """Writes `results.json` and that the run is done."""
+    if distributed.is_first():
+        write_json(workdir / "results.json", results)
+    set_status(workdir, "done")
+
+
 def set_status(workdir: Path, status: str) -> None:
-    """`running`, `done` or `failed:CODE`."""
-    (workdir / "STATUS").write_text(status + "\n")
+    """`running`, `done`, `preempted`, `interrupted` or `failed:CODE`."""
+    if distributed.is_first():
+        (workdir / "STATUS").write_text(status + "\n")
 
 
-def environment(config: Config) -> dict[str, Any]:
+def environment(precision: str) -> dict[str, Any]:
     """Versions, code and devices, for the record."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
@@ -133,7 +183,7 @@ def environment(config: Config) -> dict[str, Any]:
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "cpu_count": os.cpu_count(),
-        "precision": to_json(config.precision),
+        "precision": precision,
     }
 
 

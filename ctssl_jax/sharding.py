@@ -6,6 +6,7 @@ loss is that of the whole batch; nothing else in the package says so. With `shar
 keeps its part of what only the update needs (ZeRO-1, Rajbhandari et al. 2020, §5.1).
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,35 @@ def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
         tree,
         shardings,
     )
+
+
+class Votes:
+    """Whether any process asks for a stop, known to all of them at the same step.
+
+    A vote is a reduction over all devices, queued behind the step, and read `LAG` votes later, so
+    that nobody waits for it. A process that is alone is its own majority, at once.
+    """
+
+    LAG = 2
+
+    def __init__(self, mesh: Mesh):
+        self._mesh = mesh
+        self._cast: collections.deque[jax.Array] = collections.deque()
+        self._any = jax.jit(lambda votes: votes.any(), out_shardings=replicated(mesh))
+
+    def cast(self, stop: bool) -> bool:
+        """Gives this process's vote; returns what all agree on. Every process must call it."""
+        if jax.process_count() == 1:
+            return stop
+        mine = np.full(jax.local_device_count(), stop)
+        votes = jax.make_array_from_process_local_data(split(self._mesh), mine)
+        self._cast.append(self._any(votes))
+        return len(self._cast) > self.LAG and bool(self._cast.popleft())
+
+
+def is_alone() -> bool:
+    """Whether this process is the whole run."""
+    return jax.process_count() == 1
 
 
 def process_share() -> dict[str, int]:

@@ -8,6 +8,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,16 +20,27 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from ctssl_jax import augment, data, evaluate, gauges, leakage, pictures, run_folder, sharding
+from ctssl_jax import (
+    augment,
+    data,
+    distributed,
+    evaluate,
+    gauges,
+    leakage,
+    pictures,
+    run_folder,
+    sharding,
+)
 from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.checkpoint import Checkpoints
 from ctssl_jax.config import PretrainConfig
-from ctssl_jax.errors import DivergedError
+from ctssl_jax.errors import DivergedError, Preempted
 from ctssl_jax.methods.base import Batch, Method, Out, Progress, PyTree, TrainState
-from ctssl_jax.metrics import MetricWriter, Throughput, duration
+from ctssl_jax.metrics import Throughput, Writer, duration
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule, lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.standardise import resolve
+from ctssl_jax.supervisor import Supervisor
 from ctssl_jax.thinning import read_filter
 
 Metrics = dict[str, jax.Array]
@@ -180,29 +192,50 @@ def fit(
     step: Step,
     batches: Iterator[Batch],
     mesh: Mesh,
-    writer: MetricWriter,
+    writer: Writer,
+    supervisor: Supervisor,
     *,
     seed: int,
     total_steps: int,
     steps_per_epoch: float | int,
     batch_size: int,
     log_every: int,
+    save_every: int,
+    save: Callable[[TrainState, bool], None],
     due: Sequence[Due] = (),
+    unfinished: bool = False,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`.
+
+    Args:
+      save: gets the state every `save_every` steps, after the last and before a pre-emption, and
+        whether something that was due after its step is due still.
+      due: what else is to do.
+      unfinished: what was due after the step that `state` comes from is done first.
 
     Raises:
       DivergedError: loss or gradient was not finite; found before anything that is due, so that no
         checkpoint holds what came of it.
+      Preempted: a signal asked for it; every process has saved the same step.
     """
     start, began = int(state.step), time.monotonic()
     key = sharding.replicate(jax.random.key(seed), mesh)
-    throughput, watch, unchecked = Throughput(batch_size), gauges.Watch(), []
+    throughput, watch = Throughput(batch_size), gauges.Watch()
+    unchecked: list[tuple[jax.Array, jax.Array]] = []
+    votes, alone = sharding.Votes(mesh), sharding.is_alone()
+    for item in due if unfinished else ():
+        if item.at(start, total_steps):
+            item.call(state, start)
     if start < total_steps:
         writer.line(f"step {start:,}/{total_steps:,}: compiling the training step")
     for number in range(start + 1, total_steps + 1):
         asked = time.monotonic()
-        batch = sharding.put_batch(next(batches), mesh)
+        try:
+            batch = sharding.put_batch(supervisor.next(batches, alone), mesh)
+        except Preempted:
+            check_finite(unchecked, number - 1)
+            save(state, False)
+            raise
         waited = time.monotonic() - asked
         state, metrics = step(state, batch, key)
         unchecked.append((metrics["loss"], metrics["grad_norm"]))
@@ -212,9 +245,13 @@ def fit(
         if number == start + 1:
             jax.block_until_ready(metrics)
             writer.line(f"compiled and first step done in {duration(time.monotonic() - began)}")
+            supervisor.resumable = True
             if not log:
                 throughput.restart()  # later lines leave the compilation out
-        if not (log or now_due):
+        supervisor.beat()
+        stop = votes.cast(supervisor.asked)
+        save_now = number % save_every == 0 or number == total_steps or stop
+        if not (log or now_due or save_now):
             continue
         check_finite(unchecked, number)
         unchecked = []
@@ -228,10 +265,33 @@ def fit(
             writer.line(log_line(number, total_steps, epoch, values, speed, left))
             for line in filter(None, [gauges.in_words(values), *watch.read(values)]):
                 writer.line(f"  {line}")
-        for item in now_due:
-            item.call(state, number)
+        try:
+            for item in now_due:
+                item.call(state, number)
+        except Preempted:
+            save(state, True)
+            raise
+        if save_now:
+            save(state, False)
+        if stop:
+            raise supervisor.stopped()
         throughput.restart()
     return state
+
+
+def attend(supervisor: Supervisor, mesh: Mesh) -> Callable[[], None]:
+    """What a loop over batches within `fit`, such as a validation, calls at each of them.
+
+    It tells the watchdog and raises `Preempted` once all processes agree that one was asked to.
+    """
+    votes = sharding.Votes(mesh)
+
+    def check() -> None:
+        supervisor.beat()
+        if votes.cast(supervisor.asked and supervisor.resumable):
+            raise supervisor.stopped()
+
+    return check
 
 
 def check_finite(values: Sequence[tuple[jax.Array, jax.Array]], last_step: int) -> None:
@@ -263,26 +323,32 @@ def log_line(
     )
 
 
-def run(config: PretrainConfig, workdir: Path) -> None:
-    """Pre-trains; repeating it in the same `workdir` resumes.
+def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = None) -> None:
+    """Pre-trains; repeating it in the same `workdir` resumes, on any number of devices.
 
     Raises:
       UserError: one of its kinds, with the line to show.
     """
+    supervisor = supervisor or Supervisor()
     dataset = data.open_dataset(config.data.path)
     config = resolve(config, dataset)
     audit = leakage.require_audit(dataset, config.data.accept_leakage)
     kept = read_filter(config.data, dataset)
-    slices = kept.slices
     sharding.check_batch(config.batch_size, config.accumulate)
-    config.method.validate_run(config.microbatch, slices)
-    program = make_program(config, slices, dataset.intensity)
-    mesh, encoder, probe = sharding.make_mesh(), program.encoder, None
+    config.method.validate_run(config.microbatch, kept.slices)
+    program, mesh = make_program(config, kept.slices, dataset.intensity), sharding.make_mesh()
+    probe = None
     if config.probe.every:
-        accept = config.data.accept_leakage
-        probe = evaluate.make_probe(config.probe, encoder, config.intensity, mesh, accept)
+        probe = evaluate.make_probe(
+            config.probe,
+            program.encoder,
+            config.intensity,
+            mesh,
+            config.data.accept_leakage,
+            attend(supervisor, mesh),
+        )
     if run_folder.open_run(workdir, config, dataset, audit=audit, kept=kept.summary):
-        print(f"{workdir} is done already", flush=True)
+        distributed.say(f"{workdir} is done already")
         return
     leakage.write_seen(workdir, dataset, config.data.split, kept.rows)
 
@@ -296,61 +362,65 @@ def run(config: PretrainConfig, workdir: Path) -> None:
             **sharding.process_share(),
         )
     )
-
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(program.init, key)
-    shardings = sharding.state_shardings(abstract, mesh, config.shard_state)
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    places = sharding.state_shardings(abstract, mesh, config.shard_state)
+    name = type(config.method).__name__
+    checkpoints = Checkpoints(workdir, method=name, keep=config.keep_checkpoints)
+    unfinished = False
     if checkpoints.latest() is None:
-        state = sharding.jit_init(program.init, shardings)(key)
+        state = sharding.jit_init(program.init, places)(key)
     else:
-        state = checkpoints.restore(sharding.abstract(abstract, shardings), batches)
-    writer = MetricWriter(workdir, int(state.step))
+        state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
+        batches.set_state(position)
+    start = int(state.step)
+    writer = run_folder.writer(workdir, start)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     writer.line(
-        f"{type(config.method).__name__} on {dataset.name}: {kept.in_words()}, "
-        f"ResNet-{config.encoder.depth}, {parameters:,} parameters, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        + (f", resumed at step {int(state.step):,}" if int(state.step) else "")
+        f"{name} on {dataset.name}: {kept.in_words()}, ResNet-{config.encoder.depth}, "
+        f"{parameters:,} parameters, {jax.device_count()} x {jax.devices()[0].device_kind}"
+        + (f", resumed at step {start:,}" if start else "")
     )
 
-    def save(state: TrainState, number: int) -> None:
-        checkpoints.save(state, batches, {"method": type(config.method).__name__})
+    def save(state: TrainState, unfinished: bool) -> None:
+        checkpoints.save(state, unfinished=unfinished)
 
-    due = [Due(config.checkpoint_every, save)]
+    due = []
     if config.picture_every:
         shown = pictures.read_slices(dataset, config)
-        if int(state.step) == 0:  # a resumed run has them
+        if start == 0:  # a resumed run has them
             pictures.draw_views(shown, config, workdir)
         if hasattr(config.method, "reconstruct"):
-            draw = pictures.reconstruction(shown, config, encoder, workdir)
+            draw = pictures.reconstruction(shown, config, program.encoder, workdir)
             due.append(Due(config.picture_every, draw))
     if probe is not None:
         due.append(Due(config.probe.every, partial(log_probe, probe, writer)))
-    try:
-        state = fit(
+    with supervisor.watch(config.hang_after_s), closing(writer), closing(checkpoints):
+        fit(
             state,
-            sharding.jit_step(program.step, mesh, shardings),
+            sharding.jit_step(program.step, mesh, places),
             batches,
             mesh,
             writer,
+            supervisor,
             seed=config.seed,
             total_steps=program.total_steps,
             steps_per_epoch=program.steps_per_epoch,
             batch_size=config.batch_size,
             log_every=config.log_every,
+            save_every=config.checkpoint_every,
+            save=save,
             due=due,
+            unfinished=unfinished,
         )
-    finally:
-        checkpoints.close()
-        writer.close()
+    supervisor.resumable = False
     run_folder.set_status(workdir, "done")
     writer.line(f"done: {program.total_steps:,} steps; the encoder is in {workdir}")
 
 
 def log_probe(
     probe: Callable[[TrainState, int], dict[str, float]],
-    writer: MetricWriter,
+    writer: Writer,
     state: TrainState,
     number: int,
 ) -> None:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Key
 from ctssl_jax import main, platform, run_folder, sharding
 from ctssl_jax.augment import IntensityKind, image_keys, make_views, normalise, to_unit
 from ctssl_jax.config import PretrainConfig, config_record
-from ctssl_jax.errors import ConfigError, StorageError, UserError
+from ctssl_jax.errors import ConfigError, Interrupted, StorageError, UserError
 
 SLICES = 250_000  # of the imagined training split: schedules need its length
 KIND: IntensityKind = "hu"
@@ -167,7 +167,7 @@ def parse(argv: list[str]) -> tuple[Options, PretrainConfig]:
         raise ConfigError(f"--repeats={own.repeats}: must be at least 1")
     if own.out and (own.out.is_dir() or not own.out.parent.is_dir()):
         raise ConfigError(f"--out={own.out}: give a file in a folder that exists")
-    config, _ = main.parse([argv[0], *others])
+    config = main.parse([argv[0], *others]).config
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"config is a {type(config).__name__}: give one of a pre-training method")
     config.validate()
@@ -178,7 +178,7 @@ def measure(options: Options, config: PretrainConfig) -> None:
     """Times one part, prints the table and writes the file."""
     sharding.check_batch(config.batch_size, config.accumulate)
     config.method.validate_run(config.microbatch, SLICES)
-    environment = run_folder.environment(config)
+    environment = run_folder.environment(config.precision.value)
     method, canvas = type(config.method).__name__, config.data.canvas
     print(
         f"{environment['device_count']} x {environment['device']}, jax {environment['jax']}, "
@@ -220,7 +220,7 @@ def command(argv: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("launch.benchmark: interrupted", file=sys.stderr)
-        return main.INTERRUPTED
+        return Interrupted.exit_code
     return 0
 
 

@@ -14,45 +14,34 @@ import sys
 import time
 from pathlib import Path
 
-from ctssl_jax import main, platform, run_folder
+from ctssl_jax import distributed, main, run_folder
 from ctssl_jax.config import AblationConfig
-from ctssl_jax.errors import ConfigError, UserError
+from ctssl_jax.errors import ConfigError
 from ctssl_jax.metrics import duration
+from ctssl_jax.supervisor import Supervisor
 
 
-def run(config: AblationConfig, workdir: Path) -> None:
+def run(config: object, workdir: Path, supervisor: Supervisor) -> None:
     """Runs all cells that are not done."""
     from ctssl_jax import finetune
 
+    if not isinstance(config, AblationConfig):
+        raise ConfigError(f"config is a {type(config).__name__}: give configs/ablation.py")
+    if config.encoder_run and not config.pretrained_arm:
+        config.pretrained_arm = run_folder.method(config.encoder_run)
+    config.validate()
+    main.provide_phantom(config.base.data.path)
     cells, began = list(config.cells()), time.monotonic()
     for number, (name, cell) in enumerate(cells, start=1):
-        print(f"[{number}/{len(cells)}] {name}", flush=True)
-        finetune.run(cell, workdir / name)
+        distributed.say(f"[{number}/{len(cells)}] {name}")
+        finetune.run(cell, workdir / name, supervisor)
         left = (time.monotonic() - began) / number * (len(cells) - number)
-        print(f"[{number}/{len(cells)}] done, about {duration(left)} left", flush=True)
+        distributed.say(f"[{number}/{len(cells)}] done, about {duration(left)} left")
 
 
 def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
-    platform.set_cpu_flags()
-    platform.quiet_libraries()
-    try:
-        config, workdir = main.parse(argv)
-        if not isinstance(config, AblationConfig):
-            raise ConfigError(f"config is a {type(config).__name__}: give configs/ablation.py")
-        if config.encoder_run and not config.pretrained_arm:
-            config.pretrained_arm = run_folder.method(config.encoder_run)
-        config.validate()
-        main.provide_phantom(config.base.data.path)
-        platform.enable_compilation_cache()
-        run(config, workdir)
-    except UserError as error:
-        print(f"launch.sweep: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("launch.sweep: interrupted; repeat the command to go on", file=sys.stderr)
-        return main.INTERRUPTED
-    return 0
+    return main.execute(argv, run, "launch.sweep")
 
 
 if __name__ == "__main__":

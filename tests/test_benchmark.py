@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctssl_jax import main, platform, sharding
+from ctssl_jax import platform, sharding
+from ctssl_jax.errors import Interrupted
 from launch import benchmark
 
 CONFIG = "--config=configs/spark.py:smoke"
@@ -114,5 +115,5 @@ def test_interrupt_is_answered(quick_step, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(benchmark, "measure", interrupt)
-    assert benchmark.command(["benchmark", "augment", CONFIG]) == main.INTERRUPTED
+    assert benchmark.command(["benchmark", "augment", CONFIG]) == Interrupted.exit_code
     assert "interrupted" in capsys.readouterr().err

@@ -61,11 +61,8 @@ def encoder_run(tmp_path_factory, phantom_path):
     intensity = {"mode": "window", "window_hu": [-1000.0, 600.0], "mean": [0.35], "std": [0.32]}
     config = {"method": {"type": "SparK"}, "intensity": {**intensity, "channels": 1}}
     run_folder.write_json(run / "config.json", {"hash": "feed", "config": config})
-    batches = data.pretrain_batches(
-        data.open_dataset(phantom_path), DataConfig(canvas=64), batch_size=4, seed=0
-    )
     checkpoints = Checkpoints(run)
-    checkpoints.save(state_of(*weights(1)), iter(batches), {})
+    checkpoints.save(state_of(*weights(1)))
     checkpoints.close()
     return run
 

@@ -7,7 +7,8 @@ import pytest
 
 from ctssl_jax import main
 from ctssl_jax.config import PretrainConfig
-from ctssl_jax.errors import ConfigError, StorageError
+from ctssl_jax.distributed import Cluster
+from ctssl_jax.errors import ConfigError, Preempted, StorageError
 
 
 def answer(capsys, *arguments):
@@ -100,9 +101,11 @@ def test_folder_that_is_no_run_is_left_alone(capsys, tmp_path, phantom_path):
 
 
 def test_flags_reach_the_config_and_the_workdir_has_a_name():
-    config, workdir = main.parse(
+    command = main.parse(
         ["main", SPARK, "--config.method.mask_ratio=0.75", "--config.optim.lr=1e-3"]
     )
+    config, workdir = command.config, command.workdir
+    assert command.cluster is None
     assert isinstance(config, PretrainConfig)
     assert (config.method.mask_ratio, config.optim.lr) == (0.75, 1e-3)
     assert str(workdir) == "runs/spark-smoke"
@@ -116,10 +119,14 @@ def test_unexpected_config_type_is_named(capsys):
 
 def test_status_notes_a_failed_run_but_not_a_refused_one(tmp_path):
     (tmp_path / "STATUS").write_text("running\n")
-    main._mark_failed(tmp_path, ConfigError.exit_code)
+    main._mark_ended(tmp_path, None, ConfigError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "running\n"
-    main._mark_failed(tmp_path, StorageError.exit_code)
+    main._mark_ended(tmp_path, None, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"
+    main._mark_ended(tmp_path, Cluster("127.0.0.1:9000", 2, 1), Preempted.exit_code)
+    assert (tmp_path / "STATUS").read_text() == "failed:5\n"  # process 0 speaks for all
+    main._mark_ended(tmp_path, None, Preempted.exit_code)
+    assert (tmp_path / "STATUS").read_text() == "preempted\n"
 
 
 def test_demo_phantom_is_made_where_it_is_missing(tmp_path, monkeypatch):
@@ -134,7 +141,7 @@ def test_demo_phantom_is_made_where_it_is_missing(tmp_path, monkeypatch):
 
 
 def test_json_of_the_config_is_plain():
-    config, _ = main.parse(["main", SPARK])
+    config = main.parse(["main", SPARK]).config
     from ctssl_jax.config import to_json
 
     assert json.loads(json.dumps(to_json(config))) == to_json(config)

@@ -20,6 +20,7 @@ from ctssl_jax.errors import ConfigError, DivergedError
 from ctssl_jax.metrics import MetricWriter, read_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
+from ctssl_jax.supervisor import Supervisor
 from ctssl_jax.train import Due, fit, init_state, make_step
 
 SMOKE = importlib.import_module("configs.spark").get_config("smoke")
@@ -221,7 +222,8 @@ class Stub:
         return state.replace(step=state.step + 1), jax.tree.map(jnp.float32, metrics)
 
 
-def fit_stub(tmp_path, losses, due=(), **gauges):
+def fit_stub(tmp_path, losses, due=(), save=None, save_every=100, settings=None, **gauges):
+    settings = settings or {}
     mesh = sharding.make_mesh(jax.devices()[:1])
     state = train.TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, ())
     batches = iter([{"image": np.zeros((1, 1, 1), np.int16)}] * len(losses))
@@ -233,12 +235,16 @@ def fit_stub(tmp_path, losses, due=(), **gauges):
             batches,
             mesh,
             writer,
+            Supervisor(),
             seed=0,
             total_steps=len(losses),
             steps_per_epoch=2.0,
             batch_size=1,
             log_every=4,
+            save_every=save_every,
+            save=save or (lambda state, unfinished: None),
             due=due,
+            **settings,
         )
     finally:
         writer.close()
@@ -250,7 +256,9 @@ def test_a_bad_loss_stops_the_run_names_its_step_and_is_never_saved(tmp_path, ba
     losses = [1.0] * 8
     losses[5] = bad  # the loss of step 6
     with pytest.raises(DivergedError, match=r"^step 6: loss (nan|inf)"):
-        fit_stub(tmp_path, losses, [Due(2, lambda state, step: saved.append(step))])
+        fit_stub(
+            tmp_path, losses, save=lambda state, _: saved.append(int(state.step)), save_every=2
+        )
     assert saved == [2, 4]
     assert [row["step"] for row in read_metrics(tmp_path)] == [4]
 

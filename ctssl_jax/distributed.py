@@ -1,0 +1,411 @@
+"""Several processes as one run: who takes part, how they meet, and one end for all.
+
+Before JAX starts, every process reports to a roll call that process 0 holds at the port after
+JAX's, so that one which is missing is named (JAX itself would abort without saying who). The
+connections stay open: a process that fails says so with its exit code, one that is killed falls
+silent, and in both cases the others end too, at once, instead of waiting in a collective for ever.
+A machine that vanishes without closing its connections is noticed by JAX, which aborts (SIGABRT)
+after `HEARTBEAT_S`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ctssl_jax import errors
+from ctssl_jax.errors import ConfigError, DeviceError, UserError
+
+HEARTBEAT_S = 100
+PORT = 8476  # of JAX's coordination service where nothing else is said; the roll call's is the next
+LINE_LIMIT = 4096  # bytes of a message
+RETRY_S = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """This process's place among all.
+
+    Attributes:
+      coordinator: host:port of process 0; the next port is used too.
+      processes: how many there are.
+      process: the number of this one, from 0.
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+
+    def __post_init__(self) -> None:
+        host, colon, port = self.coordinator.rpartition(":")
+        if not (host and colon and port.isdecimal() and 0 < int(port) < 65535):
+            raise ConfigError(f"--coordinator={self.coordinator}: give HOST:PORT of process 0")
+        if not 0 <= self.process < self.processes:
+            raise ConfigError(
+                f"--process={self.process} of --processes={self.processes}: they count from 0"
+            )
+
+    @property
+    def host(self) -> str:
+        """Of the coordinator."""
+        return self.coordinator.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """JAX's."""
+        return int(self.coordinator.rpartition(":")[2])
+
+    @property
+    def local(self) -> bool:
+        """Whether all of it is on this machine's loopback interface."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def find_cluster(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    environment: Mapping[str, str],
+) -> Cluster | None:
+    """The cluster of the flags, else of Slurm, else of a TPU slice on GKE; None for one process.
+
+    Raises:
+      ConfigError: some of the three flags without the others, or values that make no sense.
+    """
+    if coordinator is not None and processes is not None and process is not None:
+        return Cluster(coordinator, processes, process)
+    flags = {"coordinator": coordinator, "processes": processes, "process": process}
+    absent = [name for name, value in flags.items() if value is None]
+    if len(absent) < len(flags):
+        raise ConfigError(
+            f"--{absent[0]} is missing: several processes need --coordinator, --processes and "
+            "--process"
+        )
+    return _slurm(environment) or _tpu_slice(environment)
+
+
+def _slurm(environment: Mapping[str, str]) -> Cluster | None:
+    """A step of several tasks, as `srun` starts it. (sbatch's own shell is no step.)"""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+    if not all(name in environment for name in names):
+        return None
+    job, nodes, tasks, task = (environment[name] for name in names)
+    if int(tasks) < 2:
+        return None
+    # node[003-007,9],other -> node003
+    first = re.match(r"([^,\[]+)(?:\[([^,\]-]+))?", nodes)
+    if first is None:
+        raise ConfigError(f"SLURM_STEP_NODELIST={nodes}: no node in it; give --coordinator")
+    host = first[1] + (first[2] or "")
+    # Jobs that share a node must not meet at one port: an even one for each of 4,096 jobs.
+    return Cluster(f"{host}:{49152 + 2 * (int(job) % 4096)}", int(tasks), int(task))
+
+
+def _tpu_slice(environment: Mapping[str, str]) -> Cluster | None:
+    """A slice, or several of them (MEGASCALE), as GKE describes it to its pods."""
+    hosts = [host for host in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
+    slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
+    if len(hosts) * slices < 2 or "TPU_WORKER_ID" not in environment:
+        return None
+    first = environment.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
+    worker = int(environment["TPU_WORKER_ID"])
+    worker += len(hosts) * int(environment.get("MEGASCALE_SLICE_ID") or 0)
+    return Cluster(f"{first.partition(':')[0]}:{PORT}", len(hosts) * slices, worker)
+
+
+class _Relay(threading.Thread):
+    """Process 0's end of all connections: holds the roll call, then passes on who has ended."""
+
+    def __init__(self, cluster: Cluster, timeout: float):
+        super().__init__(name="roll call", daemon=True)
+        self._cluster, self._timeout = cluster, timeout
+        self._deadline = time.monotonic() + timeout
+        family = socket.AF_INET6 if ":" in cluster.host else socket.AF_INET
+        self._listener = socket.create_server(
+            (cluster.host if cluster.local else "", cluster.port + 1), family=family, backlog=4096
+        )
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._received: dict[socket.socket, bytes] = {}
+        self._present: dict[int, socket.socket] = {}
+        self._leaving: set[int] = set()
+        self._complete = False
+
+    def run(self) -> None:
+        """Until all have left."""
+        while not self._complete or self._present:
+            left = None if self._complete else self._deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return self._give_up()
+            for key, _ in self._selector.select(left):
+                if key.fileobj is self._listener:
+                    connection, _ = self._listener.accept()
+                    self._received[connection] = b""
+                    self._selector.register(connection, selectors.EVENT_READ)
+                else:
+                    self._read(key.fileobj)  # type: ignore[arg-type]
+        self._listener.close()
+
+    def _give_up(self) -> None:
+        everyone = range(self._cluster.processes)
+        missing = [number for number in everyone if number not in self._present]
+        self._tell_all({"missing": missing, "timeout": self._timeout})
+        self._listener.close()
+
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            chunk = connection.recv(LINE_LIMIT)
+        except OSError:
+            chunk = b""
+        *lines, rest = (self._received[connection] + chunk).split(b"\n")
+        self._received[connection] = rest
+        for line in lines:
+            self._heard(connection, _parse(line))
+        if not chunk or len(rest) > LINE_LIMIT:
+            self._gone(connection)
+
+    def _heard(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        number = self._number(connection)
+        if number is None and isinstance(message.get("process"), int):
+            if message.get("processes") != self._cluster.processes or self._complete:
+                _send(connection, {"refused": self._cluster.processes})
+                return
+            if message["process"] in self._present:
+                _send(connection, {"taken": message["process"]})
+                return
+            self._present[message["process"]] = connection
+            if len(self._present) == self._cluster.processes:
+                self._complete = True
+                self._tell_all({"all_here": True})
+        elif number is not None and "leaving" in message:
+            self._leaving.add(number)
+        elif number is not None and "ended" in message:
+            self._leaving.add(number)
+            self._tell_all({"ended": message["ended"], "process": number})
+
+    def _gone(self, connection: socket.socket) -> None:
+        self._selector.unregister(connection)
+        del self._received[connection]
+        connection.close()
+        number = self._number(connection)
+        if number is None:
+            return
+        del self._present[number]
+        if self._complete and number not in self._leaving:
+            self._tell_all({"ended": None, "process": number})
+
+    def _number(self, connection: socket.socket) -> int | None:
+        return next((n for n, other in self._present.items() if other is connection), None)
+
+    def _tell_all(self, message: dict[str, Any]) -> None:
+        for number, connection in self._present.items():
+            if number != message.get("process"):
+                _send(connection, message)
+
+
+class Lifeline:
+    """This process's connection to the others; `join` makes it."""
+
+    def __init__(self, cluster: Cluster, timeout: float):
+        self.cluster = cluster
+        self._connection = _connect(cluster, timeout)
+        self._stream = self._connection.makefile("rb")
+        self._leaving = False
+        _send(self._connection, {"process": cluster.process, "processes": cluster.processes})
+        answer = _parse(self._stream.readline(LINE_LIMIT))
+        if "all_here" not in answer:
+            raise _absent(cluster, answer)
+
+    def guard(self, on_loss: Callable[[int], None]) -> None:
+        """From now on calls `on_loss(exit code)`, in a thread, when another process is gone."""
+        thread = threading.Thread(target=self._listen, args=(on_loss,), name="lifeline")
+        thread.daemon = True
+        thread.start()
+
+    def _listen(self, on_loss: Callable[[int], None]) -> None:
+        while True:
+            try:
+                line = self._stream.readline(LINE_LIMIT)
+            except OSError:
+                line = b""
+            if not line and self._leaving:
+                return
+            message = _parse(line) if line else {"ended": None, "process": 0}
+            if "ended" in message:
+                number, code = message["process"], message["ended"]
+                how = "is gone" if code is None else f"ended with exit code {code}"
+                who = f"process {self.cluster.process}/{self.cluster.processes}"
+                print(
+                    f"ctssl_jax [{who}]: process {number} {how}: this one ends too",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                return on_loss(DeviceError.exit_code if code is None else code)
+
+    def leave(self) -> None:
+        """Says that this process ends because its work is done."""
+        self._leaving = True
+        _send(self._connection, {"leaving": True})
+
+    def fail(self, code: int) -> None:
+        """Tells the others that this process ends with `code`, and gives them time to hear it."""
+        self._leaving = True
+        _send(self._connection, {"ended": code})
+        time.sleep(0.5)
+
+
+def _connect(cluster: Cluster, timeout: float) -> socket.socket:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            connection = socket.create_connection((cluster.host, cluster.port + 1), timeout=5)
+            connection.settimeout(None)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return connection
+        except OSError:
+            if time.monotonic() > deadline:
+                raise DeviceError(
+                    f"process 0 did not answer at {cluster.host}:{cluster.port + 1} within "
+                    f"{timeout:g} s: see whether it runs and whether that port is open"
+                ) from None
+            time.sleep(RETRY_S)
+
+
+def _absent(cluster: Cluster, answer: Mapping[str, Any]) -> UserError:
+    if "refused" in answer:
+        return ConfigError(
+            f"--processes={cluster.processes} here but {answer['refused']} at process 0, or the "
+            "run has begun already: start all processes anew with the same number"
+        )
+    if "taken" in answer:
+        return ConfigError(f"--process={cluster.process} is there twice: number them from 0 on")
+    if "missing" in answer:
+        numbers = ", ".join(map(str, answer["missing"][:20]))
+        more = "" if len(answer["missing"]) <= 20 else f" and {len(answer['missing']) - 20} more"
+        return DeviceError(
+            f"process {numbers}{more} of {cluster.processes} (from 0) did not start within "
+            f"{answer['timeout']:g} s: see the logs there, then start all processes again"
+        )
+    return DeviceError("process 0 ended before all processes had started: see its log")
+
+
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # whoever is gone is noticed by the reader
+        connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """A message; nothing for what is none, as a stranger at the port might send."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def join(cluster: Cluster, timeout: float) -> Lifeline:
+    """Meets the other processes, then starts JAX among them; call before JAX's first array.
+
+    Args:
+      cluster: all processes, and which is this.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      DeviceError: some did not come; the message says which.
+      ConfigError: they disagree about how many they are.
+    """
+    import jax
+
+    if cluster.process == 0:
+        try:
+            _Relay(cluster, timeout).start()
+        except OSError as error:
+            raise DeviceError(
+                f"port {cluster.port + 1} of {cluster.host} cannot be used ({error.strerror}): "
+                "give another --coordinator"
+            ) from None
+    lifeline = Lifeline(cluster, timeout)
+    # Which step is saved before a pre-emption is agreed in `sharding.Votes`, for any signal; JAX's
+    # own service would take SIGTERM over.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        cluster.coordinator,
+        cluster.processes,
+        cluster.process,
+        initialization_timeout=max(round(timeout), 10),
+        heartbeat_timeout_seconds=HEARTBEAT_S,
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=cluster.coordinator if cluster.local else None,
+    )
+    return lifeline
+
+
+def require_devices() -> None:
+    """Starts JAX's devices; raises `DeviceError` where there are none of the wanted kind."""
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DeviceError(
+            f"no device ({reason}): see JAX_PLATFORMS, drivers and whether another process has them"
+        ) from None
+
+
+def who() -> str:
+    """This process among all, for its one line at the start."""
+    import jax
+
+    kind = jax.local_devices()[0].device_kind
+    return (
+        f"process {jax.process_index()}/{jax.process_count()}: {jax.local_device_count()} of "
+        f"{jax.device_count()} devices ({kind})"
+    )
+
+
+def is_first() -> bool:
+    """Whether this process writes the run folder and speaks for all."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """A line for people, once for all processes."""
+    if is_first():
+        print(line, flush=True)
+
+
+def on_first(work: Callable[[], Any]) -> Any:
+    """Does something on process 0 alone; every process gets its result, plain data, or its error.
+
+    Raises:
+      UserError: what `work` raised, on every process.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return work()
+    outcome: dict[str, Any] = {}
+    if is_first():
+        try:
+            outcome = {"value": work()}
+        except UserError as error:
+            outcome = {"error": type(error).__name__, "message": str(error)}
+    content = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.resize(content, length) if is_first() else np.zeros(length, np.uint8)
+    outcome = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    if "error" in outcome:
+        raise getattr(errors, outcome["error"])(outcome["message"])
+    return outcome["value"]
