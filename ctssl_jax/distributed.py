@@ -136,14 +136,15 @@ class _Relay(threading.Thread):
         self._received: dict[socket.socket, bytes] = {}
         self._present: dict[int, socket.socket] = {}
         self._leaving: set[int] = set()
-        self._complete = False
+        self._complete = self._over = False
 
     def run(self) -> None:
         """Until all have left."""
         while not self._complete or self._present:
             left = None if self._complete else self._deadline - time.monotonic()
             if left is not None and left <= 0:
-                return self._give_up()
+                self._tell_missing()
+                break
             for key, _ in self._selector.select(left):
                 if key.fileobj is self._listener:
                     connection, _ = self._listener.accept()
@@ -151,13 +152,14 @@ class _Relay(threading.Thread):
                     self._selector.register(connection, selectors.EVENT_READ)
                 else:
                     self._read(key.fileobj)  # type: ignore[arg-type]
-        self._listener.close()
+        for connection in (self._listener, *self._received):
+            connection.close()
+        self._selector.close()
 
-    def _give_up(self) -> None:
+    def _tell_missing(self) -> None:
         everyone = range(self._cluster.processes)
         missing = [number for number in everyone if number not in self._present]
         self._tell_all({"missing": missing, "timeout": self._timeout})
-        self._listener.close()
 
     def _read(self, connection: socket.socket) -> None:
         try:
@@ -173,22 +175,24 @@ class _Relay(threading.Thread):
 
     def _heard(self, connection: socket.socket, message: dict[str, Any]) -> None:
         number = self._number(connection)
-        if number is None and isinstance(message.get("process"), int):
-            if message.get("processes") != self._cluster.processes or self._complete:
-                _send(connection, {"refused": self._cluster.processes})
-                return
-            if message["process"] in self._present:
-                _send(connection, {"taken": message["process"]})
-                return
-            self._present[message["process"]] = connection
-            if len(self._present) == self._cluster.processes:
-                self._complete = True
-                self._tell_all({"all_here": True})
+        if number is None and "processes" in message:
+            self._register(connection, message)
         elif number is not None and "leaving" in message:
             self._leaving.add(number)
         elif number is not None and "ended" in message:
-            self._leaving.add(number)
-            self._tell_all({"ended": message["ended"], "process": number})
+            self._tell_end(number, message["ended"])
+
+    def _register(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        number, everyone = message.get("process"), self._cluster.processes
+        if message["processes"] != everyone or self._complete:
+            _send(connection, {"refused": everyone})
+        elif number in self._present:
+            _send(connection, {"taken": number})
+        elif isinstance(number, int) and 0 <= number < everyone:
+            self._present[number] = connection
+            if len(self._present) == everyone:
+                self._complete = True
+                self._tell_all({"all_here": True})
 
     def _gone(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
@@ -199,7 +203,12 @@ class _Relay(threading.Thread):
             return
         del self._present[number]
         if self._complete and number not in self._leaving:
-            self._tell_all({"ended": None, "process": number})
+            self._tell_end(number, None)
+
+    def _tell_end(self, number: int, code: int | None) -> None:
+        if not self._over:  # the others' ends follow from the first
+            self._over = True
+            self._tell_all({"ended": code, "process": number})
 
     def _number(self, connection: socket.socket) -> int | None:
         return next((n for n, other in self._present.items() if other is connection), None)
@@ -221,6 +230,7 @@ class Lifeline:
         _send(self._connection, {"process": cluster.process, "processes": cluster.processes})
         answer = _parse(self._stream.readline(LINE_LIMIT))
         if "all_here" not in answer:
+            self._close()
             raise _absent(cluster, answer)
 
     def guard(self, on_loss: Callable[[int], None]) -> None:
@@ -236,7 +246,7 @@ class Lifeline:
             except OSError:
                 line = b""
             if not line and self._leaving:
-                return
+                return self._close()
             message = _parse(line) if line else {"ended": None, "process": 0}
             if "ended" in message:
                 number, code = message["process"], message["ended"]
@@ -247,7 +257,13 @@ class Lifeline:
                     file=sys.stderr,
                     flush=True,
                 )
-                return on_loss(DeviceError.exit_code if code is None else code)
+                self._close()
+                on_loss(DeviceError.exit_code if code is None else code)
+                return
+
+    def _close(self) -> None:
+        self._stream.close()
+        self._connection.close()
 
     def leave(self) -> None:
         """Says that this process ends because its work is done."""

@@ -127,7 +127,7 @@ class Supervisor:
         self._beat = time.monotonic()
 
     @contextlib.contextmanager
-    def watch(self, seconds: float) -> Iterator[None]:
+    def watch(self, seconds: float | int) -> Iterator[None]:
         """Within the block, ends the process when nothing beats for `seconds`; 0: never."""
         self.beat()
         stop = threading.Event()
@@ -140,7 +140,7 @@ class Supervisor:
         finally:
             stop.set()
 
-    def _watch(self, seconds: float, stop: threading.Event) -> None:
+    def _watch(self, seconds: float | int, stop: threading.Event) -> None:
         while not stop.wait(min(seconds / 10, 5.0)):
             silence = time.monotonic() - self._beat
             if silence > seconds:
