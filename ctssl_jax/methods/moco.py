@@ -195,8 +195,8 @@ class MoCo:
         aux = {
             "params": state.aux["params"],
             "batch_stats": key_stats,
-            "queue": jax.lax.dynamic_update_slice(queue, keys, (pointer, 0)),
-            "record": jax.lax.dynamic_update_slice(record, batch["record"], (pointer,)),
+            "queue": jax.lax.dynamic_update_slice_in_dim(queue, keys, pointer, 0),
+            "record": jax.lax.dynamic_update_slice_in_dim(record, batch["record"], pointer, 0),
             "pointer": (pointer + b) % self.queue_size,
         }
         steps_to_fill = self.queue_size / (b * progress.microbatches)

@@ -3,10 +3,13 @@
     python tiny_run.py JSON [flags of ctssl_jax.main]
 
 JSON: `methods`, names of `tiny.METHODS`, or `finetune`; `data`; `steps`; `changes` to the config;
-`pause`, [phase, step, seconds]: prints `PHASE` and waits there once (once per run folder).
+`pause`, [phase, step, seconds]: prints `PHASE` and waits there, until RUN.paused exists;
+`throttle`, seconds for each step; `blow_up`, the step whose slices are not finite; `fill`, [folder,
+step]: a file takes all space there; `evaluation_batch`; `data_of`, `steps_of`: of single processes.
 Each process writes the rows of its batches beside the run folder.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -60,7 +63,7 @@ def build(ask, name):
 
 
 def pause(ask, workdir, phase, step):
-    """Waits once in the life of a run folder."""
+    """Waits where it is asked for, until a test says that it has seen it."""
     wanted, at, seconds = ask.get("pause", ("", 0, 0))
     mark = workdir.with_suffix(".paused")
     if (wanted, at) != (phase, step) or mark.exists():
@@ -69,6 +72,13 @@ def pause(ask, workdir, phase, step):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.05)
+
+
+def fill(file):
+    """Takes all that is left of a file system."""
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(b"x" * 4096)
 
 
 def instrument(ask, workdir):
@@ -90,6 +100,9 @@ def instrument(ask, workdir):
         if "valid" not in batch:
             with workdir.with_suffix(f".rows{jax.process_index()}").open("a") as file:
                 file.write(json.dumps([at["step"] + 1, batch["record"].tolist()]) + "\n")
+            time.sleep(ask.get("throttle", 0))
+            if ask.get("fill", ("", 0))[1] == at["step"] + 1:
+                fill(Path(ask["fill"][0]) / "filler")
         return put_batch(batch, mesh)
 
     def slow_step(*args):
@@ -98,9 +111,11 @@ def instrument(ask, workdir):
         def step(state, batch, key):
             first = compiled._cache_size() == 0
             pause(ask, workdir, "compilation" if first else "training", at["step"] + 1)
-            out = compiled(state, batch, key)
+            state, metrics = compiled(state, batch, key)
             at["step"] += 1
-            return out
+            if at["step"] == ask.get("blow_up"):
+                metrics = {**metrics, "loss": metrics["loss"] * float("inf")}
+            return state, metrics
 
         return step
 
@@ -137,6 +152,14 @@ def work(ask):
     """What `main.execute` runs."""
 
     def run(config, workdir, supervisor):
+        import jax
+
+        from ctssl_jax import data
+
+        me = str(jax.process_index())
+        ask["data"] = ask.get("data_of", {}).get(me, ask["data"])
+        ask["steps"] = ask.get("steps_of", {}).get(me, ask["steps"])
+        data.EVALUATION_BATCH = ask.get("evaluation_batch", data.EVALUATION_BATCH)
         instrument(ask, workdir)
         for name in ask["methods"]:
             folder = workdir / name if len(ask["methods"]) > 1 else workdir
