@@ -1,12 +1,13 @@
 """The shell scripts: their syntax, and the one list of exit codes."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from recipes import AGAIN, LAUNCH, NEVER, ROOT
+from recipes import AGAIN, LAUNCH, NEVER, ROOT, parse
 
 from ctssl_jax import errors
 
@@ -50,3 +51,39 @@ def test_no_mistake_of_the_user_is_retried():
     codes = {kind.exit_code for kind in classes}
     assert codes & set(AGAIN) <= {6, 75}
     assert codes - set(AGAIN) <= set(NEVER)
+
+
+def documented() -> list[list[str]]:
+    """The commands of docs/launch.md, without settings before them."""
+    text = (ROOT / "docs/launch.md").read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
+
+
+def runs(command: list[str]) -> list[str] | None:
+    """Module and flags that a documented command starts; None if it starts no run."""
+    match command:
+        case ["python", "-m", "launch.local", *rest]:
+            return ["ctssl_jax.main", *rest[rest.index("--") + 1 :]]
+        case ["python", "-m", *rest] | ["launch/tpu_vm.sh", "run", *rest]:
+            return rest
+        case ["sbatch", _, "launch/slurm_pretrain.sbatch", *rest]:
+            return ["ctssl_jax.main", *rest]
+        case ["sbatch", _, "launch/slurm_sweep.sbatch", *rest]:
+            return ["launch.sweep", *rest]
+        case ["docker", "run", *rest]:
+            return rest[rest.index("ctssl") + 1 :]
+    return None
+
+
+def test_documented_commands_have_flags_that_exist():
+    started = [found for command in documented() if (found := runs(command))]
+    assert len(started) == 7
+    for module, *flags in started:
+        parse(module, *flags)
+
+
+def test_documented_files_exist():
+    words = {word for command in documented() for word in command}
+    files = {word for word in words if word.startswith("launch/")}
+    assert len(files) == 6
+    assert all((ROOT / file).is_file() for file in files)
