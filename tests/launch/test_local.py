@@ -1,7 +1,9 @@
 """The launcher of several processes, with a toy in place of the training."""
 
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -194,10 +196,36 @@ def test_mistakes_are_one_line(capsys, flags):
     assert err.count("\n") == 1
 
 
-def test_both_ports_are_free():
-    import socket
+def test_last_lines_of_a_process_are_not_lost(tmp_path):
+    """They may come after the launcher has looked at its output and before it sees it ended."""
+    code = """
+import sys, time
+from launch import local
+pass_on = local._pass_on
+def late(selector, timeout):
+    if timeout:
+        time.sleep(0.5)
+        return False
+    return pass_on(selector, timeout)
+local._pass_on = late
+local.run([[sys.executable, "-c", "print(1); print(2)"]], [{}], 1)
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout == "[0] 1\n[0] 2\n", found.stderr
 
-    port = local.free_port()
-    for number in (port, port + 1):
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", number))
+
+def test_both_ports_are_free(monkeypatch):
+    class Taken(socket.socket):
+        """Gives ports 5000, 5002, …; 5001 is another's."""
+
+        given = itertools.count(5000, 2)
+
+        def bind(self, address):
+            if address[1] == 5001:
+                raise OSError("in use")
+
+        def getsockname(self):
+            return "127.0.0.1", next(self.given)
+
+    monkeypatch.setattr(socket, "socket", Taken)
+    assert local.free_port() == 5002

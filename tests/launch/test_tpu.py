@@ -134,9 +134,13 @@ def test_arguments_reach_the_worker_as_they_are(fakes, tmp_path):
     assert not list(tmp_path.rglob("hit"))
 
 
-@pytest.mark.parametrize("code", [0, *NEVER])
-def test_run_ends_with_the_code_of_the_run(fakes, code):
+@pytest.mark.parametrize(
+    ("code", "node"),
+    [*((code, "READY") for code in (0, *NEVER)), *((code, "PREEMPTED") for code in (2, 3, 4, 5))],
+)
+def test_run_ends_with_the_code_of_the_run(fakes, code, node):
     fakes.answers("codes", code, 0)
+    fakes.answers("node", node)
     assert tpu(fakes, "run", *TRAIN).returncode == code
     assert steps(fakes).count("tpu-vm ssh run") == 1
 
