@@ -1,1 +1,1 @@
-"""Ways to start runs: here, the ablation grid."""
+"""Ways to start runs (docs/launch.md), the ablation grid, benchmarks."""
