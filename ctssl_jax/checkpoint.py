@@ -1,9 +1,9 @@
 """Orbax checkpoints: what a run saves, and how fine-tuning gets its encoder.
 
-A checkpoint has four items: `state` (the whole `TrainState`), `encoder` (its parameters and batch
-statistics alone, for fine-tuning and export), `data` (where the data goes on) and `meta`, both
-JSON. Orbax commits a step by renaming, so a checkpoint exists whole or not at all. Nothing in it
-depends on the number of devices or processes, which may be others when it is restored.
+A checkpoint has three items: `state` (the whole `TrainState`), `encoder` (its parameters and batch
+statistics alone, for fine-tuning and export) and `meta`, JSON, which says where the data goes on.
+Orbax commits a step by renaming, so a checkpoint exists whole or not at all. Nothing in it depends
+on the number of devices or processes, which may be others when it is restored.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ class Restored(NamedTuple):
 
     Attributes:
       state: after its last saved step.
-      data: for the batches' `set_state`.
+      position: of the data, for the batches' `set_state`.
       unfinished: what was due after that step was cut short, and is due still.
     """
 
     state: TrainState
-    data: dict[str, Any]
+    position: dict[str, int]
     unfinished: bool
 
 
@@ -71,11 +71,15 @@ class Checkpoints:
             "params": state.params["encoder"],
             "batch_stats": state.batch_stats["encoder"],
         }
-        meta = {"format": FORMAT, "method": self._method, "unfinished": unfinished}
+        meta = {
+            "format": FORMAT,
+            "method": self._method,
+            "next_index": step,  # `data.labelled_batches`: one batch a step
+            "unfinished": unfinished,
+        }
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             encoder=ocp.args.StandardSave(encoder),
-            data=ocp.args.JsonSave({"next_index": step}),  # `data.labelled_batches`: one a step
             meta=ocp.args.JsonSave(meta),
         )
         with _storage_errors(f"checkpoint of step {step}"):
@@ -94,12 +98,13 @@ class Checkpoints:
         step = self.latest()
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(state),
-            data=ocp.args.JsonRestore(),
             meta=ocp.args.JsonRestore(),
         )
         try:
             found = self._manager.restore(step, args=items)
-            return Restored(found["state"], found["data"], found["meta"]["unfinished"])
+            # Format 1 kept Grain's own state, which says the same, for one number of processes.
+            position = {"next_index": found["meta"].get("next_index", step)}
+            return Restored(found["state"], position, found["meta"].get("unfinished", False))
         # Whatever damaged bytes make the readers below say; a run cannot go on from them.
         except Exception as error:
             raise StorageError(
@@ -174,9 +179,11 @@ def _storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
+        full = "No space left" in str(error)
+        reason = "no space left on the device" if full else _first_line(error)
         raise StorageError(
-            f"{what} not saved ({_first_line(error)}); the last complete one is kept: mend it and "
-            "repeat the command"
+            f"{what} not saved ({reason}); the last complete one is kept: mend it and repeat the "
+            "command"
         ) from None
 
 

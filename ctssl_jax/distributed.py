@@ -369,8 +369,8 @@ def require_devices() -> None:
 
     try:
         jax.devices()
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+    except (RuntimeError, AssertionError) as error:  # the latter where the plugin is not installed
+        reason = " ".join(str(error).split())[:300] or "JAX finds none"
         raise DeviceError(
             f"no device ({reason}): see JAX_PLATFORMS, drivers and whether another process has them"
         ) from None

@@ -1,7 +1,9 @@
 """Settings of JAX's platforms that must be made before, or once, JAX starts."""
 
 import importlib.metadata
+import logging
 import os
+import threading
 from pathlib import Path
 
 # XLA's CPU backend hands single convolutions to a library path that was measured three times slower
@@ -21,10 +23,22 @@ def set_cpu_flags() -> None:
 
 
 def quiet_libraries() -> None:
-    """Leaves of absl's log what is wrong; Orbax narrates each restore as a warning."""
-    from absl import logging
+    """Leaves of the libraries' output what is wrong and is not said otherwise.
 
-    logging.set_verbosity(logging.ERROR)
+    Orbax narrates each restore as a warning. What fails in its threads it logs and raises again
+    where one waits for them (`checkpoint` does): the tracebacks would say it over and over.
+    """
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    shown = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("orbax."):
+            shown(args)
+
+    threading.excepthook = show
 
 
 def enable_compilation_cache() -> None:

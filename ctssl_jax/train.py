@@ -296,6 +296,8 @@ def attend(supervisor: Supervisor, mesh: Mesh) -> Callable[[], None]:
 
 def check_finite(values: Sequence[tuple[jax.Array, jax.Array]], last_step: int) -> None:
     """Raises `DivergedError` naming the first step, of those up to `last_step`, that is bad."""
+    if not values:
+        return
     finite = np.isfinite(np.asarray(jax.device_get(values), np.float64)).all(axis=1)
     if not finite.all():
         bad = last_step - len(values) + 1 + int(np.argmin(finite))

@@ -26,7 +26,7 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import IO, BinaryIO
 
-from ctssl_jax.errors import ConfigError, UserError
+from ctssl_jax.errors import ConfigError, DeviceError, UserError
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
@@ -178,7 +178,7 @@ def free_port() -> int:
             except (OSError, OverflowError):
                 continue
             return port
-    raise UserError("no two free ports beside each other on this machine")
+    raise DeviceError("no two free ports beside each other on this machine")
 
 
 def environments(

@@ -45,4 +45,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(sys.argv))
+    main.end(command(sys.argv))

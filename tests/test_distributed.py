@@ -3,20 +3,15 @@
 import contextlib
 import json
 import socket
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from ctssl_jax import distributed, main
 from ctssl_jax.distributed import Cluster, Lifeline, find_cluster
 from ctssl_jax.errors import ConfigError, DeviceError
-
-sys.path.insert(0, str(Path(__file__).parent / "distributed"))
-
-from processes import free_port
+from launch.local import free_port
 
 SLURM = {
     "SLURM_JOB_ID": "1234567",

@@ -2,27 +2,15 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+from launch.local import free_port
+
 HERE = Path(__file__).parent
-
-
-def free_port():
-    """A port that is free, and the one after it too."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-                return port
-            except OSError:
-                continue
 
 
 def environment(devices, **changes):
@@ -59,8 +47,9 @@ class Group:
 
     @staticmethod
     def _read(child, lines):
-        for line in child.stdout:
-            lines.append(line)
+        with child.stdout:
+            for line in child.stdout:
+                lines.append(line)
 
     @property
     def text(self):

@@ -102,6 +102,8 @@ def instrument(ask, workdir):
                 file.write(json.dumps([at["step"] + 1, batch["record"].tolist()]) + "\n")
             time.sleep(ask.get("throttle", 0))
             if ask.get("fill", ("", 0))[1] == at["step"] + 1:
+                while not (workdir / "checkpoints" / "4").exists():
+                    time.sleep(0.01)
                 fill(Path(ask["fill"][0]) / "filler")
         return put_batch(batch, mesh)
 
@@ -170,4 +172,4 @@ def work(ask):
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    sys.exit(main.execute(["tiny", "--config=configs/spark.py:smoke", *sys.argv[2:]], work(asked)))
+    main.end(main.execute(["tiny", "--config=configs/spark.py:smoke", *sys.argv[2:]], work(asked)))
