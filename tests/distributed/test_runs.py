@@ -109,30 +109,29 @@ def hit(run, ask, phase, step, number, *victims, seconds=3, **where):
     return group, group.end()
 
 
-def test_a_signal_to_one_process_saves_one_step_on_all_and_the_run_goes_on(tmp_path, ask, alone):
+def test_a_run_that_is_preempted_then_killed_ends_bit_equal(tmp_path, ask, alone):
+    """A signal to one process saves one step on all; a killed process ends the other at once."""
     run = tmp_path / "run"
-    group, codes = hit(run, ask, "training", 6, signal.SIGUSR1, 1)
+    group, codes = hit(run, ask, "training", 3, signal.SIGUSR1, 1)
     assert codes == [75, 75], group.text
     assert (run / "STATUS").read_text() == "preempted\n"
-    last = checkpoints(run)[-1]
-    assert 6 <= last < 12
-    assert f"resumed at step {last}\n" in complete(run, ask).text
-    assert_same_end(run, alone[0], 12)
+    (*_, last) = checkpoints(run)
+    assert 3 <= last < 8
 
-
-def test_a_killed_process_ends_the_other_at_once_and_the_run_goes_on(tmp_path, ask, alone):
-    run = tmp_path / "run"
-    group = tiny(run, {**ask, "pause": ["training", 6, 60]})
+    run.with_suffix(".paused").unlink()
+    group = tiny(run, {**ask, "pause": ["training", 10, 60]})
     for i in (0, 1):
         group.wait_for("PHASE training", i)
+    assert f"resumed at step {last}\n" in group.text
     run.with_suffix(".paused").touch()
     began = time.monotonic()
     group.signal(signal.SIGKILL, 1)
     assert group.end() == [6, -9], group.text
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 20  # JAX by itself waits for 100 s of silence
     assert "ctssl_jax [process 0/2]: process 1 is gone: this one ends too\n" in group.lines[0]
     assert "Current thread" in group.text  # what each thread of the survivor was doing
     assert (run / "STATUS").read_text() == "failed:6\n"
+
     complete(run, ask)
     assert_same_end(run, alone[0], 12)
 
@@ -256,9 +255,9 @@ def test_a_hang_is_ended_with_the_stacks_and_6(tmp_path, ask):
     assert (tmp_path / "run" / "STATUS").read_text() == "failed:6\n"
 
 
-def test_divergence_ends_with_4_on_all_processes_and_keeps_the_last_good_checkpoint(tmp_path, ask):
-    group = tiny(tmp_path / "run", {**ask, "blow_up": 6})
-    assert set(group.end()) == {4}, group.text
+def test_divergence_ends_with_4_and_keeps_the_last_good_checkpoint(tmp_path, ask):
+    group = tiny(tmp_path / "run", {**ask, "blow_up": 6}, processes=1)
+    assert group.end() == [4], group.text
     assert checkpoints(tmp_path / "run") == [4]
     assert (tmp_path / "run" / "STATUS").read_text() == "failed:4\n"
 
