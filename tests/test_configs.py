@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ctssl_jax.config import AblationConfig, FinetuneConfig, PretrainConfig, config_record, to_json
+from ctssl_jax.config import (
+    AblationConfig,
+    EncoderConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    config_record,
+    to_json,
+)
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import finetune_optimizer
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
@@ -167,6 +174,22 @@ def test_hash_depends_on_every_value():
     assert records[0] == records[1] != records[2]
 
 
+def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
+    plain, other = PretrainConfig(), PretrainConfig(shard_state=True, hang_after_s=60.0)
+    other.encoder.remat_stages = 2
+    other.data.num_threads, other.data.prefetch = 1, 8
+    ours, theirs = config_record(plain), config_record(other)
+    assert (ours["hash"], ours["config"]) == (theirs["hash"], theirs["config"])
+    assert theirs["elastic"] == {
+        "shard_state": True,
+        "hang_after_s": 60.0,
+        "encoder": {"remat_stages": 2},
+        "data": {"num_threads": 1, "prefetch": 8},
+    }
+    # Microbatches are another method: their statistics and negatives are their own.
+    assert config_record(PretrainConfig(accumulate=2))["hash"] != ours["hash"]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -179,6 +202,20 @@ def test_hash_depends_on_every_value():
 def test_finetune_values_that_do_not_fit_are_named(change, named):
     with pytest.raises(ConfigError, match=named):
         FinetuneConfig(**change).validate()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_size": 32, "accumulate": 3}, "batch_size=32 does not part into accumulate=3"),
+        ({"accumulate": 0}, "accumulate=0: must be above 0"),
+        ({"hang_after_s": -1.0}, "hang_after_s=-1.0: must be 0"),
+        ({"encoder": EncoderConfig(remat_stages=5)}, "encoder.remat_stages=5: must be 0 to 4"),
+    ],
+)
+def test_pretrain_values_that_do_not_fit_are_named(change, named):
+    with pytest.raises(ConfigError, match=named):
+        PretrainConfig(**change).validate()
 
 
 def test_pretrain_warmup_must_end():

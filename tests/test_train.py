@@ -16,7 +16,7 @@ import pytest
 
 from ctssl_jax import sharding, train
 from ctssl_jax.checkpoint import Checkpoints, load_encoder
-from ctssl_jax.errors import ConfigError, DivergedError
+from ctssl_jax.errors import ConfigError, DivergedError, Preempted
 from ctssl_jax.metrics import MetricWriter, read_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
@@ -222,20 +222,31 @@ class Stub:
         return state.replace(step=state.step + 1), jax.tree.map(jnp.float32, metrics)
 
 
-def fit_stub(tmp_path, losses, due=(), save=None, save_every=100, settings=None, **gauges):
+def fit_stub(
+    tmp_path,
+    losses,
+    due=(),
+    save=None,
+    save_every=100,
+    settings=None,
+    supervisor=None,
+    start=0,
+    step=None,
+    **gauges,
+):
     settings = settings or {}
     mesh = sharding.make_mesh(jax.devices()[:1])
-    state = train.TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, ())
+    state = train.TrainState(jnp.int32(start), {}, {}, {}, ())
     batches = iter([{"image": np.zeros((1, 1, 1), np.int16)}] * len(losses))
     writer = MetricWriter(tmp_path)
     try:
         return fit(
             state,
-            Stub(losses, **gauges),
+            step or Stub(losses, **gauges),
             batches,
             mesh,
             writer,
-            Supervisor(),
+            supervisor or Supervisor(),
             seed=0,
             total_steps=len(losses),
             steps_per_epoch=2.0,
@@ -287,3 +298,82 @@ def test_rows_after_the_resumed_step_are_dropped_and_a_cut_row_too(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n{"st')
     MetricWriter(tmp_path, step=2).close()
     assert read_metrics(tmp_path) == [{"step": 2}]
+
+
+class Signalled(Supervisor):
+    """As if a signal had come at a certain batch: before it (`wait`), or while it is trained on."""
+
+    def __init__(self, at, wait=False):
+        super().__init__()
+        self.at, self.wait, self.batches = at, wait, 0
+
+    def next(self, items, alone):
+        self.batches += 1
+        if self.wait and self.batches == self.at:
+            raise Preempted("pre-empted")
+        return next(items)
+
+    @property
+    def asked(self):
+        return not self.wait and self.batches >= self.at
+
+
+@pytest.mark.parametrize(("wait", "last"), [(False, 5), (True, 4)])
+def test_a_signal_saves_the_last_whole_step_and_stops(tmp_path, wait, last):
+    saved, done = [], []
+    with pytest.raises(Preempted):
+        fit_stub(
+            tmp_path,
+            [1.0] * 9,
+            due=[Due(3, lambda state, step: done.append(step))],
+            save=lambda state, unfinished: saved.append((int(state.step), unfinished)),
+            supervisor=Signalled(5, wait),
+        )
+    assert saved == [(last, False)]
+    assert done == [3]
+
+
+def test_a_bad_step_is_not_saved_at_a_signal_either(tmp_path):
+    saved = []
+    for wait in (False, True):
+        with pytest.raises(DivergedError, match=r"^step 3"):
+            fit_stub(
+                tmp_path,
+                [1.0, 1.0, float("nan"), 1.0, 1.0],
+                save=lambda state, unfinished: saved.append(state),
+                supervisor=Signalled(4, wait),
+            )
+    assert saved == []
+
+
+def test_what_was_due_and_cut_short_is_done_again(tmp_path):
+    def cut_short(state, step):
+        raise Preempted("pre-empted")
+
+    saved, done = [], []
+    due = [Due(2, lambda state, step: done.append(("first", step))), Due(2, cut_short)]
+    with pytest.raises(Preempted):
+        fit_stub(tmp_path, [1.0] * 4, due, save=lambda state, unfinished: saved.append(unfinished))
+    assert (saved, done) == ([True], [("first", 2)])
+
+    done.clear()
+    due = [Due(2, lambda state, step: done.append(step)), Due(3, lambda *_: done.append("no"))]
+    fit_stub(tmp_path, [1.0] * 4, due[:1], settings={"unfinished": True}, start=2)
+    assert done == [2, 4]  # what was due after step 2 comes first
+    done.clear()
+    fit_stub(tmp_path, [1.0] * 4, due[:1], start=2)
+    assert done == [4]
+
+
+def test_a_signal_counts_only_once_there_is_something_to_save(tmp_path):
+    """Until the first step is done the supervisor itself ends the process."""
+    seen = []
+    supervisor = Supervisor()
+
+    class Watching(Stub):
+        def __call__(self, state, batch, key):
+            seen.append(supervisor.resumable)
+            return super().__call__(state, batch, key)
+
+    fit_stub(tmp_path, [1.0] * 3, supervisor=supervisor, step=Watching([1.0] * 3))
+    assert seen == [False, True, True]

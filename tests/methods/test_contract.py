@@ -185,10 +185,10 @@ def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
 
     save = Checkpoints.save
 
-    def save_and_die(self, state, batches, meta):
+    def save_and_die(self, state, **kwargs):
         if int(state.step) == 8:
             raise Killed
-        save(self, state, batches, meta)
+        save(self, state, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_and_die)
