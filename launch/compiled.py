@@ -230,7 +230,5 @@ def _group(attributes: str) -> int:
 def _once_per_channel(collectives: Iterable[Collective]) -> Iterable[Collective]:
     kept: dict[object, Collective] = {}
     for number, one in enumerate(collectives):
-        place = one.channel or number
-        if place not in kept or one.times > kept[place].times:
-            kept[place] = one
+        kept.setdefault(one.channel or number, one)
     return kept.values()
