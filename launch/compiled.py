@@ -189,7 +189,7 @@ def _trips(attributes: str, computations: Mapping[str, list[str]]) -> int:
     test = re.search(
         r"ROOT %?[\w.\-]+ = pred\S* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", condition
     )
-    limit = test and re.search(rf"%?{re.escape(test[1])} = s32\S* constant\((\d+)\)", condition)
+    limit = test and re.search(rf"%?{re.escape(test[1])} = [su]32\S* constant\((\d+)\)", condition)
     return int(limit[1]) if limit else 0
 
 

@@ -52,7 +52,7 @@ replica_groups=[2,8]<=[16], to_apply=%add
 }
 
 %wide.while_cond.4 (wide.param.903: (s32[], f32[8])) -> pred[] {
-  %constant.8690 = s32[]{:T(128)} constant(28)
+  %constant.8690 = u32[]{:T(128)} constant(28)
   %wide.param.903 = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
   %get-tuple-element.2983 = s32[]{:T(128)} get-tuple-element(%wide.param.903), index=0
   ROOT %compare.124 = pred[]{:T(512)} compare(%get-tuple-element.2983, %constant.8690), direction=LT
