@@ -159,6 +159,33 @@ def encode(
     return jax.vmap(pool)(stages[-1]), stats
 
 
+def encode_each(
+    encoder: ResNet, params: PyTree, stats: PyTree, x: Float[Array, "v b h w c"], key: jax.Array
+) -> tuple[Float[Array, "v b d"], PyTree]:
+    """The same for few groups that part no batch but repeat it: views, one after the other.
+
+    Mapped over views, a convolution makes one batch of them with the views leading: no device's
+    slices lie together in it, and under `jit` each device would compute the whole batch.
+    """
+    keys = jax.random.split(key, x.shape[0])
+    found = [
+        encode(encoder, params, stats, view[None], view_key)
+        for view, view_key in zip(x, keys, strict=True)
+    ]
+    y, stats = zip(*found, strict=True)
+    return jnp.concatenate(y), jax.tree.map(lambda *values: sum(values) / len(values), *stats)
+
+
+def merge_views(x: Float[Array, "v b *d"]) -> Float[Array, "1 n *d"]:
+    """All views of a batch as one group. The views of a slice lie together, on its device."""
+    return x.swapaxes(0, 1).reshape(1, -1, *x.shape[2:])
+
+
+def part_views(x: Float[Array, "1 n d"], count: int) -> Float[Array, "v b d"]:
+    """The inverse of `merge_views` for `count` views of vectors."""
+    return x.reshape(-1, count, x.shape[-1]).swapaxes(0, 1)
+
+
 def l2_normalise(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """Vectors of length 1; a zero vector stays zero, with a zero gradient."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))

@@ -23,7 +23,7 @@ from ctssl_jax.methods.base import (
     TrainState,
     apply_in_groups,
     ema,
-    encode,
+    encode_each,
     init_encoder,
     init_head,
     l2_normalise,
@@ -122,7 +122,7 @@ class BYOL:
         key: Array,
     ) -> tuple[Float[Array, "v b d"], PyTree]:
         """Projections of both views, each with its own batch statistics, and the new ones."""
-        y, encoder_stats = encode(encoder, params["encoder"], stats["encoder"], x, key)
+        y, encoder_stats = encode_each(encoder, params["encoder"], stats["encoder"], x, key)
         z, projector_stats = apply_in_groups(
             self.head(), params["projector"], stats["projector"], y, key
         )

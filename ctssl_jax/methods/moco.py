@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
@@ -168,7 +169,10 @@ class MoCo:
         order = jnp.arange(x.shape[0])
         if self.bn_groups > 1:
             order = jax.random.permutation(shuffle_key, x.shape[0])
-        z, stats = self.embed(encoder, aux["params"], aux["batch_stats"], x[order], apply_key)
+        # Told to lie as the batch does: left alone, `jit` gives every device all shuffled images
+        # and has each of them compute all keys.
+        shuffled, _ = shard_alike(x[order], x)
+        z, stats = self.embed(encoder, aux["params"], aux["batch_stats"], shuffled, apply_key)
         return jax.lax.stop_gradient(jnp.zeros_like(z).at[order].set(z)), stats
 
     def loss(

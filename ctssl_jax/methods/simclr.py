@@ -26,6 +26,8 @@ from ctssl_jax.methods.base import (
     init_encoder,
     init_head,
     l2_normalise,
+    merge_views,
+    part_views,
 )
 from ctssl_jax.nn.heads import MLP
 from ctssl_jax.nn.resnet import ResNet
@@ -110,12 +112,12 @@ class SimCLR:
     ) -> tuple[Float[Array, ""], Out]:
         """The mean over both views of all slices; BatchNorm sees both views together."""
         x = batch["views"][0]
-        both = x.reshape(1, -1, *x.shape[2:])
+        both = merge_views(x)
         y, stats = encode(encoder, params["encoder"], state.batch_stats["encoder"], both, key)
         z, head_stats = apply_in_groups(
             self.projector(), params["head"], state.batch_stats["head"], y, key
         )
-        z = l2_normalise(z).reshape(2, x.shape[1], -1)
+        z = part_views(l2_normalise(z), 2)
         loss, found = nt_xent(z, self.temperature)
         metrics = {
             "contrast_accuracy": found,

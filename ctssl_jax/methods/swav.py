@@ -27,6 +27,8 @@ from ctssl_jax.methods.base import (
     init_encoder,
     init_head,
     l2_normalise,
+    merge_views,
+    part_views,
 )
 from ctssl_jax.nn.heads import MLP, torch_uniform
 from ctssl_jax.nn.resnet import ResNet
@@ -148,19 +150,18 @@ class SwAV:
         """The swapped prediction; the encoder runs once for each resolution, the head once."""
         features, stats = [], state.batch_stats["encoder"]
         for x in batch["views"]:
-            crops = x.reshape(1, -1, *x.shape[2:])
-            y, stats = encode(encoder, params["encoder"], stats, crops, key)
-            features.append(y.reshape(*x.shape[:2], -1))
+            y, stats = encode(encoder, params["encoder"], stats, merge_views(x), key)
+            features.append(part_views(y, x.shape[0]))
         y = jnp.concatenate(features)  # v b d
         head = params["head"]
         z, head_stats = apply_in_groups(
             self.projector(),
             head["projector"],
             state.batch_stats["head"],
-            y.reshape(1, -1, y.shape[-1]),
+            merge_views(y),
             key,
         )
-        z = l2_normalise(z).reshape(*y.shape[:2], -1)
+        z = part_views(l2_normalise(z), y.shape[0])
 
         kernel = head["prototypes"]["kernel"]
         free = progress.reached(self.frozen_epochs)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ctssl_jax import finetune, methods, train
+from ctssl_jax import finetune, methods, sharding, train
 from ctssl_jax.checkpoint import Checkpoints, load_encoder
 from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import DataConfig
@@ -122,6 +122,19 @@ def test_four_devices_equal_one(trained, name):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one.params, four.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one.aux, four.aux)
+
+
+def flops(state, step, devices):
+    """Of the program that one of so many devices runs."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    compiled = sharding.jit_step(step, mesh).lower(state, tiny.host_batch(), jax.random.key(3))
+    return compiled.compile().cost_analysis()["flops"]
+
+
+def test_four_devices_share_the_work(name):
+    """What `jit` cannot split it computes everywhere, and the numbers are right all the same."""
+    state, step = tiny.training(tiny.METHODS[name], total_steps=32)
+    assert flops(state, step, 4) < 0.26 * flops(state, step, 1)
 
 
 def test_the_step_compiles_once(trained, name):
