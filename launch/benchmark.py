@@ -11,7 +11,6 @@ Another part is one more entry of PARTS: a function of the config and the number
 returns seconds by row of the table.
 """
 
-import argparse
 import dataclasses
 import statistics
 import sys
@@ -19,17 +18,18 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from ctssl_jax import main, platform, run_folder, sharding
+from ctssl_jax import platform, run_folder, sharding
 from ctssl_jax.augment import IntensityKind, image_keys, make_views, normalise, to_unit
 from ctssl_jax.config import PretrainConfig, config_record
-from ctssl_jax.errors import ConfigError, Interrupted, StorageError, UserError
+from ctssl_jax.errors import ConfigError
+from launch import measuring
 
 SLICES = 250_000  # of the imagined training split: schedules need its length
 KIND: IntensityKind = "hu"
@@ -142,34 +142,18 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def parse(argv: list[str]) -> tuple[Options, PretrainConfig]:
-    """The command's own flags, and the config that `main.parse` makes of the others.
+    """The command's own flags, and the config.
 
     Raises:
       ConfigError: a wrong flag, key or value, or a config that is not of a pre-training run.
     """
-    parser = _Parser(
-        prog="launch.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = measuring.Parser("launch.benchmark", __doc__)
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--repeats", type=int, default=20, help="timed runs of each (default: 20)")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    own, others = parser.parse_known_args(argv[1:])
+    own, config = parser.parse(argv)
     if own.repeats < 1:
         raise ConfigError(f"--repeats={own.repeats}: must be at least 1")
-    if own.out and (own.out.is_dir() or not own.out.parent.is_dir()):
-        raise ConfigError(f"--out={own.out}: give a file in a folder that exists")
-    config = main.parse([argv[0], *others]).config
-    if not isinstance(config, PretrainConfig):
-        raise ConfigError(f"config is a {type(config).__name__}: give one of a pre-training method")
     config.validate()
     return Options(own.part, own.repeats, own.out), config
 
@@ -189,39 +173,30 @@ def measure(options: Options, config: PretrainConfig) -> None:
     seconds = PARTS[options.part](config, options.repeats)
     rows = summary(seconds, config.batch_size)
     print(table(rows), flush=True)
-    if options.out is None:
-        return
-    try:
-        run_folder.write_json(
-            options.out,
-            {
-                "part": options.part,
-                "repeats": options.repeats,
-                "environment": environment,
-                "config": config_record(config),
-                "rows": rows,
-                "seconds": seconds,
-            },
-        )
-    except OSError as error:
-        raise StorageError(f"{options.out} cannot be written: {error.strerror}") from None
+    measuring.write(
+        options.out,
+        {
+            "part": options.part,
+            "repeats": options.repeats,
+            "environment": environment,
+            "config": config_record(config),
+            "rows": rows,
+            "seconds": seconds,
+        },
+    )
 
 
 def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
     platform.set_cpu_flags()
     platform.quiet_libraries()
-    try:
+
+    def work() -> None:
         options, config = parse(argv)
         platform.enable_compilation_cache()
         measure(options, config)
-    except UserError as error:
-        print(f"launch.benchmark: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("launch.benchmark: interrupted", file=sys.stderr)
-        return Interrupted.exit_code
-    return 0
+
+    return measuring.exit_code("launch.benchmark", work)
 
 
 if __name__ == "__main__":

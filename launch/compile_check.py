@@ -10,7 +10,6 @@ and MFU are computed from these: an estimate, not a measurement. A config that d
 refused with a change that was compiled and does fit (exit code 2). It takes minutes.
 """
 
-import argparse
 import copy
 import dataclasses
 import importlib.metadata
@@ -21,15 +20,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ctssl_jax import main, platform, run_folder, sharding
+from ctssl_jax import platform, run_folder, sharding
 from ctssl_jax.config import PretrainConfig, config_record
-from ctssl_jax.errors import ConfigError, StorageError, UserError
-from launch import compiled
+from ctssl_jax.errors import ConfigError
+from launch import compiled, measuring
 from launch.benchmark import KIND, SLICES
 from launch.estimate import CHIPS, Cost, Slice, summary, table
 
@@ -213,34 +212,18 @@ def fitting(where: Slice, config: PretrainConfig, chips: Sequence[Any], build: C
     raise ConfigError(f"{reason}, and no single change fits: take a larger slice")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def parse(argv: list[str]) -> tuple[Options, PretrainConfig]:
-    """The command's own flags, and the config that `main.parse` makes of the others.
+    """The command's own flags, and the config.
 
     Raises:
       ConfigError: a wrong flag, key or value, or a config that is not of a pre-training run.
     """
-    parser = _Parser(
-        prog="launch.compile_check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = measuring.Parser("launch.compile_check", __doc__)
     parser.add_argument("--topology", required=True, help=f"such as {EXAMPLES}")
     parser.add_argument("--chips", type=int, default=0, help="the first N of them (default: all)")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
-    own, others = parser.parse_known_args(argv[1:])
+    own, config = parser.parse(argv)
     if own.chips < 0:
         raise ConfigError(f"--chips={own.chips}: must be at least 1")
-    if own.out and (own.out.is_dir() or not own.out.parent.is_dir()):
-        raise ConfigError(f"--out={own.out}: give a file in a folder that exists")
-    config, _ = main.parse([argv[0], *others])
-    if not isinstance(config, PretrainConfig):
-        raise ConfigError(f"config is a {type(config).__name__}: give one of a pre-training method")
     return Options(own.topology, own.chips, own.out), config
 
 
@@ -254,7 +237,7 @@ def check(options: Options, config: PretrainConfig, build: Compile = compile_ste
     where, chips = find_slice(options)
     check_config(config, where.chips)
     environment = {
-        **run_folder.environment(config),
+        **run_folder.environment(config.precision.value),
         "libtpu": importlib.metadata.version("libtpu"),
         "device": chips[0].device_kind,
         "device_count": where.chips,
@@ -270,13 +253,8 @@ def check(options: Options, config: PretrainConfig, build: Compile = compile_ste
     cost = fitting(where, config, chips, build)
     found = summary(where, cost, config.batch_size)
     print(f"compiled in {cost.seconds:.0f} s\n{table(found)}", flush=True)
-    if options.out is None:
-        return
     record = {"environment": environment, "config": config_record(config), **found}
-    try:
-        run_folder.write_json(options.out, record)
-    except OSError as error:
-        raise StorageError(f"{options.out} cannot be written: {error.strerror}") from None
+    measuring.write(options.out, record)
 
 
 def set_up() -> None:
@@ -298,15 +276,7 @@ def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
     platform.quiet_libraries()
     set_up()
-    try:
-        check(*parse(argv))
-    except UserError as error:
-        print(f"launch.compile_check: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("launch.compile_check: interrupted", file=sys.stderr)
-        return main.INTERRUPTED
-    return 0
+    return measuring.exit_code("launch.compile_check", lambda: check(*parse(argv)))
 
 
 if __name__ == "__main__":
