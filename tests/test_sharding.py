@@ -96,7 +96,7 @@ def test_split_state_gives_the_same_run_in_a_quarter_of_the_memory(name):
     (whole, loss), (split, split_loss) = ends
     close(split, whole)
     assert float(split_loss) == pytest.approx(float(loss), rel=1e-6)
-    kernel = next(x for x in jax.tree.leaves(split.opt_state) if x.shape == (8, 8))
+    kernel = next(x for x in jax.tree.leaves(split.opt_state) if x.shape == (16, 8))
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 

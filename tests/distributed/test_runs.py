@@ -191,23 +191,7 @@ def test_other_numbers_of_processes_keep_the_order_and_the_loss(tmp_path, ask, a
     assert [step for step, _ in ours] == [step for step, _ in theirs]
     for (_, a), (_, b) in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
-    found, expected = merged_rows(run), rows(alone[0])
-    assert found == expected
-
-
-def merged_rows(run):
-    """Rows of a run whose steps were made by one or by two processes."""
-    steps = {}
-    for file in sorted(run.parent.glob(f"{run.name}.rows*")):
-        for line in file.read_text().splitlines():
-            step, records = json.loads(line)
-            steps.setdefault(step, []).append(records)
-    return {
-        step: max(parts, key=len)
-        if max(map(len, parts)) == 8
-        else sum(dict.fromkeys(map(tuple, parts)), ())
-        for step, parts in steps.items()
-    }
+    assert rows(run) == rows(alone[0])
 
 
 @pytest.mark.slow
