@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ctssl_jax import distributed, platform
-from ctssl_jax.distributed import Cluster
+from ctssl_jax.cluster import Cluster, find_cluster
 from ctssl_jax.errors import (
     ConfigError,
     DeviceError,
@@ -37,6 +37,7 @@ from ctssl_jax.errors import (
     StorageError,
     UserError,
 )
+from ctssl_jax.lifeline import Lifeline
 from ctssl_jax.supervisor import Supervisor, dump_stacks
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -121,9 +122,7 @@ def parse(argv: list[str]) -> Command:
         raise ConfigError("no --config: give a file, for example --config=configs/spark.py:demo")
     stem = Path(file).stem + (f"-{preset}" if preset else "")
     workdir = Path(values.workdir or Path("runs") / stem)
-    cluster = distributed.find_cluster(
-        values.coordinator, values.processes, values.process, os.environ
-    )
+    cluster = find_cluster(values.coordinator, values.processes, values.process, os.environ)
     return Command(config, workdir, cluster, values.start_timeout)
 
 
@@ -257,7 +256,7 @@ def _for_user(error: Exception, several: bool) -> UserError | None:
     return None
 
 
-def _part(lifeline: distributed.Lifeline) -> None:
+def _part(lifeline: Lifeline) -> None:
     """Ends together with the other processes, which are all about to."""
     import jax
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ctssl_jax import main
+from ctssl_jax.cluster import Cluster
 from ctssl_jax.config import PretrainConfig
-from ctssl_jax.distributed import Cluster
 from ctssl_jax.errors import ConfigError, Preempted, StorageError
 
 
