@@ -142,7 +142,7 @@ def _one_line(error: Exception) -> str:
 def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:
     """Runs what the config's type stands for."""
     # Imported late: a mistyped flag is answered at once, and JAX starts with its flags set.
-    from ctssl_jax import evaluate, finetune, train
+    from ctssl_jax import evaluate, finetune, pretrain
     from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 
     if not isinstance(config, PretrainConfig | FinetuneConfig | EvaluateConfig):
@@ -150,7 +150,7 @@ def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:
     config.validate()
     provide_phantom(config.data.path)
     if isinstance(config, PretrainConfig):
-        train.run(config, workdir, supervisor)
+        pretrain.run(config, workdir, supervisor)
     elif isinstance(config, FinetuneConfig):
         finetune.run(config, workdir, supervisor)
     else:

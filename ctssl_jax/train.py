@@ -1,17 +1,13 @@
 """The training step and the loop, shared by all methods. Read this file first.
 
 `make_step` turns a method, an encoder and an optimizer into one pure function of (state, batch).
-`fit` calls it in a straight line: wait for a batch, step, check, log, and what else is due.
-`run` is a pre-training run from config to last checkpoint.
+`fit` calls it in a straight line: wait for a batch, step, check, log, what else is due, save.
+`pretrain` and `finetune` are runs, from config to last checkpoint.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,28 +16,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from ctssl_jax import (
-    augment,
-    data,
-    distributed,
-    evaluate,
-    gauges,
-    leakage,
-    pictures,
-    run_folder,
-    sharding,
-)
+from ctssl_jax import augment, gauges, sharding
 from ctssl_jax.augment import Intensity, IntensityKind
-from ctssl_jax.checkpoint import Checkpoints
-from ctssl_jax.config import PretrainConfig
 from ctssl_jax.errors import DivergedError, Preempted
 from ctssl_jax.methods.base import Batch, Method, Out, Progress, PyTree, TrainState
 from ctssl_jax.metrics import Throughput, Writer, duration
 from ctssl_jax.nn.resnet import ResNet
-from ctssl_jax.optim import Schedule, lr_schedule, make_optimizer, weight_decay_schedule
-from ctssl_jax.standardise import resolve
+from ctssl_jax.optim import Schedule
 from ctssl_jax.supervisor import Supervisor
-from ctssl_jax.thinning import read_filter
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
@@ -63,38 +45,6 @@ def init_state(
         opt_state=tx.init(params),
         aux=aux,
     )
-
-
-class Program(NamedTuple):
-    """A pre-training run as pure functions, before any device or data."""
-
-    encoder: ResNet
-    init: Callable[[jax.Array], TrainState]
-    step: Step
-    total_steps: int
-    steps_per_epoch: float
-
-
-def make_program(config: PretrainConfig, slices: int, kind: IntensityKind) -> Program:
-    """What a config trains on a split of `slices` stored as `kind`."""
-    total_steps, steps_per_epoch = config.total_steps(slices), slices / config.batch_size
-    lr = lr_schedule(config.optim, steps_per_epoch, total_steps)
-    weight_decay = weight_decay_schedule(config.optim, total_steps)
-    tx = make_optimizer(config.optim, lr, weight_decay)
-    encoder = config.encoder.build(config.precision)
-    step = make_step(
-        config.method,
-        encoder,
-        tx,
-        config.intensity,
-        kind,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        schedules={"lr": lr, "weight_decay": weight_decay},
-        accumulate=config.accumulate,
-    )
-    init = partial(init_state, config.method, encoder, tx, config.intensity.channels)
-    return Program(encoder, init, step, total_steps, steps_per_epoch)
 
 
 def make_step(
@@ -323,111 +273,3 @@ def log_line(
         f"{speed['images_per_second']:,.1f} img/s in-wait {speed['input_wait']:.0%} "
         f"eta {duration(seconds_left)}"
     )
-
-
-def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = None) -> None:
-    """Pre-trains; repeating it in the same `workdir` resumes, on any number of devices.
-
-    Raises:
-      UserError: one of its kinds, with the line to show.
-    """
-    supervisor = supervisor or Supervisor()
-    dataset = data.open_dataset(config.data.path)
-    config = resolve(config, dataset)
-    audit = leakage.require_audit(dataset, config.data.accept_leakage)
-    kept = read_filter(config.data, dataset)
-    sharding.check_batch(config.batch_size, config.accumulate)
-    config.method.validate_run(config.microbatch, kept.slices)
-    program, mesh = make_program(config, kept.slices, dataset.intensity), sharding.make_mesh()
-    probe = None
-    if config.probe.every:
-        probe = evaluate.make_probe(
-            config.probe,
-            program.encoder,
-            config.intensity,
-            mesh,
-            config.data.accept_leakage,
-            attend(supervisor, mesh),
-        )
-    if run_folder.open_run(workdir, config, dataset, audit=audit, kept=kept.summary):
-        distributed.say(f"{workdir} is done already")
-        return
-    leakage.write_seen(workdir, dataset, config.data.split, kept.rows)
-
-    batches = iter(
-        data.pretrain_batches(
-            dataset,
-            config.data,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            indices=kept.rows,
-            **sharding.process_share(),
-        )
-    )
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(program.init, key)
-    places = sharding.state_shardings(abstract, mesh, config.shard_state)
-    name = type(config.method).__name__
-    checkpoints = Checkpoints(workdir, method=name, keep=config.keep_checkpoints)
-    unfinished = False
-    if checkpoints.latest() is None:
-        state = sharding.jit_init(program.init, places)(key)
-    else:
-        state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
-        batches.set_state(position)
-    start = int(state.step)
-    writer = run_folder.writer(workdir, start)
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    writer.line(
-        f"{name} on {dataset.name}: {kept.in_words()}, ResNet-{config.encoder.depth}, "
-        f"{parameters:,} parameters, {jax.device_count()} x {jax.devices()[0].device_kind}"
-        + (f", resumed at step {start:,}" if start else "")
-    )
-
-    def save(state: TrainState, unfinished: bool) -> None:
-        checkpoints.save(state, unfinished=unfinished)
-
-    due = []
-    if config.picture_every:
-        shown = pictures.read_slices(dataset, config)
-        if start == 0:  # a resumed run has them
-            pictures.draw_views(shown, config, workdir)
-        if hasattr(config.method, "reconstruct"):
-            draw = pictures.reconstruction(shown, config, program.encoder, workdir)
-            due.append(Due(config.picture_every, draw))
-    if probe is not None:
-        due.append(Due(config.probe.every, partial(log_probe, probe, writer)))
-    with supervisor.watch(config.hang_after_s), closing(writer), closing(checkpoints):
-        fit(
-            state,
-            sharding.jit_step(program.step, mesh, places),
-            batches,
-            mesh,
-            writer,
-            supervisor,
-            seed=config.seed,
-            total_steps=program.total_steps,
-            steps_per_epoch=program.steps_per_epoch,
-            batch_size=config.batch_size,
-            log_every=config.log_every,
-            save_every=config.checkpoint_every,
-            save=save,
-            due=due,
-            unfinished=unfinished,
-        )
-    supervisor.resumable = False
-    run_folder.set_status(workdir, "done")
-    writer.line(f"done: {program.total_steps:,} steps; the encoder is in {workdir}")
-
-
-def log_probe(
-    probe: Callable[[TrainState, int], dict[str, float]],
-    writer: Writer,
-    state: TrainState,
-    number: int,
-) -> None:
-    """Scores the encoder's frozen features and writes what was found."""
-    found = probe(state, number)
-    writer.scalars(number, found)
-    words = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
-    writer.line(f"  validation: {words}")

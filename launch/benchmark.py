@@ -88,9 +88,9 @@ def _views(
 
 
 def _training_step(config: PretrainConfig, mesh: Mesh) -> tuple[Callable[..., Any], Any]:
-    """The compiled step and the state at its beginning, as `train.run` makes them."""
+    """The compiled step and the state at its beginning, as `pretrain.run` makes them."""
     # Imported late, with all of training: a mistyped flag is answered before.
-    from ctssl_jax.train import make_program
+    from ctssl_jax.pretrain import make_program
 
     program = make_program(config, SLICES, KIND)
     key = jax.random.key(config.seed)

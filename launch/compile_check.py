@@ -3,7 +3,7 @@
     python -m launch.compile_check --topology=v5e:16x16 --config=configs/spark.py
         [--config.FIELD=VALUE] [--chips=N] [--out=FILE.json]
 
-Compiles the training step of `train.run` ahead of time with the TPU's own compiler
+Compiles the training step of `pretrain.run` ahead of time with the TPU's own compiler
 (`pip install -e ".[tpu]"`, on any Linux machine) for every chip of the slice, or the first N, and
 prints what the compiler says of one chip: memory, FLOPs, bytes, collectives, cycles. Time, images/s
 and MFU are computed from these: an estimate, not a measurement. A config that does not fit is
@@ -90,13 +90,13 @@ def batch_shapes(config: PretrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def compile_step(config: PretrainConfig, chips: Sequence[Any]) -> Cost:
-    """Compiles the step that `train.run` runs, for these chips.
+    """Compiles the step that `pretrain.run` runs, for these chips.
 
     Raises:
       OutOfMemory: it does not fit.
     """
     # Imported late, with all of training: a mistyped flag is answered before.
-    from ctssl_jax.train import make_program
+    from ctssl_jax.pretrain import make_program
 
     program = make_program(config, SLICES, KIND)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from memory import write_slices
 
-from ctssl_jax import data, evaluate, finetune, leakage, train
+from ctssl_jax import data, evaluate, finetune, leakage, pretrain
 from ctssl_jax.config import ProbeConfig
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError, DataError
@@ -19,7 +19,7 @@ from data_prep.signatures import load_file, load_signatures
 from data_prep.source import Slice
 
 CONFIGS = ("spark", "finetune_covid_ct", "evaluate")
-RUNS = {"spark": train.run, "finetune_covid_ct": finetune.run, "evaluate": evaluate.run}
+RUNS = {"spark": pretrain.run, "finetune_covid_ct": finetune.run, "evaluate": evaluate.run}
 
 
 def slices(patients, count=4, seed=0):
@@ -98,7 +98,7 @@ def test_what_was_not_audited_or_fails_is_refused(name, copy, leaky, tmp_path):
 def test_the_probe_of_a_pretraining_run_has_to_pass_as_well(clean, leaky, tmp_path):
     probe = ProbeConfig(path=str(leaky), every=1, k=1, canvas=64, size=64)
     with pytest.raises(DataError, match="leaks between its splits"):
-        train.run(smoke("spark", clean, probe=probe), tmp_path / "run")
+        pretrain.run(smoke("spark", clean, probe=probe), tmp_path / "run")
 
 
 def test_an_accepted_leak_is_in_every_result(leaky, tmp_path):
@@ -182,7 +182,7 @@ def test_a_run_reads_the_rows_of_its_filter_and_no_others(
     monkeypatch.setattr(data, "_load", lambda *args: read.extend(args[1].tolist()) or load(*args))
     config = smoke("spark", clean, filter=str(every_other), epochs=2.0, picture_every=0)
     run = tmp_path / "run"
-    train.run(config, run)
+    pretrain.run(config, run)
     rows = load_signatures(clean, "train")
     kept = np.flatnonzero(rows.slice_index % 2 == 0)
     assert set(read) == set(kept.tolist())
@@ -203,7 +203,7 @@ def test_a_run_reads_the_rows_of_its_filter_and_no_others(
     assert sorted(seen.tolist()) == sorted(2 * kept.tolist())
     every_other.write_text(every_other.read_text() + " ")
     with pytest.raises(ConfigError, match=r"made with another data\.filter"):
-        train.run(config, run)
+        pretrain.run(config, run)
 
 
 def test_a_filter_of_other_data_is_refused(clean, leaky, every_other):

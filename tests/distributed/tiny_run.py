@@ -85,12 +85,12 @@ def instrument(ask, workdir):
     """Puts the pauses where a run comes by."""
     import jax
 
-    from ctssl_jax import checkpoint, finetune, sharding, train
+    from ctssl_jax import checkpoint, finetune, pretrain, sharding
     from ctssl_jax.supervisor import Supervisor
 
     at = {"step": 0}
     put_batch, jit_step, save = sharding.put_batch, sharding.jit_step, checkpoint.Checkpoints.save
-    predict, fit = finetune.evaluate, train.fit
+    predict, fit = finetune.evaluate, pretrain.fit
 
     def fit_and_count(state, *args, **kwargs):
         at["step"] = int(state.step)
@@ -144,7 +144,7 @@ def instrument(ask, workdir):
 
     items_next = Supervisor.next
     Supervisor.next = lambda self, items, alone: items_next(self, Waiting(items), alone)
-    train.fit = finetune.fit = fit_and_count
+    pretrain.fit = finetune.fit = fit_and_count
     sharding.put_batch, sharding.jit_step = rows, slow_step
     checkpoint.Checkpoints.save = slow_save
     finetune.evaluate = slow_evaluate

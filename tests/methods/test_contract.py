@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ctssl_jax import finetune, methods, sharding, train
+from ctssl_jax import finetune, methods, pretrain, sharding
 from ctssl_jax.checkpoint import Checkpoints, load_encoder
 from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import DataConfig
@@ -191,7 +191,7 @@ def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
 ):
     monkeypatch.setattr(EncoderConfig, "build", lambda self, precision: tiny.ENCODER)
     alone, broken = tmp_path / "alone", tmp_path / "broken"
-    train.run(config(name, phantom_path), alone)
+    pretrain.run(config(name, phantom_path), alone)
 
     class Killed(Exception):
         pass
@@ -206,8 +206,8 @@ def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_and_die)
         with pytest.raises(Killed):
-            train.run(config(name, phantom_path), broken)
-    train.run(config(name, phantom_path), broken)
+            pretrain.run(config(name, phantom_path), broken)
+    pretrain.run(config(name, phantom_path), broken)
     assert "resumed at step 4" in (broken / "log.txt").read_text()
 
     one, other = saved_state(alone), saved_state(broken)
