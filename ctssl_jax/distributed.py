@@ -16,12 +16,13 @@ from ctssl_jax.lifeline import Lifeline, Relay
 HEARTBEAT_S = 100
 
 
-def join(cluster: Cluster, timeout: float) -> Lifeline:
+def join(cluster: Cluster, timeout: float, on_loss: Callable[[int], None]) -> Lifeline:
     """Meets the other processes, then starts JAX among them; call before JAX's first array.
 
     Args:
       cluster: all processes, and which is this.
       timeout: seconds to wait for the others.
+      on_loss: called with an exit code, in a thread, when another process is gone.
 
     Raises:
       DeviceError: some did not come; the message says which.
@@ -38,6 +39,7 @@ def join(cluster: Cluster, timeout: float) -> Lifeline:
                 "give another --coordinator"
             ) from None
     lifeline = Lifeline(cluster, timeout)
+    lifeline.guard(on_loss)
     # Which step is saved before a pre-emption is agreed in `sharding.Votes`, for any signal; JAX's
     # own service would take SIGTERM over.
     jax.config.update("jax_enable_preemption_service", False)

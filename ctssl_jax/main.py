@@ -205,8 +205,7 @@ def execute(
         with supervisor.listen():
             config, workdir, cluster, timeout = parse(argv)
             if cluster is not None:
-                lifeline = distributed.join(cluster, timeout)
-                lifeline.guard(lost)
+                lifeline = distributed.join(cluster, timeout, lost)
             distributed.require_devices()
             if cluster is not None:
                 print(distributed.who(), flush=True)

@@ -167,11 +167,11 @@ def test_microbatches_are_the_same_on_any_number_of_devices(name):
 def test_microbatches_all_enter_the_queue_and_its_age_counts_steps():
     method = MoCo(queue_size=16, bn_groups=2, hidden=8, features=6, view=tiny.view(count=2))
     state, step = program(method, accumulate=2)
-    for number in range(3):
+    for number in range(4):
         state, metrics = one_step(step, state, tiny.host_batch(number))
     records = np.asarray(state.aux["record"])
-    assert sorted(records) == list(range(8, 24))  # of the last two steps
-    assert records[8:12].tolist() == [8, 10, 12, 14]  # every other slice of the second
+    assert sorted(records) == list(range(16, 32))  # of the last two steps
+    assert records[:4].tolist() == [16, 18, 20, 22]  # every other slice of the third
     assert float(metrics["queue_age_epochs"]) == pytest.approx(2 / tiny.STEPS_PER_EPOCH)
 
 

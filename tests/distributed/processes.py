@@ -25,10 +25,8 @@ class Group:
     def __init__(self, command, processes, devices, env=None):
         flags = [[]]
         if processes > 1:
-            where = f"--coordinator=127.0.0.1:{free_port()}"
-            flags = [
-                [where, f"--processes={processes}", f"--process={i}"] for i in range(processes)
-            ]
+            where = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"]
+            flags = [[*where, "--start_timeout=60", f"--process={i}"] for i in range(processes)]
         self.lines = [[] for _ in flags]
         self.children, self.readers = [], []
         for more, lines in zip(flags, self.lines, strict=True):
