@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from memory import write_slices
 
-from ctssl_jax import augment, data, evaluate, main, run_folder, sharding
+from ctssl_jax import augment, data, distributed, evaluate, main, run_folder, sharding
 from ctssl_jax.augment import Intensity, Interpolation
 from ctssl_jax.checkpoint import Checkpoints
 from ctssl_jax.config import EncoderConfig, EvaluateConfig, Metric, Precision, ProbeConfig
@@ -310,7 +310,7 @@ def evaluated(tmp_path_factory, phantom_path):
     workdir = tmp_path_factory.mktemp("evaluate") / "run"
     with pytest.MonkeyPatch.context() as patch:
         lines = []
-        patch.setattr(evaluate, "_say", lines.append)
+        patch.setattr(distributed, "say", lines.append)
         found = evaluate.run(smoke(phantom_path), workdir)
     return workdir, found, lines
 

@@ -28,12 +28,12 @@ def smoke(phantom_path, **changes):
 
 @pytest.fixture(scope="module")
 def encoder_run(tmp_path_factory, phantom_path):
-    from ctssl_jax import train
+    from ctssl_jax import pretrain
 
     config = importlib.import_module("configs.spark").get_config("smoke")
     config.data.path, config.epochs = str(phantom_path), 3.0  # as in test_train
     workdir = tmp_path_factory.mktemp("spark") / "run"
-    train.run(config, workdir)
+    pretrain.run(config, workdir)
     return workdir
 
 

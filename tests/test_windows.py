@@ -72,7 +72,7 @@ def test_a_named_window_that_would_not_count_is_an_error(intensity, named):
 def test_flags_name_a_window():
     command = ["main", "--config=configs/spark.py"]
     flags = ["--config.intensity.window=lung", "--config.intensity.standardise=dataset"]
-    config, _ = parse([*command, *flags])
+    config = parse([*command, *flags]).config
     config.validate()
     assert config.intensity.window is Window.LUNG
     assert config.intensity.bounds("hu") == (-1350, 150)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctssl_jax import evaluate, finetune, run_folder, standardise, train
+from ctssl_jax import evaluate, finetune, pretrain, run_folder, standardise
 from ctssl_jax.augment import Intensity, IntensityMode, Standardise, to_unit
 from ctssl_jax.config import (
     EncoderConfig,
@@ -206,7 +206,7 @@ def test_the_record_of_a_run_is_of_the_numbers(phantom_path):
 @pytest.mark.parametrize(
     ("command", "config"),
     [
-        (train, PretrainConfig(batch_size=4)),
+        (pretrain, PretrainConfig(batch_size=4)),
         (finetune, FinetuneConfig(batch_size=4)),
         (evaluate, EvaluateConfig(encoder=EncoderConfig(depth=18))),
     ],
