@@ -234,10 +234,10 @@ def execute(
 
 def _for_user(error: Exception, several: bool) -> UserError | None:
     """The line for an error that is the user's to mend; None for one that is ours."""
-    import jax
-
     if isinstance(error, UserError):
         return error
+    import jax  # late: a mistyped flag is answered at once
+
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return StorageError(
             f"{error.strerror}: mend it and repeat the command, which goes on from the last "
