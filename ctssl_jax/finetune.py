@@ -63,7 +63,6 @@ def run(
 
     mesh = sharding.make_mesh()
     predict = make_predictor(config, encoder, dataset, mesh)
-    check = attend(supervisor, mesh)
     with supervisor.watch(config.hang_after_s), closing(BestWeights(workdir)) as best:
         state = _train(
             config, workdir, dataset, encoder, pretrained, subset, predict, best, mesh, supervisor
@@ -73,7 +72,7 @@ def run(
         chosen = best.read()
         assert chosen is not None, "validation follows every epoch"
         state = best.restore(state, mesh)
-        test = _test_once(config, predict, state, dataset, workdir, mesh, check)
+        test = _test_once(config, predict, state, dataset, workdir, mesh, supervisor.beat)
     results = {
         "task": config.task,
         "arm": config.arm,
