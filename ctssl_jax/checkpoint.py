@@ -19,10 +19,11 @@ from orbax.checkpoint import checkpoint_managers
 
 from ctssl_jax import sharding
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
-from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.methods.base import PyTree, Start, TrainState, init_encoder
+from ctssl_jax.nn.resnet import STRIDE, ResNet
 
 FOLDER = "checkpoints"
+BEST = "best"
 FORMAT = 2
 
 
@@ -122,7 +123,7 @@ class BestWeights:
     """The parameters and batch statistics of the best epoch so far, on disk with its score."""
 
     def __init__(self, run: Path):
-        self._manager = _manager(run / "best", keep=1)
+        self._manager = _manager(run / BEST, keep=1)
 
     def read(self) -> dict[str, Any] | None:
         """Epoch and validation metrics of the best, or None."""
@@ -191,7 +192,7 @@ def load_encoder(run: Path, encoder: ResNet, channels: int) -> tuple[PyTree, PyT
     """Parameters and batch statistics of a run's encoder, from its latest checkpoint, strictly.
 
     Args:
-      run: a pre-training run folder.
+      run: a pre-training run folder, or that of an imported encoder.
       encoder: the network that they must fit exactly: same tree, same shapes.
       channels: of the network's input.
 
@@ -203,28 +204,101 @@ def load_encoder(run: Path, encoder: ResNet, channels: int) -> tuple[PyTree, PyT
       ConfigError: the encoder there is of another shape; names the first difference.
       StorageError: the checkpoint cannot be read.
     """
-    folder = (run / FOLDER).absolute()
-    if not folder.is_dir():
-        raise DataError(f"no run at {run}: config.encoder_run takes a pre-training run folder")
-    with ocp.CheckpointManager(folder) as manager:
-        step = manager.latest_step()
-    if step is None:
-        raise DataError(f"no finished checkpoint in {run}: pre-train longer, or give another run")
-
     params, stats = jax.eval_shape(
-        lambda key: init_encoder(encoder, key, 32, channels), jax.random.key(0)
+        lambda key: init_encoder(encoder, key, STRIDE, channels), jax.random.key(0)
     )
     wanted = {"params": params, "batch_stats": stats}
-    item = folder / str(step) / "encoder"
+    found = _read_item(_latest(run, FOLDER) / "encoder", wanted, run)
+    return found["params"], found["batch_stats"]
+
+
+def load_best(run: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
+    """The best weights of a fine-tuning run, strictly: encoder and head.
+
+    Args:
+      run: its folder.
+      params: shapes and dtypes that they must have.
+      batch_stats: likewise.
+
+    Raises:
+      As `load_encoder`.
+    """
+    wanted = {"params": params, "batch_stats": batch_stats}
+    found = _read_item(_latest(run, BEST) / "weights", wanted, run)
+    return found["params"], found["batch_stats"]
+
+
+def load_start(
+    run: Path, encoder: ResNet, channels: int, method: str = "", head: Start | None = None
+) -> Start:
+    """What a run starts from: the encoder of another, and the head of an import where it fits.
+
+    Args:
+      run, encoder, channels: as in `load_encoder`.
+      method: the name of the run's method; a head that was imported for another is left.
+      head: shapes and dtypes of the method's head, by the key `head`; None asks for none.
+
+    Raises:
+      As `load_encoder`.
+    """
+    params, stats = load_encoder(run, encoder, channels)
+    start = Start({"encoder": params}, {"encoder": stats})
+    item = _latest(run, FOLDER) / _head_item(method)
+    if head is None or not item.exists():
+        return start
+    wanted = {"params": head.params["head"], "batch_stats": head.batch_stats["head"]}
+    found = _read_item(item, wanted, run)
+    return Start(
+        {**start.params, "head": found["params"]},
+        {**start.batch_stats, "head": found["batch_stats"]},
+    )
+
+
+def save_start(run: Path, start: Start, method: str = "") -> None:
+    """Writes weights that were not trained here for `load_start`; a head is that of `method`."""
+    manager = _manager(run / FOLDER, keep=1)
+    items = {
+        _head_item(method) if part == "head" else part: ocp.args.StandardSave(
+            {"params": start.params[part], "batch_stats": start.batch_stats[part]}
+        )
+        for part in start.params
+    }
+    with _storage_errors("the weights"):
+        manager.save(0, args=ocp.args.Composite(**items))
+    _close(manager, "the weights")
+
+
+def _head_item(method: str) -> str:
+    return f"{method}_head"
+
+
+def latest_step(run: Path) -> int:
+    """The step of the encoder that `load_encoder` reads."""
+    return int(_latest(run, FOLDER).name)
+
+
+def _latest(run: Path, folder: str) -> Path:
+    """The last complete checkpoint in a folder of a run."""
+    path = (run / folder).absolute()
+    if not path.is_dir():
+        raise DataError(f"no run at {run}: give the folder of a run that has saved checkpoints")
+    with ocp.CheckpointManager(path) as manager:
+        step = manager.latest_step()
+    if step is None:
+        raise DataError(f"no finished checkpoint in {run}: train longer, or give another run")
+    return path / str(step)
+
+
+def _read_item(item: Path, wanted: PyTree, run: Path) -> PyTree:
+    """One item of a checkpoint as NumPy arrays, if its tree and shapes are those wanted."""
     try:
         with ocp.StandardCheckpointer() as reader:
             found = reader.metadata(item).item_metadata.tree
             _require_equal_trees(wanted, found, run)
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
-            restored = reader.restore(item, template)
+            return reader.restore(item, template)
     except (OSError, ValueError, KeyError) as error:
-        raise StorageError(f"encoder of {run} cannot be read: {_first_line(error)}") from None
-    return restored["params"], restored["batch_stats"]
+        raise StorageError(f"weights of {run} cannot be read: {_first_line(error)}") from None
 
 
 def _require_equal_trees(wanted: PyTree, found: PyTree, run: Path) -> None:
@@ -239,7 +313,7 @@ def _require_equal_trees(wanted: PyTree, found: PyTree, run: Path) -> None:
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise ConfigError(
-                f"the encoder of {run} has another shape: {name} is {theirs.get(name, 'absent')} "
+                f"the network of {run} has another shape: {name} is {theirs.get(name, 'absent')} "
                 f"there and {ours.get(name, 'absent')} in this config; set config.encoder and "
                 "config.intensity.channels as that run had them"
             )

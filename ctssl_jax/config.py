@@ -105,6 +105,8 @@ class PretrainConfig:
     """A pre-training run.
 
     Attributes:
+      encoder_run: run folder or import whose encoder (and SparK's decoder, where an import brings
+        it) the run starts from; empty: fresh weights.
       seed: of initialisation, sample order, augmentation and masks.
       batch_size: slices per step over all devices.
       accumulate: microbatches per step, one after the other on the same devices, whose gradients
@@ -120,6 +122,7 @@ class PretrainConfig:
       display_window_hu: HU shown black and white in pictures.
     """
 
+    encoder_run: str = dataclasses.field(default="", metadata={"private": True})
     seed: int = 0
     batch_size: int = 32
     accumulate: int = 1
@@ -172,7 +175,7 @@ class FinetuneConfig:
 
     Attributes:
       task: name in results and report.
-      encoder_run: run folder of the pre-training; empty trains from scratch.
+      encoder_run: run folder of the pre-training, or an import; empty trains from scratch.
       arm: name of the initialisation in the report; empty: the method's name, or "scratch".
       seed: of head, order and augmentation; `subset_seed` of the training subset.
       batch_size: cut to the size of the training subset where that is smaller.
@@ -236,7 +239,7 @@ class EvaluateConfig:
 
     Attributes:
       task: name in results.
-      encoder_run: run folder of the pre-training; empty: a randomly initialised encoder.
+      encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
       arm: name of the encoder in results; empty: the method's name, or "random".
       seed: of the random encoder; `subset_seed` of the training subset.
       fraction: share of the training split used; validation and test stay whole.

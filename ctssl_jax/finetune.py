@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from ctssl_jax import augment, data, distributed, leakage, run_folder, sharding
-from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_encoder
+from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_start
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import FreezeConfig, finetune_optimizer
-from ctssl_jax.methods.base import PyTree, TrainState
+from ctssl_jax.methods.base import PyTree, Start, TrainState
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.standardise import resolve
@@ -53,7 +53,7 @@ def run(
     encoder = config.encoder.build(config.precision)
     pretrained = None
     if config.encoder_run:
-        pretrained = load_encoder(Path(config.encoder_run), encoder, config.intensity.channels)
+        pretrained = load_start(Path(config.encoder_run), encoder, config.intensity.channels)
     config = dataclasses.replace(config, arm=config.arm or run_folder.method(config.encoder_run))
     subset = _training_subset(config, dataset)
     held_out = (config.val_split, config.test_split)
@@ -121,7 +121,7 @@ def _train(
     workdir: Path,
     dataset: data.Dataset,
     encoder: ResNet,
-    pretrained: tuple[PyTree, PyTree] | None,
+    pretrained: Start | None,
     subset: Subset,
     predict: Predictor,
     best: BestWeights,
@@ -152,9 +152,7 @@ def _train(
     checkpoints = Checkpoints(workdir, method=type(config.method).__name__, keep=1)
     unfinished = False
     if checkpoints.latest() is None:
-        state = sharding.jit_init(fresh, places)(key)
-        if pretrained:
-            state = _with_encoder(state, *pretrained, mesh)
+        state = sharding.jit_init(fresh, places)(key, pretrained)
     else:
         state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
         batches.set_state(position)
@@ -229,14 +227,6 @@ def _batch_size(wanted: int, slices: int) -> int:
     devices = jax.device_count()
     sharding.check_batch(wanted)
     return min(wanted, max(devices, slices // devices * devices))
-
-
-def _with_encoder(state: TrainState, params: PyTree, stats: PyTree, mesh: Mesh) -> TrainState:
-    """The state with a pre-trained encoder; moments are still zero, so nothing else changes."""
-    return state.replace(
-        params={**state.params, "encoder": sharding.replicate(params, mesh)},
-        batch_stats={**state.batch_stats, "encoder": sharding.replicate(stats, mesh)},
-    )
 
 
 def make_predictor(

@@ -64,15 +64,31 @@ def require_audit(dataset: Dataset, accept: bool) -> Stamp:
     return {"verdict": "fail", "accepted": True, "findings": findings}
 
 
+def with_earlier(audit: Stamp, encoder_run: str) -> Stamp:
+    """The audit of a run's data, or that of the run it starts from if that one leaks."""
+    earlier = pretraining_audit(encoder_run)
+    return earlier if isinstance(earlier, dict) and earlier["verdict"] == "fail" else audit
+
+
 def write_seen(
-    workdir: Path, dataset: Dataset, split: str, rows: Int[np.ndarray, "m"] | None
+    workdir: Path,
+    dataset: Dataset,
+    split: str,
+    rows: Int[np.ndarray, "m"] | None,
+    encoder_run: str = "",
 ) -> None:
-    """Leaves the signatures of the slices that a pre-training run sees: its `rows`, or all."""
+    """Leaves the signatures of the slices that a pre-training run sees: its `rows`, or all.
+
+    And of those that the encoder saw which it starts from. Where that is not known, as of an
+    import, none are left: what the run's encoder has seen is then not known either.
+    """
     resumed = (workdir / SEEN).exists()  # and the folder is of the same data and filter
-    if resumed or not distributed.is_first():
+    earlier = Path(encoder_run) / SEEN
+    if resumed or not distributed.is_first() or (encoder_run and not earlier.exists()):
         return
     signatures = load_signatures(dataset.path, split)
-    save_signatures(workdir / SEEN, [signatures if rows is None else signatures.take(rows)])
+    seen = [signatures if rows is None else signatures.take(rows)]
+    save_signatures(workdir / SEEN, [*seen, load_file(earlier)] if encoder_run else seen)
 
 
 def require_unseen(

@@ -162,3 +162,22 @@ def write_predictions(path: Path, scored: Mapping[str, Scored]) -> None:
                 row = [f"{score:.6g}" for score in scores[record]]
                 writer.writerow([split, record, patients[record], labels[record], *row])
     temporary.rename(path)
+
+
+def read_predictions(path: Path, split: str) -> Scored:
+    """What `write_predictions` wrote of one split.
+
+    Raises:
+      StorageError: that cannot be read.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        columns = [name for name in rows[0] if name.startswith("score_")]
+        return Scored(
+            np.array([int(row["label"]) for row in rows]),
+            np.array([row["patient"] for row in rows]),
+            np.array([[float(row[name]) for name in columns] for row in rows]),
+        )
+    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise StorageError(f"{path} cannot be read: repeat the run that made it") from error

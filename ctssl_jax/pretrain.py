@@ -10,9 +10,9 @@ import jax
 
 from ctssl_jax import data, distributed, evaluate, leakage, pictures, run_folder, sharding
 from ctssl_jax.augment import IntensityKind
-from ctssl_jax.checkpoint import Checkpoints
+from ctssl_jax.checkpoint import Checkpoints, load_start
 from ctssl_jax.config import PretrainConfig
-from ctssl_jax.methods.base import TrainState
+from ctssl_jax.methods.base import Start, TrainState
 from ctssl_jax.metrics import Writer
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
@@ -26,7 +26,7 @@ class Program(NamedTuple):
     """A pre-training run as pure functions, before any device or data."""
 
     encoder: ResNet
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[..., TrainState]  # of a key, and of the weights to start from
     step: Step
     total_steps: int
     steps_per_epoch: float
@@ -78,10 +78,19 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
             config.data.accept_leakage,
             attend(supervisor, mesh),
         )
-    if run_folder.open_run(workdir, config, dataset, audit=audit, kept=kept.summary):
+    start = _load_start(config, program)
+    audit = leakage.with_earlier(audit, config.encoder_run)
+    if run_folder.open_run(
+        workdir,
+        config,
+        dataset,
+        audit=audit,
+        kept=kept.summary,
+        encoder_run=config.encoder_run,
+    ):
         distributed.say(f"{workdir} is done already")
         return
-    leakage.write_seen(workdir, dataset, config.data.split, kept.rows)
+    leakage.write_seen(workdir, dataset, config.data.split, kept.rows, config.encoder_run)
 
     batches = iter(
         data.pretrain_batches(
@@ -100,17 +109,18 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     checkpoints = Checkpoints(workdir, method=name, keep=config.keep_checkpoints)
     unfinished = False
     if checkpoints.latest() is None:
-        state = sharding.jit_init(program.init, places)(key)
+        state = sharding.jit_init(program.init, places)(key, start)
     else:
         state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
         batches.set_state(position)
-    start = int(state.step)
-    writer = run_folder.writer(workdir, start)
+    done = int(state.step)
+    writer = run_folder.writer(workdir, done)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     writer.line(
         f"{name} on {dataset.name}: {kept.in_words()}, ResNet-{config.encoder.depth}, "
         f"{parameters:,} parameters, {jax.device_count()} x {jax.devices()[0].device_kind}"
-        + (f", resumed at step {start:,}" if start else "")
+        + (", from the encoder of another run" if start else "")
+        + (f", resumed at step {done:,}" if done else "")
     )
 
     def save(state: TrainState, unfinished: bool) -> None:
@@ -119,7 +129,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     due = []
     if config.picture_every:
         shown = pictures.read_slices(dataset, config)
-        if start == 0:  # a resumed run has them
+        if done == 0:  # a resumed run has them
             pictures.draw_views(shown, config, workdir)
         if hasattr(config.method, "reconstruct"):
             draw = pictures.reconstruction(shown, config, program.encoder, workdir)
@@ -147,6 +157,20 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     supervisor.resumable = False
     run_folder.set_status(workdir, "done")
     writer.line(f"done: {program.total_steps:,} steps; the encoder is in {workdir}")
+
+
+def _load_start(config: PretrainConfig, program: Program) -> Start | None:
+    """The weights of `config.encoder_run`, if one is given."""
+    if not config.encoder_run:
+        return None
+    fresh = jax.eval_shape(program.init, jax.random.key(0))
+    return load_start(
+        Path(config.encoder_run),
+        program.encoder,
+        config.intensity.channels,
+        type(config.method).__name__,
+        Start(fresh.params, fresh.batch_stats),
+    )
 
 
 def log_probe(

@@ -42,6 +42,7 @@ def open_run(
     *,
     audit: dict[str, Any],
     kept: dict[str, Any] | None = None,
+    encoder_run: str = "",
 ) -> bool:
     """Makes the run folder, or checks that it was made by the same config and data.
 
@@ -54,6 +55,7 @@ def open_run(
       dataset: that it reads.
       audit: what the gate says of the dataset.
       kept: which slices a filter keeps, in numbers.
+      encoder_run: that pre-training starts from; its hash is noted.
 
     Returns:
       Whether the run has already ended well; then nothing is touched.
@@ -66,7 +68,7 @@ def open_run(
     data = {
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
-    } | {"audit": audit, "filter": kept}
+    } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
 
     def make() -> dict[str, Any]:
         done = _make_run(workdir, record, data)
@@ -136,6 +138,8 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
         raise ConfigError(f"{workdir} was made with other data: give another --workdir")
     if their_data.get("filter") != data["filter"]:
         raise ConfigError(f"{workdir} was made with another data.filter: give another --workdir")
+    if their_data.get("encoder_run") != data["encoder_run"]:
+        raise ConfigError(f"{workdir} started from another encoder_run: give another --workdir")
 
 
 def method(run: str) -> str:

@@ -89,8 +89,8 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
-def jit_init(init: Callable[[jax.Array], PyTree], state: PyTree) -> Callable[[jax.Array], PyTree]:
-    """Compiles `init(key) -> state`, placed as `state` (see `state_shardings`) says."""
+def jit_init(init: Callable[..., PyTree], state: PyTree) -> Callable[..., PyTree]:
+    """Compiles `init(key, ...) -> state`, placed as `state` (see `state_shardings`) says."""
     return jax.jit(init, out_shardings=state)
 
 

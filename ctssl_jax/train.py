@@ -19,7 +19,16 @@ from jaxtyping import Array, Key
 from ctssl_jax import augment, gauges, sharding
 from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.errors import DivergedError, Preempted
-from ctssl_jax.methods.base import Batch, Method, Out, Progress, PyTree, TrainState
+from ctssl_jax.methods.base import (
+    Batch,
+    Method,
+    Out,
+    Progress,
+    PyTree,
+    Start,
+    TrainState,
+    started,
+)
 from ctssl_jax.metrics import Throughput, Writer, duration
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule
@@ -35,9 +44,14 @@ def init_state(
     tx: optax.GradientTransformation,
     channels: int,
     key: Key[Array, ""],
+    start: Start | None = None,
 ) -> TrainState:
-    """The state at step 0; pure, so that `jax.eval_shape` tells its shapes."""
-    params, batch_stats, aux = method.init(encoder, key, channels)
+    """The state at step 0, fresh or with the weights of `start`.
+
+    Pure, so that `jax.eval_shape` tells its shapes.
+    """
+    initial = method.init(encoder, key, channels)
+    params, batch_stats, aux = initial if start is None else started(initial, start)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -47,6 +47,7 @@ with warnings.catch_warnings():
     DECLARATIONS = import_torchvision()
     from lightly.loss import NegativeCosineSimilarity, NTXentLoss, SwaVLoss
     from lightly.loss.swav_loss import sinkhorn
+    from timm import models as timm_models
     from timm.optim import Lamb, Lars
 
 __all__ = [
@@ -56,5 +57,6 @@ __all__ = [
     "NegativeCosineSimilarity",
     "SwaVLoss",
     "sinkhorn",
+    "timm_models",
     "torch",
 ]

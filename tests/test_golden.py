@@ -105,7 +105,7 @@ class Implementation:
         import jax
         import jax.numpy as jnp
 
-        from ctssl_jax import interop
+        from ctssl_jax.interop import names
 
         case, salt = self.case, self.case["salt"]
 
@@ -113,12 +113,12 @@ class Implementation:
             return jnp.asarray(value.astype(np.float32) if rounded else value, self.dtype)
 
         def fill(path, leaf):
-            torch_shape = interop.to_torch_layout(path, np.empty(leaf.shape, bool)).shape
-            value = formula(salt, interop.spark_name(path), torch_shape)
-            return place(interop.from_torch_layout(path, value))
+            torch_shape = names.to_torch_layout(path, np.empty(leaf.shape, bool)).shape
+            value = formula(salt, names.spark_name(path), torch_shape)
+            return place(names.from_torch_layout(path, value))
 
-        params = interop.map_named(fill, self.abstract.params)
-        stats = interop.map_named(
+        params = names.map_named(fill, self.abstract.params)
+        stats = names.map_named(
             lambda path, leaf: jnp.full(leaf.shape, float(path[-1] == "var"), self.dtype),
             self.abstract.batch_stats,
         )
@@ -140,8 +140,8 @@ class Implementation:
             "loss": {"loss": np.asarray(loss)},
             "maps": {**maps, "reconstruction": nchw(prediction)},
             "running": running_buffers(stats, case, int(mask.sum())),
-            "grads": interop.to_torch(grads),
-            "deltas": interop.to_torch(updates),
+            "grads": names.to_torch(grads),
+            "deltas": names.to_torch(updates),
         }
 
 
@@ -151,9 +151,9 @@ def nchw(x):
 
 def running_buffers(stats, case, visible):
     """Our running statistics as torch stores them: with the unbiased variance of the batch."""
-    from ctssl_jax import interop
+    from ctssl_jax.interop import names
 
-    buffers = interop.to_torch(stats)
+    buffers = names.to_torch(stats)
     for name in [name for name in buffers if name.endswith("running_var")]:
         batch_variance = (buffers[name] - 0.9) / 0.1
         n = positions(name, case, visible)

@@ -71,6 +71,30 @@ class Initial(NamedTuple):
     aux: PyTree
 
 
+class Start(NamedTuple):
+    """Weights that were trained before, to start from: an `encoder`, perhaps with a `head`."""
+
+    params: dict[str, PyTree]
+    batch_stats: dict[str, PyTree]
+
+
+def started(initial: Initial, start: Start) -> Initial:
+    """`initial` with those weights in place of fresh ones; a teacher (in `aux`) copies the encoder.
+
+    Nothing else changes: moments of the optimizer are still to be made, of zeros.
+    """
+    aux = initial.aux
+    if isinstance(aux, Mapping) and "encoder" in aux.get("params", {}):
+        teacher = {
+            name: {**aux[name], "encoder": getattr(start, name)["encoder"]}
+            for name in Start._fields
+        }
+        aux = {**aux, **teacher}
+    return Initial(
+        {**initial.params, **start.params}, {**initial.batch_stats, **start.batch_stats}, aux
+    )
+
+
 @runtime_checkable
 class Method(Protocol):
     """The interface; `simclr.SimCLR` is the shortest example."""

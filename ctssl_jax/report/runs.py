@@ -24,6 +24,7 @@ KINDS = {
     "PretrainConfig": "pre-training",
     "FinetuneConfig": "fine-tuning",
     "EvaluateConfig": "evaluation",  # listed only: frozen features are another question
+    "ImportedEncoder": "imported encoder",  # likewise
 }
 FILE_LIMIT = 1 << 28
 """Largest file that is read, in bytes: more is not a log of ours."""

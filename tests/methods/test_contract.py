@@ -19,7 +19,7 @@ from ctssl_jax.checkpoint import Checkpoints, load_encoder
 from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import DataConfig
 from ctssl_jax.freezing import FreezeConfig
-from ctssl_jax.interop import named_leaves
+from ctssl_jax.interop.names import named_leaves
 from ctssl_jax.methods.base import Method, Progress, init_encoder
 from ctssl_jax.metrics import read_metrics
 from ctssl_jax.nn.resnet import ResNet

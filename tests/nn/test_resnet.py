@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctssl_jax import interop
+from ctssl_jax.interop.names import encoder_name, to_torch
 from ctssl_jax.nn.resnet import DropPath, ResNet
 
 
@@ -27,9 +27,9 @@ def test_parameter_count_is_torchvisions(depth, parameters):
 
 
 def test_names_are_torchvisions():
-    names = interop.to_torch(
+    names = to_torch(
         jax.tree.map(lambda leaf: np.empty(leaf.shape, bool), abstract(18)["params"]),
-        lambda path: interop.encoder_name(path),
+        encoder_name,
     )
     assert names["conv1.weight"].shape == (64, 1, 7, 7)
     assert names["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from ctssl_jax import interop
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.interop import names
 from ctssl_jax.methods import SparK
 from ctssl_jax.nn.resnet import ResNet
 
@@ -15,12 +15,12 @@ def test_spark_names_are_one_to_one_and_layouts_come_back():
     rng = np.random.default_rng(0)
     seen = set()
     for tree in (initial.params, initial.batch_stats):
-        for path, leaf in interop.named_leaves(tree):
-            seen.add(interop.spark_name(path))
+        for path, leaf in names.named_leaves(tree):
+            seen.add(names.spark_name(path))
             if leaf.size > 100_000:
                 continue
             value = rng.standard_normal(leaf.shape)
-            torch = interop.to_torch_layout(path, value)
-            np.testing.assert_array_equal(interop.from_torch_layout(path, torch), value)
+            torch = names.to_torch_layout(path, value)
+            np.testing.assert_array_equal(names.from_torch_layout(path, torch), value)
     leaves = jax.tree.leaves((initial.params, initial.batch_stats))
     assert len(seen) == len(leaves)

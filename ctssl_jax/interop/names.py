@@ -1,4 +1,4 @@
-"""Names and layouts shared with PyTorch: the beginning of import and export.
+"""Names and layouts shared with PyTorch.
 
 An encoder parameter has the name that torchvision and timm give it; SparK's head has the names of
 keyu-tian/SparK@a63e386. Kernels are HWIO here and OIHW there; a transposed convolution's kernel is
@@ -6,6 +6,7 @@ keyu-tian/SparK@a63e386. Kernels are HWIO here and OIHW there; a transposed conv
 """
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 PyTree = Any
+Name = Callable[[tuple[str, ...]], str]
+COUNTER = "num_batches_tracked"
 SPARK_ENCODER_PREFIX = "sparse_encoder.sp_cnn."
 
 _LEAVES = {
@@ -63,6 +66,12 @@ def spark_name(path: tuple[str, ...]) -> str:
     return spark_head_name(tuple(rest))
 
 
+def classifier_name(path: tuple[str, ...]) -> str:
+    """torchvision's and timm's name of a leaf of a fine-tuned run's `params` or `batch_stats`."""
+    part, *rest = path
+    return encoder_name(tuple(rest)) if part == "encoder" else f"fc.{_LEAVES[path[-1]]}"
+
+
 def to_torch_layout(path: tuple[str, ...], value: Shaped[Any, "..."]) -> Shaped[Any, "..."]:
     """A leaf's array as PyTorch lays it out."""
     if path[-1].startswith("mask_token"):
@@ -87,16 +96,37 @@ def named_leaves(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
     return [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
 
 
-def map_named(function: Any, tree: PyTree) -> PyTree:
+def map_named(function: Callable[[tuple[str, ...], Any], Any], tree: PyTree) -> PyTree:
     """Maps `function(path, leaf)` over a tree of dicts."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(tuple(key.key for key in path), leaf), tree
     )
 
 
-def to_torch(tree: PyTree, name: Any = spark_name) -> dict[str, np.ndarray]:
+def to_torch(tree: PyTree, name: Name = spark_name) -> dict[str, np.ndarray]:
     """A tree of parameters or statistics as PyTorch names and layouts it."""
     return {
-        name(path): np.asarray(to_torch_layout(path, np.asarray(leaf)))
+        name(path): np.ascontiguousarray(to_torch_layout(path, np.asarray(leaf)))
         for path, leaf in named_leaves(tree)
     }
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], tree: PyTree, name: Name) -> PyTree:
+    """The inverse of `to_torch`; `tree` tells which leaves there are."""
+    return map_named(
+        lambda path, _: np.ascontiguousarray(from_torch_layout(path, tensors[name(path)])), tree
+    )
+
+
+def torch_shapes(tree: PyTree, name: Name) -> dict[str, tuple[int, ...]]:
+    """What `to_torch` would give, as shapes; for the abstract trees of `jax.eval_shape`."""
+    return {
+        name(path): to_torch_layout(path, np.broadcast_to(np.float32(0), leaf.shape)).shape
+        for path, leaf in named_leaves(tree)
+    }
+
+
+def counters(names: Iterable[str]) -> list[str]:
+    """The buffers that PyTorch's BatchNorm layers have besides: the batches that each has seen."""
+    ending = "running_mean"
+    return [name.removesuffix(ending) + COUNTER for name in names if name.endswith(ending)]

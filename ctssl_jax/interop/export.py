@@ -1,0 +1,229 @@
+"""A run's weights for PyTorch: a folder with all that is needed to use and to check them.
+
+FILE.safetensors        weights under the names of torchvision's and timm's ResNets
+FILE_3ch.safetensors    of a one-channel network: the same for three equal channels
+input.json              how a slice becomes the input
+parity.npz              slices of no patient, the inputs they become, the outputs expected
+model_card.md           what the weights are, and are not for
+SHA256SUMS              of all these, for `sha256sum -c`
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import save
+
+from ctssl_jax import checkpoint, run_folder
+from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.interop import card
+from ctssl_jax.interop.names import classifier_name, counters, encoder_name, to_torch
+from ctssl_jax.interop.recipe import Recipe, of_run
+from ctssl_jax.methods import Supervised
+from ctssl_jax.methods.base import PyTree
+from ctssl_jax.nn.resnet import ResNet, pool
+
+METADATA = "ctssl_jax"
+"""The one entry of a file's metadata. Safetensors writes several in any order, which would make
+other bytes, and another checksum, each time."""
+ODD = (97, 131)  # pixels: an input on which other padding than ours shows
+
+
+class Layout(enum.Enum):
+    """Whose network is to load the file. Both name the parameters of a ResNet alike."""
+
+    TORCHVISION = "torchvision"
+    TIMM = "timm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What a run has to export.
+
+    Attributes:
+      run: its folder.
+      record: its config.json.
+      data: its data.json; None of an imported encoder.
+      recipe: what its network takes for input.
+      params: of `encoder`, and of a classifier `head`.
+      batch_stats: likewise.
+      classes: of a classifier, in the order of its outputs.
+      step: after which the weights were saved; None of chosen weights.
+    """
+
+    run: Path
+    record: dict[str, Any]
+    data: dict[str, Any] | None
+    recipe: Recipe
+    params: PyTree
+    batch_stats: PyTree
+    classes: tuple[str, ...]
+    step: int | None
+
+    @property
+    def depth(self) -> int:
+        """Of the ResNet."""
+        return self.record["config"]["encoder"]["depth"]
+
+    def outputs(self, image: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n d"]:
+        """Features, or a classifier's logits, in float32 and evaluation mode."""
+        encoder = ResNet(depth=self.depth)
+
+        def forward(params: PyTree, stats: PyTree, x: jax.Array) -> jax.Array:
+            if self.classes:
+                method = Supervised(classes=len(self.classes))
+                return method.logits(encoder, params, stats, x, train=False)[0]
+            variables = {"params": params["encoder"], "batch_stats": stats["encoder"]}
+            return pool(jnp.asarray(encoder.apply(variables, x, train=False)[-1]))
+
+        with jax.default_matmul_precision("highest"):  # an accelerator would take fewer bits
+            found = jax.jit(forward)(self.params, self.batch_stats, image.transpose(0, 2, 3, 1))
+        return np.asarray(found, np.float32)
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+      files: in the folder, by their SHA-256.
+      tensors: in the file of weights.
+    """
+
+    files: dict[str, str]
+    tensors: int
+
+
+def export(run: Path, layout: Layout, out: Path, licence: str = "") -> Exported:
+    """Writes the folder of `out`, whole or not at all.
+
+    Args:
+      run: a pre-training or fine-tuning run, or an imported encoder.
+      layout: whose names.
+      out: the file of weights; the others lie beside it.
+      licence: of the weights, for the card.
+
+    Raises:
+      ConfigError: `out` is no `.safetensors` file, or something of that folder is there already.
+      DataError, StorageError: the run or its weights cannot be read, or the folder not written.
+    """
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out={out}: give a file that ends in .safetensors")
+    weights = read(run)
+    try:
+        return _write(weights, layout, out, licence)
+    except OSError as error:
+        raise StorageError(f"{out.parent} cannot be written: {error.strerror}") from None
+
+
+def _write(weights: Weights, layout: Layout, out: Path, licence: str) -> Exported:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
+        folder = Path(temporary)
+        tensors = named_tensors(weights)
+        files = {out.name: tensors}
+        if weights.recipe.intensity.channels == 1:
+            files[f"{out.stem}_3ch{out.suffix}"] = for_three_channels(tensors)
+        metadata = {METADATA: json.dumps(_metadata(weights))}
+        for name, content in files.items():
+            # Not `save_file`, whose files only their owner may read.
+            (folder / name).write_bytes(save(content, metadata))
+        run_folder.write_json(folder / "input.json", weights.recipe.to_json())
+        with (folder / "parity.npz").open("wb") as parity:
+            np.savez_compressed(parity, **parity_arrays(weights))  # type: ignore[arg-type]
+        text = card.write(weights, layout.value, list(files), licence)
+        (folder / "model_card.md").write_text(text)
+        names = [*files, "input.json", "parity.npz", "model_card.md"]
+        sums = {name: sha256(folder / name) for name in names}
+        lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
+        (folder / "SHA256SUMS").write_text("".join(lines))
+        names.append("SHA256SUMS")  # the last: where it is, all is
+        for name in names:
+            if (out.parent / name).exists():
+                raise ConfigError(f"{out.parent} has a file {name}: give each export its folder")
+        for name in names:
+            (folder / name).rename(out.parent / name)
+    return Exported(sums, len(tensors))
+
+
+def read(run: Path) -> Weights:
+    """The weights of a run: the chosen ones of fine-tuning, else the encoder as last saved.
+
+    Raises:
+      ConfigError: the run has no weights.
+      DataError, StorageError: it cannot be read.
+    """
+    if not (run / "config.json").is_file():
+        raise DataError(f"no run at {run}: --run takes a run folder")
+    record = run_folder.read_json(run / "config.json")
+    if record["type"] == "EvaluateConfig":
+        raise ConfigError(f"{run} trained nothing: give the run whose encoder it evaluated")
+    data = run_folder.read_json(run / "data.json") if (run / "data.json").exists() else None
+    recipe, config = of_run(record, data), record["config"]
+    encoder, channels = ResNet(depth=config["encoder"]["depth"]), recipe.intensity.channels
+    if record["type"] != "FinetuneConfig" or data is None:
+        params, stats = checkpoint.load_encoder(run, encoder, channels)
+        step = checkpoint.latest_step(run)
+        return Weights(run, record, data, recipe, {"encoder": params}, {"encoder": stats}, (), step)
+    if (run / "STATUS").read_text().strip() != "done":
+        raise DataError(f"{run} is not finished, its weights are not chosen: repeat its command")
+    classes = tuple(data["classes"])
+    method = Supervised(classes=len(classes))
+    initial = jax.eval_shape(lambda key: method.init(encoder, key, channels), jax.random.key(0))
+    params, stats = checkpoint.load_best(run, initial.params, initial.batch_stats)
+    return Weights(run, record, data, recipe, params, stats, classes, None)
+
+
+def named_tensors(weights: Weights) -> dict[str, np.ndarray]:
+    """All that `load_state_dict(strict=True)` asks for, in float32 and the order of the network."""
+    tensors: dict[str, np.ndarray] = {}
+    for tree in (weights.params, weights.batch_stats):
+        name = classifier_name if weights.classes else lambda path: encoder_name(path[1:])
+        tensors |= {name: value.astype(np.float32) for name, value in to_torch(tree, name).items()}
+    # PyTorch counts batches and, at these settings, never looks at the count.
+    return tensors | {name: np.zeros((), np.int64) for name in counters(tensors)}
+
+
+def for_three_channels(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same network for three equal channels: each third of the stem sees one of them."""
+    stem = np.repeat(tensors["conv1.weight"] / 3, 3, axis=1)
+    return tensors | {"conv1.weight": stem}
+
+
+def parity_arrays(weights: Weights) -> dict[str, np.ndarray]:
+    """Examples of the whole way: stored values, input, output; and one input of an odd size."""
+    slices = weights.recipe.example()
+    image = weights.recipe.apply(slices)
+    odd = np.random.default_rng(0).standard_normal((1, image.shape[1], *ODD), np.float32)
+    output = "logits" if weights.classes else "features"
+    return {
+        "slices": slices,
+        "input": image,
+        output: weights.outputs(image),
+        "input_odd": odd,
+        f"{output}_odd": weights.outputs(odd),
+    }
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _metadata(weights: Weights) -> dict[str, Any]:
+    """What an import of the file takes from it."""
+    config = weights.record["config"]
+    return {
+        "run": weights.record["hash"],
+        "method": config["method"]["type"],
+        "intensity": config["intensity"],
+        "classes": list(weights.classes),
+    }
