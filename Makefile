@@ -30,7 +30,7 @@ demo: install
 	@echo "open $(DEMO)/report/report.html"
 
 test: install $(ORACLES)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 # Lint, format and types.
 check: install

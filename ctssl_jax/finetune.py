@@ -224,7 +224,7 @@ def _for_dataset(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfi
 
 def _batch_size(wanted: int, slices: int) -> int:
     """The batch, cut to the training subset and to a multiple of the devices."""
-    devices = jax.device_count()
+    devices = len(sharding.all_devices())
     sharding.check_batch(wanted)
     return min(wanted, max(devices, slices // devices * devices))
 

@@ -20,15 +20,20 @@ from ctssl_jax.methods.base import PyTree, TrainState
 AXIS = "data"
 
 
+def all_devices() -> Sequence[jax.Device]:
+    """Those of all hosts, over which a run's batches are split."""
+    return jax.devices()
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices`, or all of all hosts. Axes are Auto: `jit` decides what moves where."""
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def check_batch(batch_size: int, accumulate: int = 1, devices: int | None = None) -> None:
     """Raises `ConfigError` unless each microbatch of the global batch divides over the devices."""
-    devices = jax.device_count() if devices is None else devices
+    devices = len(all_devices()) if devices is None else devices
     if batch_size % (devices * accumulate):
         parts = f" in accumulate={accumulate} microbatches" if accumulate > 1 else ""
         raise ConfigError(
@@ -39,7 +44,7 @@ def check_batch(batch_size: int, accumulate: int = 1, devices: int | None = None
 
 def round_up(batch_size: int) -> int:
     """The next batch size that divides over the devices."""
-    devices = jax.device_count()
+    devices = len(all_devices())
     return -(-batch_size // devices) * devices
 
 

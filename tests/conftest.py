@@ -22,3 +22,15 @@ def phantom_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "phantom"
     phantom.prepare(path, patients=6, slices=8, size=64, val=0.17, test=0.17)
     return path
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs of a module on one of the four devices: what is fake costs three times the time."""
+    import jax
+
+    from ctssl_jax import sharding
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "all_devices", lambda: jax.devices()[:1])
+        yield

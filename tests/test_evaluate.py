@@ -25,6 +25,8 @@ from ctssl_jax.subsets import subset
 from data_prep.signatures import load_signatures, save_signatures
 from data_prep.source import Slice
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ENCODER = EncoderConfig(depth=18, zero_init_residual=False).build(Precision.FLOAT32)
 
 

@@ -16,6 +16,8 @@ from ctssl_jax.subsets import subset
 from data_prep.signatures import load_file, load_signatures, save_signatures
 from launch import sweep
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def smoke(phantom_path, **changes):
     config = importlib.import_module("configs.finetune_covid_ct").get_config("smoke")

@@ -18,6 +18,8 @@ from data_prep.audit import audit
 from data_prep.signatures import load_file, load_signatures
 from data_prep.source import Slice
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIGS = ("spark", "finetune_covid_ct", "evaluate")
 RUNS = {"spark": pretrain.run, "finetune_covid_ct": finetune.run, "evaluate": evaluate.run}
 

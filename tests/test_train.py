@@ -23,8 +23,11 @@ from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.supervisor import Supervisor
 from ctssl_jax.train import Due, fit, init_state, make_step
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SMOKE = importlib.import_module("configs.spark").get_config("smoke")
 STEPS = 12
+ONE_DEVICE = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
 def spark_step(total_steps=STEPS):
@@ -85,14 +88,15 @@ def command(workdir: Path, phantom_path: Path) -> list[str]:
 
 def run(workdir: Path, phantom_path: Path) -> str:
     done = subprocess.run(
-        command(workdir, phantom_path), capture_output=True, text=True, check=False, env=os.environ
+        command(workdir, phantom_path), capture_output=True, text=True, check=False, env=ONE_DEVICE
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
 def kill_after_a_checkpoint(workdir: Path, phantom_path: Path) -> None:
-    process = subprocess.Popen(command(workdir, phantom_path), stdout=subprocess.DEVNULL)
+    argv = command(workdir, phantom_path)
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=ONE_DEVICE)
     finished = workdir / "checkpoints" / "4" / "_CHECKPOINT_METADATA"
     deadline = time.monotonic() + 300
     while not finished.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -204,7 +208,7 @@ def test_encoder_is_handed_over_strictly(runs):
 def test_another_config_is_refused_and_named(runs, phantom_path):
     alone, _, _ = runs
     argv = [*command(alone, phantom_path), "--config.seed=5"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=ONE_DEVICE)
     assert done.returncode == 2
     assert "made by another config (config.seed is 0 there and 5 here)" in done.stderr
     assert done.stderr.count("\n") == 1

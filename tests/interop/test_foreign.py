@@ -23,6 +23,8 @@ from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.report.runs import read_run
 from data_prep.signatures import load_file as load_signature_file
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def network(depth=18, seed=0):
     """timm's, headless, with running statistics as after training."""
