@@ -16,6 +16,8 @@ from ctssl_jax.config import (
 )
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import finetune_optimizer
+from ctssl_jax.methods import SparK
+from ctssl_jax.nn.active import SparseForm
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.train import init_state, make_step
 
@@ -177,6 +179,7 @@ def test_hash_depends_on_every_value():
 def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
     plain, other = PretrainConfig(), PretrainConfig(shard_state=True, hang_after_s=60.0)
     other.encoder.remat_stages = 2
+    other.method = SparK(sparse=SparseForm.ACTIVE)
     other.data.num_threads, other.data.prefetch = 1, 8
     ours, theirs = config_record(plain), config_record(other)
     assert (ours["hash"], ours["config"]) == (theirs["hash"], theirs["config"])
@@ -185,6 +188,7 @@ def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
         "hang_after_s": 60.0,
         "encoder": {"remat_stages": 2},
         "data": {"num_threads": 1, "prefetch": 8},
+        "method": {"sparse": "active"},
     }
     # Microbatches are another method: their statistics and negatives are their own.
     assert config_record(PretrainConfig(accumulate=2))["hash"] != ours["hash"]

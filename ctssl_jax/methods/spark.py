@@ -5,6 +5,7 @@ the hidden patches. Numbers and details: keyu-tian/SparK@a63e386 `pretrain/spark
 """
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,8 +23,9 @@ from ctssl_jax.methods.base import (
     TrainState,
     init_encoder,
 )
+from ctssl_jax.nn.active import SparseForm, encode
 from ctssl_jax.nn.decoder import SparKHead
-from ctssl_jax.nn.masked import masked_ops, random_mask, upsample_mask
+from ctssl_jax.nn.masked import random_mask, upsample_mask
 from ctssl_jax.nn.resnet import STRIDE, ResNet
 
 
@@ -77,11 +79,13 @@ class SparK:
       mask_ratio: share of patches hidden (keyu-tian/SparK@a63e386 `arg_util.py`).
       decoder_width: channels of the decoder's coarsest level (`decoder.py`).
       view: crop, size and flip of the one view (`imagenet.py`).
+      sparse: how the encoder is computed; the numbers are the same.
     """
 
     mask_ratio: float = 0.6
     decoder_width: int = 768
     view: ViewGroup = dataclasses.field(default_factory=ViewGroup)
+    sparse: SparseForm = dataclasses.field(default=SparseForm.MASKED, metadata={"elastic": True})
 
     @property
     def views(self) -> tuple[ViewGroup, ...]:
@@ -150,15 +154,14 @@ class SparK:
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, "b h w c"], tuple[Float[Array, "b _ _ _"], ...], PyTree]:
         """Reconstruction in normalised-patch space, stage maps, and new batch statistics."""
-        visible = upsample_mask(mask, image.shape[1], image.shape[2])
-        with masked_ops(mask):
-            stages, encoder_stats = encoder.apply(
-                {"params": params["encoder"], "batch_stats": batch_stats["encoder"]},
-                jnp.where(visible, image, 0),
-                train,
-                mutable=["batch_stats"],
-                rngs={} if key is None else {"drop_path": key},
-            )
+        apply = partial(
+            encoder.apply,
+            {"params": params["encoder"], "batch_stats": batch_stats["encoder"]},
+            train=train,
+            mutable=["batch_stats"],
+            rngs={} if key is None else {"drop_path": key},
+        )
+        stages, encoder_stats = encode(apply, image, mask, self.visible, self.sparse)
         prediction, head_stats = self.head(encoder, image.shape[-1]).apply(
             {"params": params["head"], "batch_stats": batch_stats["head"]},
             stages,

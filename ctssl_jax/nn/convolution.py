@@ -1,11 +1,12 @@
 """The one place where the form of a convolution is chosen.
 
 `Conv` is `nn.Conv` whose arithmetic is `convolve`: XLA's own convolution everywhere, except on CPU
-for maps with fewer positions than the kernel has taps, where XLA's CPU backend is two orders of
+for outputs with fewer positions than the kernel has taps, where XLA's CPU backend is two orders of
 magnitude slower than the same sum written as shifted matrix products.
 `UpConv` is the transposed convolution of SparK's decoder.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -68,9 +69,13 @@ def convolve(
         and set(lhs_dilation or (1,)) == {1}
         and set(rhs_dilation or (1,)) == {1}
     )
-    if not plain or lhs.shape[1] * lhs.shape[2] >= taps:
+    if not plain:
         return dense(lhs, rhs)
     assert not isinstance(padding, str)
+    sides = zip(lhs.shape[1:3], rhs.shape[:2], padding, window_strides, strict=True)
+    positions = math.prod((side + sum(pad) - tap) // step + 1 for side, tap, pad, step in sides)
+    if positions >= taps:
+        return dense(lhs, rhs)
     return lax.platform_dependent(
         lhs,
         rhs,
