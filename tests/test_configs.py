@@ -88,7 +88,9 @@ def test_init_and_step_have_equal_specs_at_full_size(file, preset):
     assert metrics["loss"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("preset", ["covid_ct", "organsmnist", "hemorrhage", "demo", "smoke"])
+@pytest.mark.parametrize(
+    "preset", ["covid_ct", "covid_ct_as_run", "organsmnist", "hemorrhage", "demo", "smoke"]
+)
 def test_ablation_grids_are_valid_and_pair_the_arms(preset):
     config = load("ablation", preset)
     config.encoder_run, config.pretrained_arm = "runs/some", "spark"

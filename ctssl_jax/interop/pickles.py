@@ -55,6 +55,7 @@ def convert(source: Path, out: Path, limit_gib: float | int = 4) -> Converted:
         name: (value.float() if value.dtype in half else value).detach().contiguous().clone()
         for name, value in tensors.items()
     }
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = out.with_suffix(".tmp")
@@ -62,8 +63,9 @@ def convert(source: Path, out: Path, limit_gib: float | int = 4) -> Converted:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file(content, temporary)
         temporary.rename(out)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error.strerror}") from None
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{out} cannot be written ({error}): mend it and repeat") from None
     return Converted(len(content), sorted(name for name in found if name not in tensors))
 
 

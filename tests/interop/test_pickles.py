@@ -6,7 +6,9 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
 from oracles import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ctssl_jax.errors import ConfigError, DataError
@@ -150,3 +152,16 @@ def test_torch_must_be_there_and_recent(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="PyTorch is needed"):
         convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
     assert pickles.TORCH == (2, 10)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    arguments = [f"--source={tmp_path}/a.pth", f"--out={tmp_path}/a.safetensors"]
+    assert command.main(["convert", *arguments]) == 5
+    assert "No space left" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
