@@ -30,7 +30,7 @@ demo: install
 	@echo "open $(DEMO)/report/report.html"
 
 test: install $(ORACLES)
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Lint, format and types.
 check: install
