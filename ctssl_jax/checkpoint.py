@@ -19,8 +19,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from ctssl_jax import sharding
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from ctssl_jax.methods.base import PyTree, Start, TrainState, init_encoder
-from ctssl_jax.nn.resnet import STRIDE, ResNet
+from ctssl_jax.methods.base import PyTree, Start, TrainState, abstract_encoder
+from ctssl_jax.nn.resnet import ResNet
 
 FOLDER = "checkpoints"
 BEST = "best"
@@ -59,7 +59,7 @@ class Checkpoints:
         """The last complete step, if any."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, *, unfinished: bool = False) -> None:
+    def save(self, state: TrainState, unfinished: bool = False) -> None:
         """Starts saving, unless that step is saved already; the state may be reused at once.
 
         Raises:
@@ -204,9 +204,7 @@ def load_encoder(run: Path, encoder: ResNet, channels: int) -> tuple[PyTree, PyT
       ConfigError: the encoder there is of another shape; names the first difference.
       StorageError: the checkpoint cannot be read.
     """
-    params, stats = jax.eval_shape(
-        lambda key: init_encoder(encoder, key, STRIDE, channels), jax.random.key(0)
-    )
+    params, stats = abstract_encoder(encoder, channels)
     wanted = {"params": params, "batch_stats": stats}
     found = _read_item(_latest(run, FOLDER) / "encoder", wanted, run)
     return found["params"], found["batch_stats"]

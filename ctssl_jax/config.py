@@ -403,9 +403,13 @@ def config_record(config: Config) -> dict[str, Any]:
         values["method"] = {"type": type(config.method).__name__, **values["method"]}
     elastic = _pop_elastic(config, values)
     record = {"type": type(config).__name__, "config": values}
-    text = json.dumps(record, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {**record, "elastic": elastic, "hash": digest}
+    return {**record, "elastic": elastic, "hash": digest(record)}
+
+
+def digest(values: Any) -> str:
+    """By which a run is named: a hash of plain data."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _pop_elastic(config: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -176,9 +176,6 @@ def _train(
         if so_far is None or found[config.select_by.value] > so_far[config.select_by.value]:
             best.save(epoch, state, {"epoch": epoch, **found})
 
-    def save(state: TrainState, unfinished: bool) -> None:
-        checkpoints.save(state, unfinished=unfinished)
-
     step = make_step(
         config.method,
         encoder,
@@ -203,7 +200,7 @@ def _train(
             batch_size=batch_size,
             log_every=max(1, total_steps // 10),
             save_every=config.checkpoint_every_epochs * steps_per_epoch,
-            save=save,
+            save=checkpoints.save,
             due=[Due(steps_per_epoch, validate)],
             unfinished=unfinished,
         )

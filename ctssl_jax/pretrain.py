@@ -78,7 +78,9 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
             config.data.accept_leakage,
             attend(supervisor, mesh),
         )
-    start = _load_start(config, program)
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(program.init, key)
+    start = _load_start(config, program.encoder, abstract)
     audit = leakage.with_earlier(audit, config.encoder_run)
     if run_folder.open_run(
         workdir,
@@ -102,8 +104,6 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
             **sharding.process_share(),
         )
     )
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(program.init, key)
     places = sharding.state_shardings(abstract, mesh, config.shard_state)
     name = type(config.method).__name__
     checkpoints = Checkpoints(workdir, method=name, keep=config.keep_checkpoints)
@@ -122,9 +122,6 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
         + (", from the encoder of another run" if start else "")
         + (f", resumed at step {done:,}" if done else "")
     )
-
-    def save(state: TrainState, unfinished: bool) -> None:
-        checkpoints.save(state, unfinished=unfinished)
 
     due = []
     if config.picture_every:
@@ -150,7 +147,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
             batch_size=config.batch_size,
             log_every=config.log_every,
             save_every=config.checkpoint_every,
-            save=save,
+            save=checkpoints.save,
             due=due,
             unfinished=unfinished,
         )
@@ -159,14 +156,13 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     writer.line(f"done: {program.total_steps:,} steps; the encoder is in {workdir}")
 
 
-def _load_start(config: PretrainConfig, program: Program) -> Start | None:
+def _load_start(config: PretrainConfig, encoder: ResNet, fresh: TrainState) -> Start | None:
     """The weights of `config.encoder_run`, if one is given."""
     if not config.encoder_run:
         return None
-    fresh = jax.eval_shape(program.init, jax.random.key(0))
     return load_start(
         Path(config.encoder_run),
-        program.encoder,
+        encoder,
         config.intensity.channels,
         type(config.method).__name__,
         Start(fresh.params, fresh.batch_stats),

@@ -50,6 +50,7 @@ def import_command(flags: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Of the command's flags."""
+    from ctssl_jax.interop.export import Layout
     from ctssl_jax.interop.foreign import LAYOUTS
 
     own = argparse.ArgumentParser(
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     commands = own.add_subparsers(required=True, metavar="COMMAND")
     out = commands.add_parser("export", help="a run's weights, for PyTorch", allow_abbrev=False)
     out.add_argument("--run", type=Path, required=True, help="a run folder")
-    out.add_argument("--layout", choices=["torchvision", "timm"], required=True)
+    out.add_argument("--layout", choices=[layout.value for layout in Layout], required=True)
     out.add_argument("--out", type=Path, required=True, help="FOLDER/NAME.safetensors")
     out.add_argument("--licence", default="", help="of the weights, for the model card")
     out.set_defaults(work=export_command)

@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from ctssl_jax import checkpoint, run_folder
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.interop import card
-from ctssl_jax.interop.names import classifier_name, counters, encoder_name, to_torch
+from ctssl_jax.interop.names import classifier_name, counters, to_torch
 from ctssl_jax.interop.recipe import Recipe, of_run
 from ctssl_jax.methods import Supervised
 from ctssl_jax.methods.base import PyTree
@@ -185,8 +185,8 @@ def named_tensors(weights: Weights) -> dict[str, np.ndarray]:
     """All that `load_state_dict(strict=True)` asks for, in float32 and the order of the network."""
     tensors: dict[str, np.ndarray] = {}
     for tree in (weights.params, weights.batch_stats):
-        name = classifier_name if weights.classes else lambda path: encoder_name(path[1:])
-        tensors |= {name: value.astype(np.float32) for name, value in to_torch(tree, name).items()}
+        named = to_torch(tree, classifier_name)
+        tensors |= {name: value.astype(np.float32) for name, value in named.items()}
     # PyTorch counts batches and, at these settings, never looks at the count.
     return tensors | {name: np.zeros((), np.int64) for name in counters(tensors)}
 

@@ -9,7 +9,6 @@ Sources of the layouts: Wolfda95/SSL-MedicalImagining-CL-MAE@87a1627 README and 
 `resnet.py`, which name the parameters of ResNet-18/34/50 alike.
 """
 
-import hashlib
 import json
 import re
 import tempfile
@@ -24,21 +23,20 @@ from safetensors import SafetensorError, safe_open
 
 from ctssl_jax import checkpoint, run_folder
 from ctssl_jax.augment import Intensity, IntensityMode, ViewGroup
-from ctssl_jax.config import to_json
+from ctssl_jax.config import digest, to_json
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.interop.export import METADATA, sha256
 from ctssl_jax.interop.names import (
     COUNTER,
     SPARK_ENCODER_PREFIX,
     counters,
-    encoder_name,
     from_torch,
-    spark_head_name,
+    spark_name,
     torch_shapes,
 )
 from ctssl_jax.interop.recipe import read_intensity
 from ctssl_jax.methods import SparK
-from ctssl_jax.methods.base import PyTree, Start, init_encoder
+from ctssl_jax.methods.base import PyTree, Start, abstract_encoder
 from ctssl_jax.nn.resnet import STRIDE, ResNet
 
 KIND = "ImportedEncoder"
@@ -142,9 +140,7 @@ def import_encoder(source: Path, layout: str, out: Path, name: str = "") -> Impo
         "encoder": {"depth": found.depth},
         "intensity": {**to_json(intensity), "channels": found.channels},
     }
-    text = json.dumps(config, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    record = {"type": KIND, "config": config, "elastic": {}, "hash": digest}
+    record = {"type": KIND, "config": config, "elastic": {}, "hash": digest(config)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".import-") as temporary:
@@ -212,7 +208,7 @@ def match(arrays: Mapping[str, np.ndarray], layout: str, source: Path) -> Import
     shapes = {name: array.shape for name, array in arrays.items() if name not in left}
     depth, channels = _depth(kind, shapes), _channels(kind, shapes)
     params, stats = _abstract(kind, depth, channels, shapes)
-    name = partial(_name, kind)
+    name = partial(spark_name, prefix=kind.prefix)
     wanted = torch_shapes(params, name) | torch_shapes(stats, name)
     counted = dict.fromkeys(counters(wanted), ())
     if differences := _differences(wanted, shapes, counted):
@@ -244,22 +240,14 @@ def _abstract(
     kind: Layout, depth: int, channels: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """`params` and `batch_stats` of what the file should hold, as shapes."""
-    encoder, key = ResNet(depth=depth), jax.random.key(0)
+    encoder = ResNet(depth=depth)
     if kind.decoder:
         width = shapes.get("densify_projs.0.weight", (768,))[0]
         spark = SparK(decoder_width=width, view=ViewGroup(size=2 * STRIDE))
-        initial = jax.eval_shape(lambda key: spark.init(encoder, key, channels), key)
+        initial = jax.eval_shape(lambda key: spark.init(encoder, key, channels), jax.random.key(0))
         return initial.params, initial.batch_stats
-    params, stats = jax.eval_shape(lambda key: init_encoder(encoder, key, STRIDE, channels), key)
+    params, stats = abstract_encoder(encoder, channels)
     return {"encoder": params}, {"encoder": stats}
-
-
-def _name(kind: Layout, path: tuple[str, ...]) -> str:
-    """The file's name of a leaf."""
-    part, *rest = path
-    if part == "head":
-        return spark_head_name(tuple(rest))
-    return kind.prefix + encoder_name(tuple(rest))
 
 
 def _differences(

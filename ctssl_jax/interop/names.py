@@ -58,11 +58,14 @@ def spark_head_name(path: tuple[str, ...]) -> str:
     raise KeyError(f"no PyTorch name for {'/'.join(path)}")
 
 
-def spark_name(path: tuple[str, ...]) -> str:
-    """The reference's name of a leaf of a SparK run's `params` or `batch_stats`."""
+def spark_name(path: tuple[str, ...], prefix: str = SPARK_ENCODER_PREFIX) -> str:
+    """The reference's name of a leaf of a SparK run's `params` or `batch_stats`.
+
+    Others put another prefix before the encoder's names.
+    """
     part, *rest = path
     if part == "encoder":
-        return SPARK_ENCODER_PREFIX + encoder_name(tuple(rest))
+        return prefix + encoder_name(tuple(rest))
     return spark_head_name(tuple(rest))
 
 

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
-from ctssl_jax.nn.resnet import ResNet, pool
+from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
 
 PyTree = Any
 Batch = Mapping[str, Any]
@@ -145,6 +145,12 @@ def init_encoder(
     sample = jnp.zeros((1, size, size, channels), encoder.param_dtype)
     variables = encoder.init({"params": key, "drop_path": key}, sample)
     return variables["params"], variables["batch_stats"]
+
+
+def abstract_encoder(encoder: ResNet, channels: int) -> tuple[PyTree, PyTree]:
+    """What `init_encoder` gives, as shapes and dtypes; they depend on no size of image."""
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda key: init_encoder(encoder, key, STRIDE, channels), key)
 
 
 def init_head(head: nn.Module, key: jax.Array, features: int) -> tuple[PyTree, PyTree]:

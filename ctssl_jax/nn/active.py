@@ -10,6 +10,7 @@ Source: Tian et al. 2023 (SparK), §3.1, whose sparse convolution skips empty po
 """
 
 import enum
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -69,17 +70,12 @@ class Tiling(NamedTuple):
     Attributes:
       patches: of each tile, its number on the grid, row by row.
       tiles: of each patch of the grid, its tile, or `ABSENT`.
+      neighbours: of each tile, by (down, right), the tile so many patches away, or `ABSENT`.
     """
 
     patches: Int[Array, "b k"]
     tiles: Int[Array, "b f f"]
-
-    def neighbours(self, down: int, right: int) -> Int[Array, "b k"]:
-        """Of each tile, the tile so many patches further down and to the right, or `ABSENT`."""
-        grid = self.tiles.shape[-1]
-        around = jnp.pad(self.tiles, ((0, 0), (1, 1), (1, 1)), constant_values=ABSENT)
-        moved = around[:, 1 + down :, 1 + right :][:, :grid, :grid]
-        return jnp.take_along_axis(moved.reshape(len(moved), -1), self.patches, axis=1)
+    neighbours: dict[tuple[int, int], Int[Array, "b k"]]
 
     def cut(self, x: Float[Array, "b h w c"]) -> Float[Array, "n s s c"]:
         """The visible tiles of a map; hidden ones are dropped."""
@@ -108,7 +104,7 @@ class Tiling(NamedTuple):
         def piece(down: int, right: int) -> Array:
             if down == right == 0:
                 return x
-            there, back = self.neighbours(down, right), self.neighbours(-down, -right)
+            there, back = self.neighbours[down, right], self.neighbours[-down, -right]
             return rearrange(x[:, :, part[down], part[right]], there, back)
 
         rows = [jnp.concatenate([piece(i, j) for j in sides], axis=3) for i in sides]
@@ -121,8 +117,15 @@ def tile(mask: Bool[Array, "b f f"], visible: int) -> Tiling:
     b, grid, _ = mask.shape
     flat = mask.reshape(b, -1)
     patches = jnp.argsort(~flat, axis=1, stable=True)[:, :visible]
-    tiles = jnp.where(flat, jnp.cumsum(flat, axis=1) - 1, ABSENT)
-    return Tiling(patches, tiles.reshape(b, grid, grid))
+    tiles = jnp.where(flat, jnp.cumsum(flat, axis=1) - 1, ABSENT).reshape(b, grid, grid)
+    around = jnp.pad(tiles, ((0, 0), (1, 1), (1, 1)), constant_values=ABSENT)
+
+    def neighbour(down: int, right: int) -> Int[Array, "b k"]:
+        moved = around[:, 1 + down :, 1 + right :][:, :grid, :grid]
+        return jnp.take_along_axis(moved.reshape(b, -1), patches, axis=1)
+
+    steps = itertools.product((-1, 0, 1), repeat=2)
+    return Tiling(patches, tiles, {step: neighbour(*step) for step in steps})
 
 
 @contextmanager

@@ -121,8 +121,8 @@ def instrument(ask, workdir):
 
         return step
 
-    def slow_save(self, state, **kwargs):
-        save(self, state, **kwargs)
+    def slow_save(self, state, unfinished=False):
+        save(self, state, unfinished)
         pause(ask, workdir, "saving", int(state.step))
 
     def slow_evaluate(*args):

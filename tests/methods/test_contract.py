@@ -198,10 +198,10 @@ def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
 
     save = Checkpoints.save
 
-    def save_and_die(self, state, **kwargs):
+    def save_and_die(self, state, unfinished=False):
         if int(state.step) == 8:
             raise Killed
-        save(self, state, **kwargs)
+        save(self, state, unfinished)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_and_die)
