@@ -85,7 +85,7 @@ class SparK:
     mask_ratio: float = 0.6
     decoder_width: int = 768
     view: ViewGroup = dataclasses.field(default_factory=ViewGroup)
-    sparse: SparseForm = dataclasses.field(default=SparseForm.MASKED, metadata={"elastic": True})
+    sparse: SparseForm = dataclasses.field(default=SparseForm.FASTEST, metadata={"elastic": True})
 
     @property
     def views(self) -> tuple[ViewGroup, ...]:

@@ -33,6 +33,17 @@ class SparseForm(enum.Enum):
 
     MASKED = "masked"  # dense, multiplied by masks: the reference
     ACTIVE = "active"  # visible patches alone
+    FASTEST = "fastest"  # the one that docs/performance.md shows to be faster on the backend
+
+    def resolve(self) -> "SparseForm":
+        """MASKED or ACTIVE.
+
+        By JAX's backend and not by `lax.platform_dependent`, which traces both: 2 s at each start.
+        ACTIVE on TPU is what its compiler estimates; on GPU, nobody has measured it yet.
+        """
+        if self is not SparseForm.FASTEST:
+            return self
+        return SparseForm.MASKED if jax.default_backend() == "gpu" else SparseForm.ACTIVE
 
 
 @jax.custom_vjp
@@ -191,8 +202,7 @@ def encode(
       visible: patches in every image of the mask.
       form: in which of the two ways.
     """
-
-    if form is SparseForm.MASKED:
+    if form.resolve() is SparseForm.MASKED:
         with masked_ops(mask):
             return apply(jnp.where(upsample_mask(mask, *image.shape[1:3]), image, 0))
     tiling = tile(mask, visible)
