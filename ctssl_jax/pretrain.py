@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import optax
 
 from ctssl_jax import data, distributed, evaluate, leakage, pictures, run_folder, sharding
 from ctssl_jax.augment import IntensityKind
@@ -26,6 +27,7 @@ class Program(NamedTuple):
     """A pre-training run as pure functions, before any device or data."""
 
     encoder: ResNet
+    tx: optax.GradientTransformation
     init: Callable[..., TrainState]  # of a key, and of the weights to start from
     step: Step
     total_steps: int
@@ -51,7 +53,7 @@ def make_program(config: PretrainConfig, slices: int, kind: IntensityKind) -> Pr
         accumulate=config.accumulate,
     )
     init = partial(init_state, config.method, encoder, tx, config.intensity.channels)
-    return Program(encoder, init, step, total_steps, steps_per_epoch)
+    return Program(encoder, tx, init, step, total_steps, steps_per_epoch)
 
 
 def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = None) -> None:

@@ -29,7 +29,7 @@ from ctssl_jax import platform, run_folder, sharding
 from ctssl_jax.config import PretrainConfig, config_record
 from ctssl_jax.errors import ConfigError
 from launch import compiled, measuring
-from launch.benchmark import KIND, SLICES
+from launch.benchmark.steps import KIND, SLICES
 from launch.estimate import CHIPS, Cost, Slice, summary, table
 
 EXAMPLES = "v5e:1x1, v5e:4x4, v5e:16x16, v6e:16x16, v5p:8x8x8"
