@@ -19,7 +19,7 @@ from ctssl_jax.interop import names
 from ctssl_jax.methods import SparK, Supervised
 from ctssl_jax.methods.spark import reconstruction_loss
 from ctssl_jax.optim import OptimizerName
-from launch import torch_spark, torch_steps
+from launch.benchmark import torch_spark, torch_steps
 
 METHODS = ["spark", "moco", "swav", "byol", "simclr"]
 

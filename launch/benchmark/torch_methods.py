@@ -23,7 +23,7 @@ from ctssl_jax import methods
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.optim import OptimConfig, OptimizerName
-from launch.torch_spark import SparKNetwork, random_mask, reconstruction_loss, resnet
+from launch.benchmark.torch_spark import SparKNetwork, random_mask, reconstruction_loss, resnet
 
 Views = tuple[Tensor, ...]  # of each group, all views of the batch, one view after the other
 

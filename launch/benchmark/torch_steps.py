@@ -47,7 +47,7 @@ def make_step(config: PretrainConfig, *, channels_last: bool = False, seed: int 
     import_libraries()
     import torch
 
-    from launch import torch_methods
+    from launch.benchmark import torch_methods
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(seed)
@@ -102,7 +102,7 @@ def import_libraries() -> None:
                 raise ConfigError(
                     f"{error.name} is missing: pip install -r requirements-oracles.txt"
                 ) from None
-        importlib.import_module("launch.torch_methods")
+        importlib.import_module("launch.benchmark.torch_methods")
 
 
 @functools.cache  # what is returned must stay alive
