@@ -47,9 +47,13 @@ def draw_neighbours(
     distances, found = nearest(train, queries, min(NEAREST, len(train.labels)))
     shown, rows = [], []
     for query, (near, places) in enumerate(zip(distances, found, strict=True)):
-        tiles = [(config.val_split, queries.records[query], queries.labels[query], 0.0)]
-        for place, distance in zip(places, near, strict=True):
-            tiles.append((config.data.split, train.records[place], train.labels[place], distance))
+        tiles = [
+            (config.val_split, int(queries.records[query]), queries.labels[query], 0.0),
+            *(
+                (config.data.split, int(train.records[place]), train.labels[place], distance)
+                for place, distance in zip(places, near, strict=True)
+            ),
+        ]
         shown.append(_slices(dataset, config, [tile[:2] for tile in tiles]))
         rows += [
             (query, rank, record, label, f"{distance:.6f}")
@@ -68,6 +72,6 @@ def _slices(
     dataset: Dataset, config: EvaluateConfig, places: list[tuple[str, int]]
 ) -> Float[np.ndarray, "b 128 128"]:
     """Slices by split and row number, 0..1."""
-    stored = [dataset.source(split)[int(record)]["image"] for split, record in places]
+    stored = [dataset.source(split)[record]["image"] for split, record in places]
     tiles = jnp.asarray(np.stack([to_canvas(image, TILE) for image in stored]))
     return np.asarray(augment.to_unit(tiles, config.intensity, dataset.intensity))[..., 0]

@@ -176,7 +176,7 @@ def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if is_number(value):
-        return count(value) if value >= 1000 else short_number(value)
+        return count(value) if value >= 1000 else short_number(float(value))
     if isinstance(value, list):
         return "–".join(_words(part) for part in value[:4])
     return str(value)[:40].replace("_", " ")

@@ -27,10 +27,10 @@ def f1(
     def statistic(weights: Float[np.ndarray, "r g"]) -> Float[np.ndarray, " r"]:
         total = weights @ cases  # [runs, r, counted]
         with np.errstate(invalid="ignore"):
-            scores = 2 * (weights @ hits) / total
+            each = 2 * (weights @ hits) / total
         present = total > 0
         some = present.any(axis=-1)
-        mean = np.where(present, scores, 0).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+        mean = np.where(present, each, 0).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
         return np.where(some, mean, np.nan).mean(axis=0)
 
     return statistic
