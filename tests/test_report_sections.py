@@ -19,6 +19,7 @@ from ctssl_jax.report.compare import compare
 from ctssl_jax.report.data_card import audit_words, data_cards
 from ctssl_jax.report.deviations import NAMES, RELEASED, deviations
 from ctssl_jax.report.f1 import f1
+from ctssl_jax.report.frozen import neighbours_section
 from ctssl_jax.report.outcomes import FALSE_POSITIVES, confusion, roc_curves
 from ctssl_jax.report.pretraining import SHOWN, gauges, warnings
 from ctssl_jax.report.runs import find_runs, neighbours, read_run
@@ -323,7 +324,12 @@ def test_strange_values_make_no_card_fail(tmp_path, strange):
     edit_json(evaluation / "data.json", classes=strange)
     config = {"arm": strange, "task": strange}
     edit_json(evaluation / "config.json", config=config)
-    assert [run.problem for run in write_report([tmp_path], tmp_path / "out")] == ["", ""]
+    runs = find_runs([tmp_path])
+    assert [run.problem for run in runs] == ["", ""]
+    assert len(data_cards(runs)) == 2
+    assert deviations(runs) == []
+    (drawn,) = [found for run in runs if (found := neighbours_section(run, "n"))]
+    assert {name for own, others in drawn.rows for name in (own, *others)} == {"?"}
 
 
 # Deviations

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ctssl_jax.report.compare import arm_name
+from ctssl_jax.report.data_card import text
 from ctssl_jax.report.picture import Picture
 from ctssl_jax.report.runs import Run, neighbours
 
@@ -24,7 +25,7 @@ def neighbours_section(run: Run, name: str) -> Neighbours | None:
         return None
     content, labels = found
     classes = run.data.get("classes")
-    names = [str(each)[:40] for each in classes] if isinstance(classes, list) else []
+    names = [text(each)[:40] or "?" for each in classes] if isinstance(classes, list) else []
     rows = [[names[label] if 0 <= label < len(names) else "?" for label in row] for row in labels]
     said = "; ".join(f"{row[0]}: {', '.join(row[1:])}" for row in rows)
     alt = f"Validation slices, each with its nearest training slices. Classes by row: {said}."
