@@ -29,7 +29,7 @@ def roc_of_sizes(task: Task, theme: Theme) -> bytes:
     fractions = sorted({cell.fraction for cell in task.cells})
     looks, columns = arm_looks(task.arms(), theme), _columns(len(fractions))
     rows = -(-len(fractions) // columns)
-    with new_figure(theme, height=1.0 + rows * (5.8 / columns)) as figure:
+    with new_figure(theme, height=1.0 + rows * min(5.8 / columns, 3.4)) as figure:
         panels = _panels(figure, len(fractions), columns)
         for axes, fraction in zip(panels, fractions, strict=True):
             cells = [cell for cell in task.cells if cell.fraction == fraction]
@@ -77,9 +77,11 @@ def _draw_matrix(axes: Any, cell: Cell, theme: Theme) -> None:
     counts = confusion(cell).mean(axis=0)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     colours = LinearSegmentedColormap.from_list("share", [theme.paper, theme.series[1]])
-    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, alpha=0.6)  # pale: text stays readable
+    printed = len(counts) <= PRINTED
+    # Pale where there is text on it, which then stays readable.
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, alpha=0.6 if printed else 1.0)
     axes.spines[:].set_color(theme.line)
-    if len(counts) <= PRINTED:
+    if printed:
         for row, column in np.ndindex(*counts.shape):
             share = shares[row, column]
             text = f"{percent(round(share, 2))}\n{counts[row, column]:.3g}"

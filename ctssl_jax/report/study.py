@@ -11,16 +11,16 @@ from ctssl_jax.report.words import number, sizes
 
 @dataclass(frozen=True)
 class TaskPictures:
-    """What is shown of one task; `confusions` are one for each training size, by its slices."""
+    """What is shown of one task; `confusions` are one for each training size, with its slices."""
 
     auc: Picture
     others: Picture
     roc: Picture
-    confusions: dict[str, Picture]
+    confusions: list[tuple[str, Picture]]
 
     def pictures(self) -> list[Picture]:
         """All that is shown."""
-        return [self.auc, self.others, self.roc, *self.confusions.values()]
+        return [self.auc, self.others, self.roc, *(picture for _, picture in self.confusions)]
 
 
 def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
@@ -59,17 +59,18 @@ def _against_size(task: Task, title: str, metrics: tuple[str, ...], name: str) -
     )
 
 
-def _confusions(task: Task, title: str, name: str) -> dict[str, Picture]:
-    found = {}
+def _confusions(task: Task, title: str, name: str) -> list[tuple[str, Picture]]:
+    found = []
     fractions = sorted({cell.fraction for cell in task.cells})
     for place, fraction in enumerate(fractions, start=1):
         cells = [cell for cell in task.cells if cell.fraction == fraction]
         slices = sizes(cells[0].sizes("slices"))
-        found[slices] = drawn(
+        picture = drawn(
             f"{name}-{place}",
             f"{title}: confusion matrices of every start with {slices} training slices: the share "
             "of each true class that is given to each class.",
             partial(outcome_figures.confusion_of_size, cells, task.classes),
             tables.confusions(cells, task.classes),
         )
+        found.append((slices, picture))
     return found
