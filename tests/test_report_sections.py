@@ -136,7 +136,8 @@ def test_csv_holds_what_is_drawn(binary):
         row for row in rows if (row["metric"], row["start"], row["seed"]) == ("f1", "spark", "mean")
     ]
     assert float(mean["value"]) == spark.spread("f1").mean
-    assert (float(mean["low"]), float(mean["high"])) == spark.interval("f1")[1:3]
+    interval = spark.interval("f1")
+    assert (float(mean["low"]), float(mean["high"])) == (interval.low, interval.high)
     assert float(mean["train_slices"]) == 42
     single = [row for row in rows if row["start"] == "spark" and row["metric"] == "auc"][1:]
     assert [float(row["value"]) for row in single] == spark.test("auc")
@@ -214,6 +215,9 @@ def test_a_collapse_is_named_with_its_step_and_so_is_its_end(tmp_path):
 def test_a_healthy_run_has_no_warning_and_an_endless_list_is_cut(tmp_path):
     run = write_pretraining(tmp_path / "a", pictures=0)
     write_lines(run / "metrics.jsonl", log_of([0.8] * 9, prototypes_used=2.0))  # of how many?
+    assert warnings(read_run(run)) == []
+    lost = {"step": 10, "loss": float("nan"), "chance": 4.0}  # and no number to compare with it
+    write_lines(run / "metrics.jsonl", [*log_of([0.8] * 9), lost])
     assert warnings(read_run(run)) == []
     write_lines(run / "metrics.jsonl", log_of([0.05, 0.05, 0.8] * 20))
     lines = warnings(read_run(run))

@@ -100,10 +100,10 @@ def _draw_arm(
     means = [cell.spread(metric).mean for cell in cells]
     beside = axes.transData + ScaledTranslation(7 / 72, 0, axes.figure.dpi_scale_trans)
     for cell, place in zip(cells, places, strict=True):
-        low, high = cell.interval(metric)[1:3]
-        if np.isfinite(low):
+        interval = cell.interval(metric)
+        if np.isfinite(interval.low):
             bar = {"color": colour, "alpha": 0.3, "linewidth": 6.5, "capstyle": "butt"}
-            axes.vlines(place, low, high, zorder=2, **bar)
+            axes.vlines(place, interval.low, interval.high, zorder=2, **bar)
         dots = cell.test(metric)
         if len(dots) > 1:
             look = {"s": 8, "color": colour, "linewidths": 0, "transform": beside}

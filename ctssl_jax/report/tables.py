@@ -22,10 +22,9 @@ def against_size(task: Task, metrics: tuple[str, ...]) -> str:
     for metric in metrics:
         for cell in task.cells:
             place = (metric, *_place(cell))
-            estimate, (low, high) = cell.spread(metric).mean, cell.interval(metric)[1:3]
-            rows.append(
-                (*place, MEAN, estimate, *(x if np.isfinite(x) else "" for x in (low, high)))
-            )
+            estimate, interval = cell.spread(metric).mean, cell.interval(metric)
+            ends = (end if np.isfinite(end) else "" for end in (interval.low, interval.high))
+            rows.append((*place, MEAN, estimate, *ends))
             values = zip(cell.runs, cell.test(metric), strict=True)
             rows += [(*place, run.results["seed"], value, "", "") for run, value in values]
     names = ("metric", "start", "fraction", "train_slices", "seed", "value", "low", "high")
