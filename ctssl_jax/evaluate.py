@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int16, Shaped
+from jaxtyping import Array, Float, Int16
 
 from ctssl_jax import augment, data, distributed, leakage, run_folder, sharding
 from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
@@ -36,27 +36,16 @@ from ctssl_jax.checkpoint import load_encoder
 from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig, first_difference, to_json
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError, DivergedError
+from ctssl_jax.features import Features, save_embeddings
 from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
+from ctssl_jax.neighbours import draw_neighbours
 from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
 from ctssl_jax.standardise import resolve
 from ctssl_jax.subsets import subset
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
 Embed = Callable[[PyTree, PyTree, Any], jax.Array]
-
-
-class Features(NamedTuple):
-    """Features of a split, or of some of its records, in record order."""
-
-    x: Float[np.ndarray, "n d"]
-    labels: Int[np.ndarray, "n"]
-    patients: Shaped[np.ndarray, "n"]
-    records: Int[np.ndarray, "n"]  # row numbers in the split
-
-    def take(self, rows: Int[np.ndarray, "m"]) -> "Features":
-        """Those at the given places."""
-        return Features(*(part[rows] for part in self))
 
 
 class Fitted(NamedTuple):
@@ -156,6 +145,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
             write_predictions(workdir / f"predictions_{name}.csv", predictions)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
+        draw_neighbours(train, val, dataset, config, workdir)
     run_folder.write_results(workdir, results)
     distributed.say(_test_line(results))
     return results
@@ -340,22 +330,6 @@ def choose(
             best = Choice(setting, fitted, scored, tried)
     assert best is not None, "there is at least one setting"
     return best
-
-
-def save_embeddings(path: Path, **splits: Features) -> None:
-    """Writes an NPZ file, whole or not at all, of each split's arrays.
-
-    `SPLIT_features` float32 `[n, d]`; `SPLIT_record` (row number) and `SPLIT_label` int32 `[n]`.
-    """
-    arrays: dict[str, Any] = {}
-    for name, split in splits.items():
-        arrays[f"{name}_features"] = split.x.astype(np.float32)
-        arrays[f"{name}_record"] = split.records.astype(np.int32)
-        arrays[f"{name}_label"] = split.labels.astype(np.int32)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-    temporary.rename(path)
 
 
 def _arm(config: EvaluateConfig) -> str:

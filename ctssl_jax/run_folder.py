@@ -69,6 +69,8 @@ def open_run(
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
+    told = ("source_kind", "origin", "note")  # where the manifest has them
+    data |= {key: dataset.manifest[key] for key in told if key in dataset.manifest}
 
     def make() -> dict[str, Any]:
         done = _make_run(workdir, record, data)

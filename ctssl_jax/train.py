@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from ctssl_jax import augment, gauges, sharding
+from ctssl_jax import augment, sharding
 from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.errors import DivergedError, Preempted
 from ctssl_jax.methods.base import (
@@ -33,6 +33,7 @@ from ctssl_jax.metrics import Throughput, Writer, duration
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule
 from ctssl_jax.supervisor import Supervisor
+from ctssl_jax.watch import Watch, in_words
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
@@ -184,7 +185,7 @@ def fit(
     """
     start, began = int(state.step), time.monotonic()
     key = sharding.replicate(jax.random.key(seed), mesh)
-    throughput, watch = Throughput(batch_size), gauges.Watch()
+    throughput, watch = Throughput(batch_size), Watch()
     unchecked: list[tuple[jax.Array, jax.Array]] = []
     votes, alone = sharding.Votes(mesh), sharding.is_alone()
     for item in due if unfinished else ():
@@ -227,7 +228,7 @@ def fit(
             elapsed = {"elapsed_s": time.monotonic() - began}
             writer.scalars(number, {"epoch": epoch, **values, **speed, **elapsed})
             writer.line(log_line(number, total_steps, epoch, values, speed, left))
-            for line in filter(None, [gauges.in_words(values), *watch.read(values)]):
+            for line in filter(None, [in_words(values), *watch.read(values)]):
                 writer.line(f"  {line}")
         try:
             for item in now_due:

@@ -383,9 +383,41 @@ def test_embeddings_hold_what_was_scored_and_no_more(evaluated, phantom_path):
     assert again == pytest.approx({key: found["knn"]["test"][key] for key in again})
 
 
+def files_of(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_neighbours_are_drawn_of_the_features_that_were_scored(evaluated):
+    workdir, _, _ = evaluated
+    assert (workdir / "figures/neighbours.png").exists()
+    with np.load(workdir / "embeddings.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    train, queries = arrays["train_features"], arrays["val_features"]
+    with (workdir / "figures/neighbours.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in (row for row in rows if row["rank"] == "1"):
+        (query,) = (r for r in rows if (r["query"], r["rank"]) == (row["query"], "0"))
+        one = queries[int(query["record"])]
+        cosine = train @ one / (np.linalg.norm(train, axis=1) * np.linalg.norm(one))
+        assert int(row["record"]) == arrays["train_record"][cosine.argmax()]
+        assert float(row["distance"]) == pytest.approx(1 - cosine.max(), abs=1e-5)
+
+
+def test_the_folder_says_where_the_data_comes_from(evaluated, phantom_path, tmp_path):
+    workdir, _, _ = evaluated
+    told = json.loads((workdir / "data.json").read_text())
+    assert told["source_kind"] == "phantom"
+    assert "origin" not in told
+    dataset = data.open_dataset(phantom_path)
+    dataset.manifest["origin"] = {"citation": "whom", "licence": "CC BY 3.0", "download": "where"}
+    run_folder.open_run(tmp_path / "run", smoke(phantom_path), dataset, audit={"verdict": "pass"})
+    told = json.loads((tmp_path / "run/data.json").read_text())
+    assert told["origin"] == dataset.manifest["origin"]
+
+
 def test_no_path_reaches_the_folder(evaluated, phantom_path):
     workdir, _, _ = evaluated
-    for path in workdir.iterdir():
+    for path in files_of(workdir):
         content = path.read_bytes()
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as file:
@@ -397,12 +429,12 @@ def test_repeating_a_finished_command_says_so_and_changes_nothing(
     evaluated, phantom_path, capsys, monkeypatch
 ):
     workdir, _, _ = evaluated
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in workdir.iterdir()}
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files_of(workdir)}
     monkeypatch.setattr(evaluate, "features", None)
     code, said = command(capsys, phantom_path, workdir)
     assert (code, said.err) == (0, "")
     assert "is done already; test, 8 slices of 1 patients: knn AUC" in said.out
-    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in workdir.iterdir()}
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files_of(workdir)}
     assert after == before
     code, said = command(capsys, phantom_path, workdir, "--config.seed=1")
     assert code == 2

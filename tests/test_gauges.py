@@ -6,6 +6,7 @@ import pytest
 
 from ctssl_jax import gauges
 from ctssl_jax.methods.base import l2_normalise
+from ctssl_jax.watch import COLLAPSED_RANK, PATIENCE, Watch, in_words
 
 HEALTHY = {
     "loss": 3.0,
@@ -28,7 +29,7 @@ def test_spread_is_one_on_the_sphere_and_zero_in_a_point():
     assert read(l2_normalise(jnp.asarray(z)))["embedding_std"] == pytest.approx(1.0, abs=0.02)
     point = jnp.tile(l2_normalise(jnp.asarray(z[:1])), (50, 1))
     assert read(point)["embedding_std"] == pytest.approx(0.0, abs=1e-5)
-    assert read(point)["effective_rank"] < gauges.COLLAPSED_RANK
+    assert read(point)["effective_rank"] < COLLAPSED_RANK
 
 
 @pytest.mark.parametrize("batch", [64, 6])  # more and fewer samples than dimensions
@@ -44,8 +45,8 @@ def test_perplexity_counts_what_is_in_use():
 
 
 def test_the_gauges_are_said_in_words_and_absent_ones_are_not():
-    assert gauges.in_words({"loss": 1.0, "lr": 1.0}) == ""
-    words = gauges.in_words(HEALTHY)
+    assert in_words({"loss": 1.0, "lr": 1.0}) == ""
+    words = in_words(HEALTHY)
     assert words == (
         "spread 0.90 of 1, rank 30.0, loss +3.90 below chance, 50% find their partner, "
         "400 of 500 prototypes, queue 0.30 epochs old"
@@ -62,7 +63,7 @@ def test_the_gauges_are_said_in_words_and_absent_ones_are_not():
     ],
 )
 def test_a_failure_is_named_at_the_second_line_once_and_its_end_too(change, named):
-    watch = gauges.Watch()
+    watch = Watch()
     assert watch.read(HEALTHY) == []
     assert watch.read({**HEALTHY, **change}) == []
     (line,) = watch.read({**HEALTHY, **change})
@@ -75,13 +76,13 @@ def test_a_failure_is_named_at_the_second_line_once_and_its_end_too(change, name
 
 
 def test_a_single_bad_line_is_not_named():
-    watch = gauges.Watch()
+    watch = Watch()
     for values in ({**HEALTHY, "embedding_std": 0.01}, HEALTHY) * 3:
         assert watch.read(values) == []
 
 
 def test_chance_is_named_after_the_first_lines():
-    watch, lost = gauges.Watch(), {**HEALTHY, "loss": 6.88}
-    said = [watch.read(lost) for _ in range(gauges.PATIENCE + 3)]
-    assert [len(lines) for lines in said] == [0] * (gauges.PATIENCE + 1) + [1, 0]
+    watch, lost = Watch(), {**HEALTHY, "loss": 6.88}
+    said = [watch.read(lost) for _ in range(PATIENCE + 3)]
+    assert [len(lines) for lines in said] == [0] * (PATIENCE + 1) + [1, 0]
     assert "no better than chance: loss 6.880 where guessing gives 6.900" in said[-2][0]

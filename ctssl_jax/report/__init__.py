@@ -11,13 +11,17 @@ from pathlib import Path
 
 from ctssl_jax.errors import ConfigError, StorageError
 from ctssl_jax.report.compare import compare
-from ctssl_jax.report.page import Picture, auc_picture, pretraining_section, render
+from ctssl_jax.report.frozen import neighbours_section
+from ctssl_jax.report.page import render
+from ctssl_jax.report.picture import Picture
+from ctssl_jax.report.pretraining import pretraining_section
 from ctssl_jax.report.runs import Run, find_runs
+from ctssl_jax.report.study import task_pictures
 from ctssl_jax.report.words import section_titles
 
 
 def write_report(places: Iterable[str | Path], out: str | Path) -> list[Run]:
-    """Writes `out`/report.html and `out`/figures/*.png; the same runs give the same bytes.
+    """Writes `out`/report.html and `out`/figures/*; the same runs give the same bytes.
 
     Returns every run found; those with a `problem` are listed on the page but not averaged.
 
@@ -31,8 +35,8 @@ def write_report(places: Iterable[str | Path], out: str | Path) -> list[Run]:
         raise ConfigError(f"report: {missing[0]} is missing; pip install 'ctssl_jax[report]'")
     comparison = compare(find_runs(places))
     titles = section_titles(comparison.tasks)
-    figures = [
-        auc_picture(task, title, f"auc-{index}")
+    studies = [
+        task_pictures(task, title, index)
         for index, (task, title) in enumerate(zip(comparison.tasks, titles, strict=True), start=1)
     ]
     pretraining = [
@@ -41,8 +45,18 @@ def write_report(places: Iterable[str | Path], out: str | Path) -> list[Run]:
             (run for run in comparison.runs if run.kind == "pre-training" and run.metrics), start=1
         )
     ]
-    page = render(comparison, figures, pretraining)
-    _write(Path(out), page, figures + [part for item in pretraining for part in item.pictures()])
+    evaluations = [run for run in comparison.runs if run.kind == "evaluation"]
+    neighbours = [
+        found
+        for index, run in enumerate(evaluations, start=1)
+        if (found := neighbours_section(run, f"neighbours-{index}"))
+    ]
+    pictures = [
+        *(picture for study in studies for picture in study.pictures()),
+        *(picture for section in pretraining for picture in section.pictures()),
+        *(found.picture for found in neighbours),
+    ]
+    _write(Path(out), render(comparison, studies, pretraining, neighbours), pictures)
     return comparison.runs
 
 
@@ -50,9 +64,8 @@ def _write(out: Path, page: str, pictures: list[Picture]) -> None:
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for picture in pictures:
-            _replace(out / "figures" / f"{picture.name}.png", picture.light)
-            if picture.dark:
-                _replace(out / "figures" / f"{picture.name}-dark.png", picture.dark)
+            for name, content in picture.files().items():
+                _replace(out / "figures" / name, content)
         _replace(out / "report.html", page.encode())
     except OSError as error:
         raise StorageError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ctssl_jax.report.f1 import f1
 from ctssl_jax.report.runs import Cases, Run, is_number
 from ctssl_jax.statistics import (
     Difference,
@@ -51,6 +52,7 @@ class Cell:
     fraction: float
     runs: tuple[Run, ...]
     auc_interval: Interval
+    f1_interval: Interval
     accuracy_interval: Interval
     difference: Difference | None = None
     seeds_ahead: tuple[int, int] = (0, 0)
@@ -58,6 +60,14 @@ class Cell:
     def test(self, metric: str) -> list[float]:
         """One test value per run."""
         return [float(run.results["test"][metric]) for run in self.runs]
+
+    def interval(self, metric: str) -> Interval:
+        """Of the mean of a test metric over the runs: "auc", "f1" or "accuracy"."""
+        return {
+            "auc": self.auc_interval,
+            "f1": self.f1_interval,
+            "accuracy": self.accuracy_interval,
+        }[metric]
 
     def spread(self, metric: str) -> Spread:
         """Mean and range of a test metric over the runs."""
@@ -232,6 +242,7 @@ def _cell(arm: str, fraction: float, runs: list[Run]) -> Cell:
         fraction,
         tuple(runs),
         auc_interval=bootstrap_interval(*known, n=RESAMPLES),
+        f1_interval=bootstrap_interval(*known, f1, n=RESAMPLES),
         accuracy_interval=bootstrap_interval(*known, accuracy, n=RESAMPLES),
     )
 

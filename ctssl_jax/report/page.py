@@ -6,23 +6,19 @@ environment only named keys are shown, since the rest may hold paths or names.
 
 from base64 import b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ctssl_jax.report import figures, words
-from ctssl_jax.report.compare import RESAMPLES, Comparison, Task, arm_name
-from ctssl_jax.report.runs import Run, is_number, reconstructions
-from ctssl_jax.report.words import (
-    count,
-    number,
-    percent,
-    section_titles,
-    short,
-    sizes,
-    three_digits,
-)
+from ctssl_jax.report import words
+from ctssl_jax.report.compare import RESAMPLES, Comparison, arm_name
+from ctssl_jax.report.data_card import data_cards
+from ctssl_jax.report.deviations import deviations
+from ctssl_jax.report.frozen import Neighbours, encoder_name
+from ctssl_jax.report.pretraining import Pretraining
+from ctssl_jax.report.runs import Run, is_number
+from ctssl_jax.report.study import TaskPictures
+from ctssl_jax.report.words import count, percent, section_titles, short, three_digits
 
 FILTERS = (
     "cell_leakage",
@@ -36,84 +32,30 @@ FILTERS = (
     "sizes",
     "spread_range",
 )
-"""Functions of `words` that the template uses."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG to show; `dark` is the same in dark colours, where there is one."""
-
-    name: str
-    alt: str
-    light: bytes
-    dark: bytes | None = None
-
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the PNG header."""
-        return int.from_bytes(self.light[16:20]), int.from_bytes(self.light[20:24])
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """What is shown of one pre-training run: its curves, and reconstructions by step."""
-
-    run: Run
-    curves: Picture | None
-    reconstructions: dict[int, Picture]
-
-    def pictures(self) -> list[Picture]:
-        """All that is shown."""
-        return [*([self.curves] if self.curves else []), *self.reconstructions.values()]
-
-
-def auc_picture(task: Task, title: str, name: str) -> Picture:
-    """AUC against training size, told in words for those who do not see it."""
-    arms = [
-        f"{arm_name(arm)}: "
-        + ", ".join(
-            f"{number(cell.spread('auc').mean)} at {sizes(cell.sizes('slices'))}"
-            for cell in task.cells
-            if cell.arm == arm
-        )
-        for arm in task.arms()
-    ]
-    alt = f"{title}: mean test AUC by number of training slices. {'; '.join(arms)}."
-    light, dark = (figures.auc_against_size(task, theme) for theme in figures.THEMES)
-    return Picture(name, alt, light, dark)
-
-
-def pretraining_section(run: Run, name: str) -> Pretraining:
-    """Curves of a pre-training run, and its first, middle and last reconstruction."""
-    steps, loss = run.series("loss")
-    curves = None
-    if len(steps):
-        alt = (
-            f"Training loss from {loss[0]:.3g} at step {count(steps[0])} to {loss[-1]:.3g} at step "
-            f"{count(steps[-1])}, with learning rate, weight decay and throughput where logged."
-        )
-        light, dark = (figures.pretraining_curves(run, theme) for theme in figures.THEMES)
-        curves = Picture(f"{name}-curves", alt, light, dark)
-    found = reconstructions(run)
-    chosen = sorted({0, len(found) // 2, len(found) - 1}) if found else []
-    return Pretraining(
-        run,
-        curves,
-        {
-            found[index][0]: Picture(
-                f"{name}-reconstruction-{found[index][0]}",
-                f"Slices at step {count(found[index][0])}. From above: input, masked input, "
-                "reconstruction.",
-                found[index][1],
-            )
-            for index in chosen
-        },
-    )
+"""Functions of `words` that the templates use."""
+ENVIRONMENT = {
+    "precision": "Precision",
+    "process_count": "Processes",
+    "python": "Python",
+    "ctssl_jax": "ctssl_jax",
+    "jax": "JAX",
+    "jaxlib": "jaxlib",
+    "flax": "Flax",
+    "optax": "Optax",
+    "orbax-checkpoint": "Orbax",
+    "grain": "Grain",
+    "numpy": "NumPy",
+}
+"""What of a run's env.json is shown, and as what."""
 
 
 def render(
-    comparison: Comparison, auc_pictures: list[Picture], pretraining: list[Pretraining]
+    comparison: Comparison,
+    pictures: list[TaskPictures],
+    pretraining: list[Pretraining],
+    neighbours: list[Neighbours],
 ) -> str:
-    """The whole page as HTML; `auc_pictures` are one per task of the comparison."""
+    """The whole page as HTML; `pictures` are one for each task of the comparison."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -131,13 +73,17 @@ def render(
     tasks, runs = comparison.tasks, comparison.runs
     methods = {run.folder: method_name(run, comparison) for run in runs}
     return environment.get_template("page.html").render(
-        sections=list(zip(section_titles(tasks), tasks, auc_pictures, strict=True)),
+        sections=list(zip(section_titles(tasks), tasks, pictures, strict=True)),
         summary=words.summary(comparison),
         notices=[
             *(("Conflict.", text) for text in comparison.conflicts),
             *(("Note.", text) for text in comparison.notes),
         ],
         pretraining=[(methods[item.run.folder], item) for item in pretraining],
+        neighbours=neighbours,
+        data=data_cards(runs),
+        deviations=deviations(runs),
+        environment=environment_rows(runs),
         rows=[run_row(run, methods[run.folder]) for run in runs],
         reproducibility=reproducibility(comparison),
         comparisons=sum(len(task.comparisons()) for task in tasks),
@@ -165,6 +111,8 @@ def method_name(run: Run, comparison: Comparison) -> str:
 def run_row(run: Run, method: str) -> dict[str, Any]:
     """One row of the table of runs."""
     parts = [run.kind, method]
+    if run.kind == "evaluation":
+        parts = [run.kind, encoder_name(run)]
     if run.results:
         parts = [run.results["task"][:40], arm_name(run.results["arm"])]
         parts.append(percent(run.results["fraction"]))
@@ -191,30 +139,30 @@ def device(run: Run) -> str:
     return f"{kind} × {number_of:g}" if kind and is_number(number_of) else kind
 
 
+def environment_rows(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """Where the runs that count were done, as (term, distinct values)."""
+    runs = [run for run in runs if not run.problem]
+    found = [("Devices", list(map(device, runs)))]
+    found += [(title, [run.env.get(name) for run in runs]) for name, title in ENVIRONMENT.items()]
+    shown = ((term, _distinct(values)) for term, values in found)
+    return [(term, values) for term, values in shown if values]
+
+
 def reproducibility(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """What somebody needs to repeat the runs that count, as (term, distinct values)."""
     runs = [run for run in comparison.runs if not run.problem]
     seeds: list[Any] = [run.results.get("seed", run.config.get("seed")) for run in runs]
     reads = [run.results.get("test_reads") for run in runs]
-    software = {"python": "Python", "jax": "JAX", "flax": "Flax", "ctssl_jax": "ctssl_jax"}
-    versions = [
-        f"{title} {run.env[name]}"
-        for name, title in software.items()
-        for run in runs
-        if run.env.get(name)
-    ]
     prints = [run.data.get("fingerprint") or run.results.get("data_fingerprint") for run in runs]
     statements: list[tuple[str, Iterable[Any]]] = [
         ("Code", (run.env.get("commit") for run in runs)),
-        ("Software", versions),
-        ("Devices", map(device, runs)),
-        ("Precision", (run.env.get("precision") for run in runs)),
         ("Seeds", (f"{seed:g}" for seed in sorted(filter(is_number, seeds)))),
         ("Data fingerprints", prints),
         ("Epoch chosen on validation by", (run.results.get("select_by") for run in runs)),
         ("Test set reads per run", (f"{value:g}" for value in filter(is_number, reads))),
     ]
-    return [
-        (term, list(dict.fromkeys(str(value)[:64] for value in values if value)))
-        for term, values in statements
-    ]
+    return [(term, _distinct(values)) for term, values in statements]
+
+
+def _distinct(values: Iterable[Any]) -> list[str]:
+    return list(dict.fromkeys(str(value)[:64] for value in values if value))

@@ -7,6 +7,7 @@ the averages. Nothing here raises for the content of a run.
 import csv
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -29,7 +30,7 @@ KINDS = {
 FILE_LIMIT = 1 << 28
 """Largest file that is read, in bytes: more is not a log of ours."""
 PICTURE_LIMIT = 1 << 23
-"""Largest reconstruction that is shown, in bytes."""
+"""Largest picture of a run that is shown, in bytes."""
 TOLERANCE = 2e-3
 """How far results.json may be from the AUC of its own predictions, which are rounded in the CSV."""
 
@@ -116,13 +117,34 @@ def reconstructions(run: Run) -> list[tuple[int, bytes]]:
     found = []
     for path in (run.folder / "figures").glob("reconstruction_*.png"):
         step = path.stem.removeprefix("reconstruction_")
-        try:
-            content = path.read_bytes() if path.stat().st_size <= PICTURE_LIMIT else b""
-        except OSError:
-            continue
-        if step.isdecimal() and content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 24:
+        if step.isdecimal() and (content := _picture(path)):
             found.append((int(step), content))
     return sorted(found)
+
+
+def neighbours(run: Run) -> tuple[bytes, list[list[int]]] | None:
+    """The picture of slices and their nearest that an evaluation drew, and the labels of its rows.
+
+    In each row the first label is that of the query. None where there is no such picture.
+    """
+    picture = _picture(run.folder / "figures" / "neighbours.png")
+    rows: dict[int, list[int]] = defaultdict(list)
+    try:
+        table = csv.DictReader(_text(run.folder / "figures" / "neighbours.csv").splitlines())
+        for row in table:
+            rows[int(row["query"])].append(int(row["label"]))
+    except (Unusable, KeyError, TypeError, ValueError, csv.Error):
+        return None
+    return (picture, list(rows.values())) if picture and rows else None
+
+
+def _picture(path: Path) -> bytes:
+    """A PNG that is not too large to show; nothing where there is none."""
+    try:
+        content = path.read_bytes() if path.stat().st_size <= PICTURE_LIMIT else b""
+    except OSError:
+        return b""
+    return content if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 24 else b""
 
 
 def _run_folders(place: Path) -> Iterator[Path]:
@@ -209,7 +231,10 @@ def _status(path: Path) -> str:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Logged rows by step. A resumed run logs some steps again: the last word counts."""
+    """Logged rows by step: what was logged of a step at several times, together.
+
+    A resumed run logs some steps again: the last word counts.
+    """
     rows: dict[tuple[Any, bool], dict[str, Any]] = {}
     lines = _text(path).splitlines() if path.exists() else []
     for line in lines:
@@ -218,7 +243,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue  # the last line of a killed run is often half a line
         if isinstance(row, dict) and is_number(row.get("step")):
-            rows[row["step"], "val_loss" in row] = row
+            known = rows.setdefault((row["step"], "val_loss" in row), {})
+            known.update(row)
     return [rows[key] for key in sorted(rows)]
 
 

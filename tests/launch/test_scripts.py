@@ -53,9 +53,9 @@ def test_no_mistake_of_the_user_is_retried():
     assert codes - set(AGAIN) <= set(NEVER)
 
 
-def documented() -> list[list[str]]:
-    """The commands of docs/launch.md, without settings before them."""
-    text = (ROOT / "docs/launch.md").read_text().replace("\\\n", " ")
+def documented(page: str = "docs/launch.md") -> list[list[str]]:
+    """The commands of a page, without settings before them."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
 
 
@@ -80,6 +80,19 @@ def test_documented_commands_have_flags_that_exist():
     assert len(started) == 7
     for module, *flags in started:
         parse(module, *flags)
+
+
+def test_commands_that_reproduce_the_paper_have_flags_that_exist():
+    commands = [command[2:] for command in documented("docs/reproduce.md")]
+    training = [c for c in commands if c[0] in ("ctssl_jax.main", "launch.sweep")]
+    assert (len(commands), len(training)) == (14, 8)
+    for module, *flags in training:
+        parse(module, *flags)
+    for module, *flags in (command for command in commands if command not in training):
+        known = subprocess.run(
+            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT
+        ).stdout
+        assert all(flag.split("=")[0] in known for flag in flags if flag.startswith("--")), module
 
 
 def test_documented_files_exist():
