@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl_jax.report import figures, words
+from ctssl_jax.report import figures, findings, words
 from ctssl_jax.report.compare import RESAMPLES, Comparison, Task, arm_name
 from ctssl_jax.report.runs import Run, is_number, reconstructions
 from ctssl_jax.report.words import (
@@ -33,6 +33,7 @@ FILTERS = (
     "percent",
     "short",
     "signed",
+    "signed_interval",
     "sizes",
     "spread_range",
 )
@@ -132,7 +133,11 @@ def render(
     methods = {run.folder: method_name(run, comparison) for run in runs}
     return environment.get_template("page.html").render(
         sections=list(zip(section_titles(tasks), tasks, auc_pictures, strict=True)),
-        summary=words.summary(comparison),
+        summary=[
+            (title, size, [*sentences, *findings.lead(task)])
+            for task, (title, size, sentences) in zip(tasks, words.summary(comparison), strict=True)
+        ],
+        findings=findings,
         notices=[
             *(("Conflict.", text) for text in comparison.conflicts),
             *(("Note.", text) for text in comparison.notes),
@@ -140,7 +145,7 @@ def render(
         pretraining=[(methods[item.run.folder], item) for item in pretraining],
         rows=[run_row(run, methods[run.folder]) for run in runs],
         reproducibility=reproducibility(comparison),
-        comparisons=sum(len(task.comparisons()) for task in tasks),
+        comparisons=sum(len(task.pairs) for task in tasks),
         resamples=RESAMPLES,
         verdict=words.verdict,
         most_skipped=max(

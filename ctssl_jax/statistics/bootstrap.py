@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 from ctssl_jax.statistics.metric import Metric, auc
 
 Table = Float[np.ndarray, "r _"]
-"""A metric of each run, [r, runs]: row 0 on the test set itself, the others on resamples of its patients."""
+"""A metric by run: row 0 on the test set, the others on resamples of its patients."""
 
 FEWEST_RUNS = 3
 """Below so many runs nothing is claimed about training again."""
