@@ -1,10 +1,9 @@
 """What the page says of pairs of arms and of robustness. The template calls these by name."""
 
-from ctssl_jax.report.compare import Task, arm_name
+from ctssl_jax.report.compare import SCRATCH, Task, arm_name
 from ctssl_jax.report.pairs import PERMUTATIONS, Pair
 from ctssl_jax.report.robustness import Claim, Robustness
-from ctssl_jax.report.words import listed, number, percent, signed, sizes
-from ctssl_jax.statistics import Difference
+from ctssl_jax.report.words import listed, number, percent, signed, signed_interval, sizes
 
 
 def training_sizes(task: Task) -> dict[float, str]:
@@ -15,12 +14,17 @@ def training_sizes(task: Task) -> dict[float, str]:
     return {fraction: f"{sizes(sorted(counts))} slices" for fraction, counts in slices.items()}
 
 
+def named(arm: str) -> str:
+    """An arm within a sentence."""
+    return "training from scratch" if arm == SCRATCH else arm_name(arm)
+
+
 def pair_rows(task: Task) -> list[tuple[str, str, dict[float, Pair]]]:
     """Both arms of every pair, and what was found at each size that has both."""
     rows: dict[tuple[str, str], dict[float, Pair]] = {}
     for pair in task.pairs:
         rows.setdefault((pair.a, pair.b), {})[pair.fraction] = pair
-    return [(arm_name(a), arm_name(b), found) for (a, b), found in rows.items()]
+    return [(arm_name(a), named(b), found) for (a, b), found in rows.items()]
 
 
 def pair_verdict(pair: Pair) -> tuple[str, str]:
@@ -29,14 +33,6 @@ def pair_verdict(pair: Pair) -> tuple[str, str]:
         "A higher": ("higher", f"{arm_name(pair.a)} higher"),
         "B higher": ("lower", f"{arm_name(pair.b)} higher"),
     }.get(pair.difference.verdict, ("unclear", "cannot tell"))
-
-
-def claim_verdict(claim: Claim) -> tuple[str, str]:
-    """The verdict on a difference of drops as (kind, words)."""
-    return {
-        "A higher": ("higher", f"{arm_name(claim.a)} loses less"),
-        "B higher": ("lower", f"{arm_name(claim.b)} loses less"),
-    }.get(claim.difference.verdict, ("unclear", "cannot tell"))
 
 
 def p_value(p: float) -> str:
@@ -69,7 +65,7 @@ def lead(task: Task) -> list[str]:
     if not found or not found.claims:
         return []
     kinds = {
-        kind: [arm_name(claim.b) for claim in found.claims if claim.difference.verdict == kind]
+        kind: [named(claim.b) for claim in found.claims if claim.difference.verdict == kind]
         for kind in ("A higher", "B higher", "cannot tell")
     }
     parts = [
@@ -81,7 +77,7 @@ def lead(task: Task) -> list[str]:
         )
         if kinds[kind]
     ]
-    spark = arm_name(found.claims[0].a)
+    spark = named(found.claims[0].a)
     return [f"Robustness, {_between(found)}: {spark} {listed(parts)}."]
 
 
@@ -89,7 +85,7 @@ def left_out_sentence(found: Robustness) -> str:
     """Arms that lack a size, if any."""
     if not found.left_out:
         return ""
-    names = listed([arm_name(arm) for arm in found.left_out])
+    names = listed([named(arm) for arm in found.left_out])
     return f"Left out, for want of a run at every size: {names}."
 
 
@@ -98,17 +94,14 @@ def _between(found: Robustness) -> str:
 
 
 def _claim_sentence(claim: Claim) -> str:
-    a, b = arm_name(claim.a), arm_name(claim.b)
-    gap, p = claim.difference, p_value(claim.adjusted)
+    a, b, gap = named(claim.a), named(claim.b), claim.difference
+    p = p_value(claim.adjusted) + ("" if claim.over_runs else "; over patients alone")
     if gap.verdict == "cannot tell":
-        return f"{a} and {b} cannot be told apart in what they lose ({_range(gap)}, {p})."
+        ends = f"{signed(gap.estimate)}, {signed_interval(gap)}"
+        return f"{a} and {b} cannot be told apart in what they lose ({ends}, {p})."
     word = "less" if gap.verdict == "A higher" else "more"
     low, high = sorted((abs(gap.low), abs(gap.high)))
     return (
         f"{a} loses {number(abs(gap.estimate))} {word} AUC than {b} "
         f"({number(low)} to {number(high)}, {p})."
     )
-
-
-def _range(gap: Difference) -> str:
-    return f"{signed(gap.estimate)}, {signed(gap.low)} to {signed(gap.high)}"
