@@ -8,9 +8,13 @@ from test_report import edit_json, write_finetuning
 from ctssl_jax.report import write_report
 from ctssl_jax.report.compare import compare
 from ctssl_jax.report.findings import claim_sentences, lead, p_value, pair_rows
+from ctssl_jax.report.pairs import Sampled, difference
 from ctssl_jax.report.runs import find_runs
 from ctssl_jax.statistics import (
+    accuracy,
+    bootstrap_interval,
     contrast,
+    flip_p_values,
     holm,
     paired_bootstrap_difference,
     permutation_difference,
@@ -97,9 +101,27 @@ def test_a_verdict_needs_the_corrected_p_and_the_interval(task):
     for pair in task.pairs:
         clear = pair.difference.low > 0 and pair.over_patients.low > 0 and pair.adjusted < 0.05
         assert (pair.difference.verdict == "A higher") == clear
-    # Here are pairs that an interval alone would have decided, and p alone.
-    unclear = [pair for pair in task.pairs if pair.difference.verdict == "cannot tell"]
-    assert any(pair.difference.low > 0 for pair in unclear) or any(p.p < 0.05 for p in unclear)
+
+
+def test_neither_the_interval_nor_p_decides_alone(task):
+    labels, patients, *scores = cases_of(task, ("spark", 0.1), ("scratch", 0.1))
+    cells = [
+        next(cell for cell in task.cells if (cell.arm, cell.fraction) == (arm, 0.1))
+        for arm in ("spark", "scratch")
+    ]
+    tables = [resampled(labels, x, patients) for x in scores]
+    of = [Sampled(cell.runs, table, table) for cell, table in zip(cells, tables, strict=True)]
+    said = [difference(of, [1, -1], adjusted)[0].verdict for adjusted in (0.04, 0.05, np.nan)]
+    assert said == ["A higher", "cannot tell", "cannot tell"]
+    same = difference([of[0], of[0]], [1, -1], 0.04)[0]
+    assert same.verdict == "cannot tell"
+
+
+def test_intervals_of_cells_are_each_of_their_own_metric(task):
+    labels, patients, scores = cases_of(task, ("moco", 0.4))
+    (cell,) = [cell for cell in task.cells if (cell.arm, cell.fraction) == ("moco", 0.4)]
+    assert cell.auc_interval == bootstrap_interval(labels, scores, patients)
+    assert cell.accuracy_interval == bootstrap_interval(labels, scores, patients, accuracy)
 
 
 def test_the_table_of_cells_shows_what_the_pair_with_scratch_found(task):
@@ -176,6 +198,10 @@ def test_equal_arms_cannot_be_told_apart(tmp_path):
     write_arms(tmp_path, skills={"scratch": (1.0, 1.5), "spark": (1.0, 1.5)})
     task = task_of(tmp_path)
     assert {pair.difference.verdict for pair in task.pairs} == {"cannot tell"}
+    few, all_of_them = task.pairs
+    (claim,) = task.robustness.claims
+    assert claim.p == flip_p_values((few.parts - all_of_them.parts)[:, None])[0]
+    assert claim.p > 0.05
     (sentence,) = claim_sentences(task)
     assert sentence.startswith("SparK and training from scratch cannot be told apart in what they")
     write_report([tmp_path], tmp_path / "out")

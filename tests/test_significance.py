@@ -151,7 +151,10 @@ def test_permutation_equals_swapping_every_patient_and_scoring_again(runs):
         ]
         return np.mean(gaps)
 
-    every = np.array([difference(np.array(s)) for s in product([False, True], repeat=7)])
+    swaps = np.array(list(product([False, True], repeat=7)))
+    every = np.array([difference(swapped) for swapped in swaps])
+    parts = swap_contributions(labels, a, b, groups)
+    np.testing.assert_allclose((1 - 2.0 * swaps) @ parts, every, atol=1e-12)
     observed = difference(np.zeros(7, bool))
     found = permutation_difference(labels, a, b, groups)
     assert found.estimate == pytest.approx(observed, abs=1e-12)

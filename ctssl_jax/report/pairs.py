@@ -95,7 +95,8 @@ def intervals(
 ) -> tuple[Interval, Interval, bool]:
     """The interval to go by, that over patients, and whether the first covers runs as well.
 
-    Runs are paired by seed where all places have the same seeds.
+    Runs are paired by seed where all places have the same seeds. Runs of several encoders count as
+    independent of each other.
     """
     tables = [place.auc for place in of]
     paired = all(place.seeds() == of[0].seeds() for place in of)
