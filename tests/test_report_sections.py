@@ -10,7 +10,7 @@ from io import StringIO
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from test_report import edit_json, write, write_finetuning, write_lines, write_pretraining
 
 from ctssl_jax.config import to_json
@@ -18,7 +18,6 @@ from ctssl_jax.report import tables, write_report
 from ctssl_jax.report.compare import compare
 from ctssl_jax.report.data_card import audit_words, data_cards
 from ctssl_jax.report.deviations import NAMES, RELEASED, deviations
-from ctssl_jax.report.f1 import f1
 from ctssl_jax.report.frozen import neighbours_section
 from ctssl_jax.report.outcomes import FALSE_POSITIVES, confusion, roc_curves
 from ctssl_jax.report.pretraining import SHOWN, gauges, warnings
@@ -51,33 +50,6 @@ def rows_of(text):
 
 
 # F1
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-def test_f1_of_weighted_patients_is_that_of_repeated_cases(classes):
-    rng = np.random.default_rng(0)
-    patients = rng.integers(0, 9, 60)
-    labels = rng.integers(0, classes - (classes > 2), 60)  # of four classes the last is nobody's
-    scores = rng.random((3, 60, classes))
-    scores[0, :, -1] = -1.0  # and the first run never predicts it
-    weights = rng.multinomial(9, np.full(9, 1 / 9), size=20)
-    average = {"average": "macro"} if classes > 2 else {"pos_label": 1}
-    expected = []
-    for weight in weights:
-        rows = np.repeat(np.arange(60), weight[patients])
-        each = [
-            f1_score(labels[rows], run[rows].argmax(axis=1), zero_division=0.0, **average)
-            for run in scores
-        ]
-        expected.append(np.mean(each))
-    found = f1(labels, scores, patients)(weights.astype(float))
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-def test_f1_of_nothing_is_not_a_number():
-    labels, scores = np.array([0, 0, 1]), np.array([[[1.0, 0.0]] * 3])
-    statistic = f1(labels, scores, np.array([0, 1, 2]))
-    np.testing.assert_array_equal(statistic(np.array([[1.0, 1, 0], [1, 1, 1]])), [np.nan, 0.0])
 
 
 def test_f1_interval_is_around_the_mean_of_the_runs(binary, organs):

@@ -4,16 +4,23 @@ from math import isnan
 
 import numpy as np
 import pytest
-from scipy.stats import norm, t
-from sklearn.metrics import roc_auc_score
+from scipy.stats import linregress, norm, t
+from sklearn.metrics import f1_score, roc_auc_score
 
 from ctssl_jax.statistics import (
+    Interval,
     accuracy,
     auc,
     bootstrap_interval,
+    contrast,
+    drop,
+    f1,
     mean_and_range,
     paired_bootstrap_difference,
+    resampled,
     roc_auc,
+    slope,
+    verdict,
 )
 
 
@@ -82,14 +89,14 @@ def test_weighting_patients_equals_repeating_their_cases(classes):
             )
             for run in scores
         ]
-        assert value == pytest.approx(np.mean(expected), abs=1e-12)
+        assert value == pytest.approx(expected, abs=1e-12)
 
 
 def test_accuracy_by_weights():
     labels, patients = np.array([0, 1, 1]), np.array([0, 0, 1])
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
     by_weights = accuracy(labels, scores, patients)(np.array([[1.0, 1.0], [2.0, 0.0]]))
-    np.testing.assert_allclose(by_weights, [2 / 3, 1 / 2])
+    np.testing.assert_allclose(by_weights, [[2 / 3], [1 / 2]])
     interval = bootstrap_interval(labels, scores, patients, accuracy)
     assert (interval.low, interval.high) == (0.5, 1.0)
 
@@ -192,11 +199,128 @@ def test_seed_spread_and_t_interval(n):
     assert spread[:4] == (pytest.approx(values.mean()), values.min(), values.max(), n)
     expected = t.interval(0.95, n - 1, loc=values.mean(), scale=values.std(ddof=1) / np.sqrt(n))
     half = (expected[1] - expected[0]) / 2
-    assert spread.t_high - spread.mean == pytest.approx(half, rel=1e-3)
-    assert spread.mean - spread.t_low == pytest.approx(half, rel=1e-3)
+    assert spread.t_high - spread.mean == pytest.approx(half, rel=1e-9)
+    assert spread.mean - spread.t_low == pytest.approx(half, rel=1e-9)
 
 
 def test_two_seeds_have_no_t_interval():
     spread = mean_and_range(np.array([0.7, 0.9]))
     assert spread[:4] == (pytest.approx(0.8), 0.7, 0.9, 2)
     assert isnan(spread.t_low)
+
+
+def two_sizes(seed, runs=4, patients=50, many=0.0):
+    """Tables of two arms at two sizes; runs of a seed share what `many` says."""
+    rng = np.random.default_rng(seed)
+    labels, _, groups = simulated(rng, patients=patients)
+    shared = many * rng.normal(size=(runs, 1))
+    scores = [
+        (rng.normal(size=(runs, patients)) + (skill + shared) * labels)[..., None]
+        for skill in (2.0, 1.5, 1.0, 0.2)
+    ]
+    return labels, scores, groups, [resampled(labels, x, groups, n=500) for x in scores]
+
+
+def test_slope_and_drop_are_of_least_squares_and_of_the_ends():
+    sizes, values = np.array([400, 25, 100, 50]), np.array([0.9, 0.61, 0.83, 0.7])
+    assert slope(sizes) @ values == pytest.approx(linregress(np.log2(sizes), values).slope)
+    assert drop(sizes) @ values == pytest.approx(0.9 - 0.61)
+    for coefficients in (slope, drop):
+        with pytest.raises(ValueError, match="two different sizes"):
+            coefficients(np.array([30, 30]))
+
+
+def test_contrast_is_the_weighted_sum_on_the_same_resamples():
+    labels, scores, groups, tables = two_sizes(20)
+    found = contrast(tables, [1, -1, -1, 1])
+    means = [np.mean([roc_auc(labels, run) for run in arm]) for arm in scores]
+    assert found.estimate == pytest.approx(means[0] - means[1] - means[2] + means[3])
+    draws = sum(c * t[1:].mean(axis=1) for c, t in zip([1, -1, -1, 1], tables, strict=True))
+    assert found[1:3] == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    difference = paired_bootstrap_difference(labels, scores[0], scores[1], groups, n=500)
+    assert contrast(tables[:2], [1, -1]) == difference[:5]
+
+
+def test_with_endless_patients_the_interval_over_runs_is_the_t_interval():
+    runs = np.array([0.71, 0.78, 0.74, 0.80, 0.76])
+    same_on_every_resample = np.broadcast_to(runs, (200_001, 5))
+    found = contrast([same_on_every_resample], [1], over_runs=True)
+    spread = mean_and_range(runs)
+    assert found[:3] == pytest.approx((spread.mean, spread.t_low, spread.t_high), abs=5e-4)
+    assert contrast([same_on_every_resample], [1])[1:3] == pytest.approx((spread.mean,) * 2)
+
+
+def test_seeds_in_common_cancel_in_a_paired_contrast_only():
+    *_, tables = two_sizes(21, many=0.8)
+    paired, alone, patients = (
+        contrast(tables[:2], [1, -1], **how)
+        for how in ({"over_runs": True, "paired": True}, {"over_runs": True}, {})
+    )
+    widths = [found.high - found.low for found in (patients, paired, alone)]
+    assert widths[0] < widths[1] < 0.8 * widths[2]
+    with pytest.raises(ValueError, match="same number of runs"):
+        contrast([tables[0], tables[1][:, :3]], [1, -1], over_runs=True, paired=True)
+
+
+def test_two_runs_claim_nothing_about_training_again():
+    *_, tables = two_sizes(22, runs=2)
+    assert isnan(contrast(tables, [1, -1, -1, 1], over_runs=True).low)
+    assert contrast(tables, [1, -1, -1, 1]).low < contrast(tables, [1, -1, -1, 1]).high
+
+
+@pytest.mark.parametrize(("classes", "share"), [(2, 0.5), (2, 0.05), (4, 0.25)])
+def test_many_patients_are_resampled_to_first_order(monkeypatch, classes, share):
+    rng = np.random.default_rng(23)
+    patients = np.repeat(np.arange(300), 2)
+    labels = rng.choice(classes, 600, p=[1 - (classes - 1) * share] + (classes - 1) * [share])
+    scores = np.round(rng.dirichlet(np.ones(classes), (2, 600)) + 0.2 * np.eye(classes)[labels], 2)
+    exact = resampled(labels, scores, patients)
+    monkeypatch.setattr("ctssl_jax.statistics.metric.EXACT_PATIENTS", 299)
+    first_order = resampled(labels, scores, patients)
+    np.testing.assert_allclose(first_order[0], exact[0], atol=1e-12)
+    assert np.abs(first_order - exact).max() > 1e-5  # another path it was
+    for coefficients in ([1, 0], [1, -1]):
+        (low, high), ends = (
+            contrast([table[:, :1], table[:, 1:]], coefficients)[1:3]
+            for table in (exact, first_order)
+        )
+        np.testing.assert_allclose(ends, (low, high), rtol=0, atol=0.02 * (high - low))
+
+
+def test_verdict_needs_every_interval_and_p():
+    above, below, around, none = (
+        Interval(0.0, low, high, 100, 0)
+        for low, high in ((0.01, 0.1), (-0.1, -0.01), (-0.1, 0.1), (np.nan, np.nan))
+    )
+    assert verdict(above) == verdict(above, none, p=0.049) == "A higher"
+    assert verdict(below, below, p=0.01) == "B higher"
+    unclear = [verdict(above, around), verdict(above, p=0.05), verdict(above, p=np.nan)]
+    unclear += [verdict(none), verdict(above, below), verdict()]
+    assert unclear == ["cannot tell"] * 6
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_f1_of_weighted_patients_is_that_of_repeated_cases(classes):
+    rng = np.random.default_rng(0)
+    patients = rng.integers(0, 9, 60)
+    labels = rng.integers(0, classes - (classes > 2), 60)  # of four classes the last is nobody's
+    scores = rng.random((3, 60, classes))
+    scores[0, :, -1] = -1.0  # and the first run never predicts it
+    weights = rng.multinomial(9, np.full(9, 1 / 9), size=20)
+    average = {"average": "macro"} if classes > 2 else {"pos_label": 1}
+    expected = []
+    for weight in weights:
+        rows = np.repeat(np.arange(60), weight[patients])
+        each = [
+            f1_score(labels[rows], run[rows].argmax(axis=1), zero_division=0.0, **average)
+            for run in scores
+        ]
+        expected.append(each)
+    found = f1(labels, scores, patients)(weights.astype(float))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_f1_of_nothing_is_not_a_number():
+    labels, scores = np.array([0, 0, 1]), np.array([[[1.0, 0.0]] * 3])
+    statistic = f1(labels, scores, np.array([0, 1, 2]))
+    np.testing.assert_array_equal(statistic(np.array([[1.0, 1, 0], [1, 1, 1]])), [[np.nan], [0.0]])

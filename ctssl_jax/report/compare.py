@@ -7,30 +7,32 @@ own and are named as a conflict.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctssl_jax.report.f1 import f1
+from ctssl_jax.report.pairs import Pair, Place, Sampled, all_pairs
+from ctssl_jax.report.robustness import Robustness, robustness
 from ctssl_jax.report.runs import Cases, Run, is_number
 from ctssl_jax.statistics import (
     Difference,
     Interval,
     Spread,
     accuracy,
-    bootstrap_interval,
+    auc,
+    contrast,
+    f1,
     mean_and_range,
-    paired_bootstrap_difference,
+    resampled,
 )
 
 RESAMPLES = 2000
-SCRATCH = "scratch"
+SCRATCH, SPARK = "scratch", "spark"
 NAMES = {
     SCRATCH: "From scratch",
-    "spark": "SparK",
+    SPARK: "SparK",
     "moco": "MoCo v2",
     "swav": "SwAV",
     "byol": "BYOL",
@@ -44,8 +46,9 @@ FREE_SETTINGS = {"seed", "subset_seed", "encoder_run", "log_every"}
 class Cell:
     """The runs of one arm at one training size, over seeds.
 
-    Intervals are of the mean over the runs. `difference` is the AUC of the arm minus scratch, and
-    `seeds_ahead` (seeds in which the arm is above scratch, seeds that both have).
+    Intervals are of the mean over the runs, and over patients. `difference` is the AUC of the arm
+    minus scratch and `seeds_ahead` (seeds in which the arm is above scratch, seeds that both have),
+    both from the pair of the two (`Pair`).
     """
 
     arm: str
@@ -81,7 +84,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """All cells that may be compared: one task, one data fingerprint, one set of test cases."""
+    """All cells that may be compared: one task, one data fingerprint, one set of test cases.
+
+    `pairs` sets every two arms of a size against each other; `robustness` follows each arm over the
+    sizes and is None where there are no two of them.
+    """
 
     name: str
     fingerprint: str
@@ -90,6 +97,8 @@ class Task:
     test_patients: int
     patients_known: bool
     cells: tuple[Cell, ...]
+    pairs: tuple[Pair, ...]
+    robustness: Robustness | None
 
     def arms(self) -> list[str]:
         """Arms with a cell, scratch first, then the methods in their usual order."""
@@ -206,14 +215,10 @@ def _encoder_notes(tasks: list[Task]) -> list[str]:
 
 
 def _task(runs: list[Run]) -> Task:
-    by_cell: dict[tuple[float, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        by_cell[float(run.results["fraction"]), run.results["arm"]].append(run)
-    cells = {
-        (fraction, arm): _cell(arm, fraction, by_cell[fraction, arm])
-        for fraction, arm in sorted(by_cell, key=lambda key: (key[0], arm_order(key[1])))
-    }
     results, cases = runs[0].results, _cases(runs[0])
+    sampled = _sampled(runs)
+    pairs = all_pairs(sampled, last=SCRATCH)
+    against_scratch = {(pair.fraction, pair.a): pair for pair in pairs if pair.b == SCRATCH}
     return Task(
         name=results["task"],
         fingerprint=results["data_fingerprint"],
@@ -221,44 +226,49 @@ def _task(runs: list[Run]) -> Task:
         test_cases=len(cases.labels),
         test_patients=len(np.unique(cases.patients)),
         patients_known=cases.patients_known,
-        cells=tuple(_against(cell, cells.get((cell.fraction, SCRATCH))) for cell in cells.values()),
+        cells=tuple(_cell(place, of, against_scratch.get(place)) for place, of in sampled.items()),
+        pairs=pairs,
+        robustness=robustness(sampled, pairs, claimed=SPARK),
+    )
+
+
+def _sampled(runs: list[Run]) -> dict[Place, Sampled]:
+    """Runs by size and arm. All are scored on the same resamples, which are drawn once."""
+    runs = sorted(runs, key=_order)
+    cases, scores = _cases(runs[0]), np.stack([_cases(run).scores for run in runs])
+    tables = [
+        resampled(cases.labels, scores, cases.patients, metric, n=RESAMPLES)
+        for metric in (auc, f1, accuracy)
+    ]
+    columns: dict[Place, list[int]] = defaultdict(list)
+    for index, run in enumerate(runs):
+        columns[float(run.results["fraction"]), run.results["arm"]].append(index)
+    return {
+        place: Sampled(tuple(runs[index] for index in own), *(table[:, own] for table in tables))
+        for place, own in columns.items()
+    }
+
+
+def _order(run: Run) -> tuple:
+    """By size, then arm, then seed."""
+    results = run.results
+    return results["fraction"], arm_order(results["arm"]), results["seed"], run.hash
+
+
+def _cell(place: Place, sampled: Sampled, against_scratch: Pair | None) -> Cell:
+    fraction, arm = place
+    return Cell(
+        arm,
+        fraction,
+        sampled.runs,
+        auc_interval=contrast([sampled.auc], [1]),
+        f1_interval=contrast([sampled.f1], [1]),
+        accuracy_interval=contrast([sampled.accuracy], [1]),
+        difference=against_scratch.difference if against_scratch else None,
+        seeds_ahead=against_scratch.seeds_ahead if against_scratch else (0, 0),
     )
 
 
 def _cases(run: Run) -> Cases:
     assert run.cases is not None, "a run that counts has its test cases"
     return run.cases
-
-
-def _scores(runs: Iterable[Run]) -> np.ndarray:
-    return np.stack([_cases(run).scores for run in runs])
-
-
-def _cell(arm: str, fraction: float, runs: list[Run]) -> Cell:
-    cases = _cases(runs[0])
-    known = (cases.labels, _scores(runs), cases.patients)
-    return Cell(
-        arm,
-        fraction,
-        tuple(runs),
-        auc_interval=bootstrap_interval(*known, n=RESAMPLES),
-        f1_interval=bootstrap_interval(*known, f1, n=RESAMPLES),
-        accuracy_interval=bootstrap_interval(*known, accuracy, n=RESAMPLES),
-    )
-
-
-def _against(cell: Cell, scratch: Cell | None) -> Cell:
-    """Adds the difference to scratch, if there is a scratch cell of the same size."""
-    if scratch is None or cell.arm == SCRATCH:
-        return cell
-    own = {run.results["seed"]: run.results["test"]["auc"] for run in cell.runs}
-    other = {run.results["seed"]: run.results["test"]["auc"] for run in scratch.runs}
-    shared = own.keys() & other.keys()
-    cases = _cases(cell.runs[0])
-    return replace(
-        cell,
-        difference=paired_bootstrap_difference(
-            cases.labels, _scores(cell.runs), _scores(scratch.runs), cases.patients, n=RESAMPLES
-        ),
-        seeds_ahead=(sum(own[seed] > other[seed] for seed in shared), len(shared)),
-    )

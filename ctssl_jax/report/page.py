@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ctssl_jax.report import words
+from ctssl_jax.report import findings, words
 from ctssl_jax.report.compare import RESAMPLES, Comparison, arm_name
 from ctssl_jax.report.data_card import data_cards
 from ctssl_jax.report.deviations import deviations
@@ -29,6 +29,7 @@ FILTERS = (
     "percent",
     "short",
     "signed",
+    "signed_interval",
     "sizes",
     "spread_range",
 )
@@ -74,7 +75,11 @@ def render(
     methods = {run.folder: method_name(run, comparison) for run in runs}
     return environment.get_template("page.html").render(
         sections=list(zip(section_titles(tasks), tasks, pictures, strict=True)),
-        summary=words.summary(comparison),
+        summary=[
+            (title, size, [*sentences, *findings.lead(task)])
+            for task, (title, size, sentences) in zip(tasks, words.summary(comparison), strict=True)
+        ],
+        findings=findings,
         notices=[
             *(("Conflict.", text) for text in comparison.conflicts),
             *(("Note.", text) for text in comparison.notes),
@@ -86,7 +91,7 @@ def render(
         environment=environment_rows(runs),
         rows=[run_row(run, methods[run.folder]) for run in runs],
         reproducibility=reproducibility(comparison),
-        comparisons=sum(len(task.comparisons()) for task in tasks),
+        comparisons=sum(len(task.pairs) for task in tasks),
         resamples=RESAMPLES,
         verdict=words.verdict,
         most_skipped=max(

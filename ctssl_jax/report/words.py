@@ -44,14 +44,14 @@ def _arm_sentence(task: Task, arm: str) -> str:
         for kind in ("higher", "lower", "unclear")
     )
     if not higher and not lower:
-        where = f"with {_listed(cells)}" if len(cells) < 3 else f"at any of the {len(cells)} sizes"
+        where = f"with {_slices(cells)}" if len(cells) < 3 else f"at any of the {len(cells)} sizes"
         return f"{arm_name(arm)} and training from scratch cannot be told apart {where}."
     parts = [
-        f"{word} than from scratch with {_listed(won)} (by {_and(_gap(cell) for cell in won)})"
+        f"{word} than from scratch with {_slices(won)} (by {listed(_gap(cell) for cell in won)})"
         for word, won in (("higher", higher), ("lower", lower))
         if won
     ]
-    rest = f"; with {_listed(unclear)} the two cannot be told apart" if unclear else ""
+    rest = f"; with {_slices(unclear)} the two cannot be told apart" if unclear else ""
     return f"The AUC of {arm_name(arm)} is {' and '.join(parts)}{rest}."
 
 
@@ -59,11 +59,12 @@ def _gap(cell: Cell) -> str:
     return number(abs(cell.difference.estimate)) if cell.difference else "–"
 
 
-def _listed(cells: list[Cell]) -> str:
-    return f"{_and(sizes(cell.sizes('slices')) for cell in cells)} training slices"
+def _slices(cells: list[Cell]) -> str:
+    return f"{listed(sizes(cell.sizes('slices')) for cell in cells)} training slices"
 
 
-def _and(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
+    """Words as a list in a sentence: one, two and three."""
     *before, last = words
     return f"{', '.join(before)} and {last}" if before else last
 
@@ -148,11 +149,14 @@ def signed(value: float) -> str:
 
 def interval(value: Interval | Difference) -> str:
     """The ends of an interval; differences carry signs."""
-    if not isfinite(value.low):
-        return "–"
     if isinstance(value, Difference):
-        return f"{signed(value.low)} to {signed(value.high)}"
-    return f"{number(value.low)}–{number(value.high)}"
+        return signed_interval(value)
+    return f"{number(value.low)}–{number(value.high)}" if isfinite(value.low) else "–"
+
+
+def signed_interval(value: Interval | Difference) -> str:
+    """The ends of an interval with their signs."""
+    return f"{signed(value.low)} to {signed(value.high)}" if isfinite(value.low) else "–"
 
 
 def spread_range(value: Spread) -> str:

@@ -1,6 +1,7 @@
 """PyTorch's contrastive steps compute what ours compute, on an encoder that compiles at once.
 
-`launch.benchmark.torch_methods` against the methods: loss, gradients, one update, teacher, queue, prototypes.
+`launch.benchmark.torch_methods` against the methods: loss, gradients, one update, teacher, queue,
+prototypes.
 """
 
 import dataclasses
