@@ -207,14 +207,14 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimiz
         for decayed, members in groups.items()
         if members
     ]
-    adam = {"lr": config.lr, "betas": (config.b1, config.b2), "eps": config.eps}
-    momentum = {"lr": config.lr, "momentum": config.momentum}
+    adam: dict[str, Any] = {"lr": config.lr, "betas": (config.b1, config.b2), "eps": config.eps}
+    momentum: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum}
     match config.name:
         case OptimizerName.LAMB:
-            return Lamb(parameters, **adam, max_grad_norm=None)
+            return Lamb(parameters, **adam, max_grad_norm=None, foreach=True)
         case OptimizerName.LARS:
             trust = {"trust_coeff": config.trust_coefficient, "eps": config.eps}
-            return Lars(parameters, **momentum, **trust)
+            return Lars(parameters, **momentum, **trust, foreach=True)
         case OptimizerName.SGD:
             return torch.optim.SGD(parameters, **momentum, fused=True)
         case OptimizerName.ADAM:

@@ -125,7 +125,7 @@ class Decoder(nn.Module):
         return self.proj(self.dec[-1](x))
 
 
-def resnet(config: EncoderConfig, channels: int, **options: Any) -> nn.Module:
+def resnet(config: EncoderConfig, channels: int, **options: Any) -> Any:
     """timm's ResNet without a classifier, initialised as ours; `options` are timm's."""
     return timm.create_model(
         f"resnet{config.depth}",

@@ -51,7 +51,8 @@ def make_step(config: PretrainConfig, *, channels_last: bool = False, seed: int 
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(seed)
-    model = torch_methods.build(config).to(memory_format=layout)
+    model: Any = torch_methods.build(config)
+    model.to(memory_format=layout)
     views = torch_methods.random_views(config, layout)
     optimizer = torch_methods.make_optimizer(config.optim, model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
