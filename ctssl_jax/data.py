@@ -112,10 +112,21 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """An opened dataset folder; `open_dataset` makes it."""
+    """An opened dataset folder; `open_dataset` makes it.
+
+    Two openings of the same data are equal, so that what was read once is remembered for both.
+    """
 
     path: Path
     manifest: dict[str, Any]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Dataset):
+            return NotImplemented
+        return (self.path, self.fingerprint) == (other.path, other.fingerprint)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.fingerprint))
 
     @property
     def name(self) -> str:

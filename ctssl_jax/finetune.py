@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from ctssl_jax.methods.base import PyTree, Start, TrainState
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.standardise import resolve
-from ctssl_jax.subsets import subset
+from ctssl_jax.subsets import Subset, training_subset
 from ctssl_jax.supervisor import Supervisor
 from ctssl_jax.train import Due, attend, fit, init_state, make_step
 
@@ -49,17 +49,17 @@ def run(
     dataset = data.open_dataset(config.data.path)
     accept = config.data.accept_leakage
     audit = leakage.require_audit(dataset, accept)
-    config = resolve(_for_dataset(config, dataset), dataset)
+    config = resolved(config, dataset)
     encoder = config.encoder.build(config.precision)
     pretrained = None
     if config.encoder_run:
         pretrained = load_start(Path(config.encoder_run), encoder, config.intensity.channels)
-    config = dataclasses.replace(config, arm=config.arm or run_folder.method(config.encoder_run))
-    subset = _training_subset(config, dataset)
+    subset = training_subset(config, dataset)
     held_out = (config.val_split, config.test_split)
     overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
-    if run_folder.open_run(workdir, config, dataset, audit=audit):
+    if run_folder.open_run(workdir, config, dataset, audit=audit, encoder_run=config.encoder_run):
         return run_folder.read_json(workdir / "results.json")
+    run_folder.write_subset(workdir, subset.record(config))
 
     mesh = sharding.make_mesh()
     predict = make_predictor(config, encoder, dataset, mesh)
@@ -77,7 +77,7 @@ def run(
         "task": config.task,
         "arm": config.arm,
         "encoder_run": run_folder.run_hash(config.encoder_run),
-        "fraction": config.fraction,
+        "fraction": subset.fraction,
         "train_slices": len(subset.rows),
         "train_patients": subset.patients,
         "seed": config.seed,
@@ -100,20 +100,6 @@ def run(
         f"{test['n']} slices of {test['patients']} patients (epoch {chosen['epoch']})"
     )
     return results
-
-
-class Subset(NamedTuple):
-    """The part of the training split that a run sees."""
-
-    rows: Int[np.ndarray, "m"]
-    of: int  # slices in the split
-    patients: int
-
-
-def _training_subset(config: FinetuneConfig, dataset: data.Dataset) -> Subset:
-    labels, patients = data.read_labels(dataset, config.data.split)
-    rows = subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
-    return Subset(rows, len(labels), len(set(patients[rows])))
 
 
 def _train(
@@ -206,8 +192,12 @@ def _train(
         )
 
 
-def _for_dataset(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
-    """The config with the dataset's number of classes, if labels and splits are what it needs."""
+def resolved(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
+    """The config as the run folder has it, with what it takes from dataset and encoder.
+
+    Raises:
+      UserError: labels or splits are not what it needs, or there is no such encoder.
+    """
     data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
     classes = dataset.classes
     if config.method.classes not in (0, len(classes)):
@@ -216,7 +206,8 @@ def _for_dataset(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfi
             "set it to 0"
         )
     method = dataclasses.replace(config.method, classes=len(classes))
-    return dataclasses.replace(config, method=method)
+    arm = config.arm or run_folder.method(config.encoder_run)
+    return resolve(dataclasses.replace(config, method=method, arm=arm), dataset)
 
 
 def _batch_size(wanted: int, slices: int) -> int:

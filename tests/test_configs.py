@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from ctssl_jax.config import (
-    AblationConfig,
     EncoderConfig,
     FinetuneConfig,
     PretrainConfig,
@@ -86,27 +85,6 @@ def test_init_and_step_have_equal_specs_at_full_size(file, preset):
     assert all(leaf.size for leaf in jax.tree.leaves(before)), "Orbax saves no empty arrays"
     assert metrics["loss"].shape == ()
     assert metrics["loss"].dtype == jnp.float32
-
-
-@pytest.mark.parametrize(
-    "preset", ["covid_ct", "covid_ct_as_run", "organsmnist", "hemorrhage", "demo", "smoke"]
-)
-def test_ablation_grids_are_valid_and_pair_the_arms(preset):
-    config = load("ablation", preset)
-    config.encoder_run, config.pretrained_arm = "runs/some", "spark"
-    config.validate()
-    cells = dict(config.cells())
-    assert len(cells) == 2 * len(config.fractions) * len(config.seeds)
-    for name, cell in cells.items():
-        if cell.arm == "scratch":
-            twin = cells[name.replace("scratch", config.pretrained_arm)]
-            assert (twin.fraction, twin.subset_seed, twin.seed) == (
-                cell.fraction,
-                cell.subset_seed,
-                cell.seed,
-            )
-            assert twin.encoder_run == "runs/some"
-            assert cell.encoder_run == ""
 
 
 def test_two_loads_share_nothing_that_a_flag_could_change():
@@ -200,6 +178,8 @@ def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
     ("change", "named"),
     [
         ({"fraction": 0.0}, "fraction=0.0"),
+        ({"count": -1}, "count=-1"),
+        ({"count": 5, "fraction": 0.5}, "count=5 and fraction=0.5: give one of them"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"epochs": 5}, "freeze.epochs=10 does not end before epochs=5"),
         ({"val_split": "test"}, "must be three different splits"),
@@ -229,9 +209,3 @@ def test_pretrain_warmup_must_end():
     with pytest.raises(ConfigError, match=r"optim.warmup_epochs=40.0 does not end"):
         config.validate()
     assert PretrainConfig(epochs=0.5, batch_size=4).total_steps(16) == 2
-
-
-@pytest.mark.parametrize("change", [{"seeds": ()}, {"seeds": (1, 1)}, {"fractions": ()}])
-def test_an_empty_or_repeated_axis_is_named(change):
-    with pytest.raises(ConfigError, match=f"{next(iter(change))}="):
-        AblationConfig(base=FinetuneConfig(), **change).validate()

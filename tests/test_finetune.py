@@ -12,9 +12,8 @@ import pytest
 from ctssl_jax import data, finetune
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.metrics import classification_metrics, duration, read_metrics
-from ctssl_jax.subsets import subset
+from ctssl_jax.subsets import SubsetBy, subset, training_subset
 from data_prep.signatures import load_file, load_signatures, save_signatures
-from launch import sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -107,6 +106,35 @@ def test_best_epoch_is_the_earliest_best_of_validation(results):
     assert found["val"]["auc"] == best["val_auc"]
 
 
+def test_subset_is_written_down_and_the_same_for_all_arms(results, phantom_path):
+    texts = {(workdir / "subset.json").read_text() for _, workdir in results.values()}
+    assert len(texts) == 1
+    found = json.loads(texts.pop())
+    labels, patients = data.read_labels(data.open_dataset(phantom_path), "train")
+    rows = subset(labels, patients, 0.5, 0).tolist()
+    assert found == {"split": "train", "by": "image", "seed": 0, "of": 32, "rows": rows}
+
+
+def test_a_count_is_a_fraction_in_the_results(tmp_path, phantom_path, results):
+    config = smoke(phantom_path, count=16, fraction=1.0)
+    dataset = data.open_dataset(phantom_path)
+    drawn = training_subset(config, dataset)
+    assert (len(drawn.rows), drawn.of, drawn.fraction) == (16, 32, 0.5)
+    config.subset_by, config.count = SubsetBy.PATIENT, 3
+    drawn = training_subset(config, dataset)
+    assert (len(drawn.rows), drawn.patients, drawn.fraction) == (24, 3, 0.75)
+
+
+def test_a_finished_run_of_another_encoder_is_refused(tmp_path, results, phantom_path, encoder_run):
+    _, workdir = results["spark"]
+    other = tmp_path / "other"
+    shutil.copytree(encoder_run, other)
+    record = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(record | {"hash": "another"}))
+    with pytest.raises(ConfigError, match="started from another encoder_run"):
+        finetune.run(smoke(phantom_path, arm="spark", encoder_run=str(other)), workdir)
+
+
 def test_repeating_a_finished_run_reads_nothing_again(results, phantom_path, monkeypatch):
     found, workdir = results["scratch"]
     monkeypatch.setattr(finetune, "evaluate", None)
@@ -156,35 +184,6 @@ def test_both_arms_and_all_methods_get_the_same_subset(phantom_path):
     draws = [subset(labels, patients, 0.5, seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
-
-
-def test_sweep_runs_the_grid_and_keeps_what_is_done(tmp_path, phantom_path, encoder_run, capsys):
-    argv = [
-        "sweep",
-        "--config=configs/ablation.py:smoke",
-        f"--config.base.data.path={phantom_path}",
-        f"--config.encoder_run={encoder_run}",
-        "--config.fractions=(0.5,)",
-        f"--workdir={tmp_path / 'grid'}",
-    ]
-    assert sweep.command(argv) == 0
-    names = sorted(path.name for path in (tmp_path / "grid").iterdir())
-    assert names == ["phantom-scratch-0.5-seed0", "phantom-spark-0.5-seed0"]
-    stamps = [(tmp_path / "grid" / name / "results.json").stat().st_mtime_ns for name in names]
-    assert sweep.command(argv) == 0
-    again = [(tmp_path / "grid" / name / "results.json").stat().st_mtime_ns for name in names]
-    assert stamps == again
-    assert "[2/2] done" in capsys.readouterr().out
-
-
-def test_sweep_names_an_encoder_run_that_is_none_before_any_run(tmp_path, capsys):
-    grid = tmp_path / "grid"
-    argv = ["sweep", "--config=configs/ablation.py:smoke", f"--workdir={grid}"]
-    assert sweep.command([*argv, f"--config.encoder_run={tmp_path}"]) == DataError.exit_code
-    err = capsys.readouterr().err
-    assert f"no run at {tmp_path}" in err
-    assert err.count("\n") == 1
-    assert not grid.exists()
 
 
 def test_classification_metrics_of_known_cases():
