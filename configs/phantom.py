@@ -31,7 +31,7 @@ def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
         encoder=EncoderConfig(depth=18),
         method=method,
         optim=optim,
-        epochs=10.0,
+        epochs=5.0,
         log_every=10,
         checkpoint_every=100,
         picture_every=35,
@@ -53,8 +53,8 @@ def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
     config.data = DataConfig(path=PATH, canvas=64)
     config.encoder = EncoderConfig(depth=18)
     config.method = Supervised(view=ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    config.batch_size, config.epochs, config.freeze.epochs = 16, 10, 2
-    config.optim.lr, config.checkpoint_every_epochs = 1e-3, 10
+    config.batch_size, config.epochs, config.freeze.epochs = 16, 6, 1
+    config.optim.lr, config.checkpoint_every_epochs = 1e-3, 6
     return config
 
 

@@ -180,7 +180,11 @@ class FinetuneConfig:
       fraction: share of the training split used; validation and test stay whole.
       count: images or patients of the training split used, in place of `fraction`; 0: by that.
       batch_size: cut to the size of the training subset where that is smaller.
+      layer_decay: the learning rate of a pre-trained encoder's layers falls by this factor from the
+        head towards the image; see `layer_decay`. 1: not at all.
+      balance_classes: weigh the loss inversely to the classes' numbers in the training subset.
       select_by: validation metric that chooses the epoch; the earliest of equals.
+      patience: so many epochs without a better one, none of them frozen, end the run; 0: never.
       checkpoint_every_epochs: resumable checkpoints; the best weights are kept besides.
       hang_after_s: as in `PretrainConfig`.
     """
@@ -215,7 +219,10 @@ class FinetuneConfig:
         )
     )
     freeze: FreezeConfig = dataclasses.field(default_factory=FreezeConfig)
+    layer_decay: float = 1.0
+    balance_classes: bool = False
     select_by: Metric = Metric.AUC
+    patience: int = 0
     precision: Precision = Precision.FLOAT32
     checkpoint_every_epochs: int = 10
     hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
@@ -227,6 +234,15 @@ class FinetuneConfig:
         _require_patience(self)
         _require_subset_and_splits(self)
         _refuse_filter(self)
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay={self.layer_decay}: must be in (0, 1]")
+        if self.patience < 0:
+            raise ConfigError(f"patience={self.patience}: must be 0 (never) or more")
+        if self.balance_classes and self.method.class_weights:
+            raise ConfigError(
+                f"balance_classes=true and method.class_weights={self.method.class_weights}: give "
+                "one of them"
+            )
         if self.freeze.epochs >= self.epochs:
             raise ConfigError(
                 f"freeze.epochs={self.freeze.epochs} does not end before epochs={self.epochs}: "

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
@@ -23,7 +24,9 @@ from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_start
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import FreezeConfig, finetune_optimizer
+from ctssl_jax.layer_decay import scale_by_layer
 from ctssl_jax.methods.base import PyTree, Start, TrainState
+from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.standardise import resolve
@@ -84,6 +87,7 @@ def run(
         "select_by": config.select_by.value,
         "best_epoch": chosen["epoch"],
         "epochs": config.epochs,
+        "epochs_trained": int(state.step) // _batching(config, subset)[1],
         "val": {name: chosen[name] for name in ("auc", "accuracy", "f1")},
         "test": test,
         "classes": list(dataset.classes),
@@ -115,11 +119,13 @@ def _train(
     supervisor: Supervisor,
 ) -> TrainState:
     """All epochs, each followed by validation; leaves the best weights in `best`."""
-    batch_size = _batch_size(config.batch_size, len(subset.rows))
-    steps_per_epoch = math.ceil(len(subset.rows) / batch_size)
+    batch_size, steps_per_epoch = _batching(config, subset)
     total_steps = config.epochs * steps_per_epoch
     freeze = config.freeze if pretrained or config.freeze.scratch else FreezeConfig(epochs=0)
     tx, head_lr = finetune_optimizer(config.optim, freeze, steps_per_epoch)
+    if pretrained and config.layer_decay < 1:
+        tx = optax.chain(tx, scale_by_layer(config.layer_decay, config.encoder.depth))
+    method = _balanced(config, dataset, subset)
     batches = iter(
         data.labelled_batches(
             dataset,
@@ -131,7 +137,7 @@ def _train(
             **sharding.process_share(),
         )
     )
-    fresh = partial(init_state, config.method, encoder, tx, config.intensity.channels)
+    fresh = partial(init_state, method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(fresh, key)
     places = sharding.state_shardings(abstract, mesh)
@@ -162,8 +168,15 @@ def _train(
         if so_far is None or found[config.select_by.value] > so_far[config.select_by.value]:
             best.save(epoch, state, {"epoch": epoch, **found})
 
+    def over(number: int) -> bool:
+        so_far = best.read()
+        if not config.patience or so_far is None:
+            return False
+        waited = number // steps_per_epoch - max(so_far["epoch"], freeze.epochs)
+        return waited >= config.patience
+
     step = make_step(
-        config.method,
+        method,
         encoder,
         tx,
         config.intensity,
@@ -189,6 +202,7 @@ def _train(
             save=checkpoints.save,
             due=[Due(steps_per_epoch, validate)],
             unfinished=unfinished,
+            over=over,
         )
 
 
@@ -205,16 +219,35 @@ def resolved(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
             f"method.classes={config.method.classes} but {dataset.name} has {len(classes)}: "
             "set it to 0"
         )
+    if len(config.method.class_weights) not in (0, len(classes)):
+        raise ConfigError(
+            f"method.class_weights={config.method.class_weights} but {dataset.name} has "
+            f"{len(classes)} classes: give one for each"
+        )
     method = dataclasses.replace(config.method, classes=len(classes))
     arm = config.arm or run_folder.method(config.encoder_run)
     return resolve(dataclasses.replace(config, method=method, arm=arm), dataset)
 
 
-def _batch_size(wanted: int, slices: int) -> int:
-    """The batch, cut to the training subset and to a multiple of the devices."""
-    devices = len(sharding.all_devices())
-    sharding.check_batch(wanted)
-    return min(wanted, max(devices, slices // devices * devices))
+def _batching(config: FinetuneConfig, subset: Subset) -> tuple[int, int]:
+    """The batch, cut to the training subset and to a multiple of the devices; steps per epoch."""
+    devices, slices = len(sharding.all_devices()), len(subset.rows)
+    sharding.check_batch(config.batch_size)
+    batch_size = min(config.batch_size, max(devices, slices // devices * devices))
+    return batch_size, math.ceil(slices / batch_size)
+
+
+def _balanced(config: FinetuneConfig, dataset: data.Dataset, subset: Subset) -> Supervised:
+    """The method, with weights n / (k * n_c) of the n slices and k classes if that is asked for.
+
+    Not in `config.json`: the runs of an arm are of one config, whatever subset a seed draws.
+    """
+    if not config.balance_classes:
+        return config.method
+    labels = data.read_labels(dataset, config.data.split)[0][subset.rows]
+    count = np.bincount(labels, minlength=len(dataset.classes))
+    weights = len(labels) / (len(count) * np.maximum(count, 1))
+    return dataclasses.replace(config.method, class_weights=tuple(weights.tolist()))
 
 
 def make_predictor(

@@ -15,9 +15,10 @@ from ctssl_jax.config import (
 )
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import finetune_optimizer
-from ctssl_jax.methods import SparK
+from ctssl_jax.methods import SparK, Supervised
 from ctssl_jax.nn.active import SparseForm
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
+from ctssl_jax.subsets import SubsetBy
 from ctssl_jax.train import init_state, make_step
 
 PRESETS = ("", "as_run", "demo", "smoke")
@@ -106,6 +107,20 @@ def test_as_run_learning_rate_is_the_papers():
     assert load("spark", "as_run").encoder.depth == 50
 
 
+def test_as_run_tasks_have_the_notebooks_quirks():
+    for task in ("covid_ct", "hemorrhage"):
+        config = load(f"finetune_{task}", "as_run")
+        assert config.subset_by is SubsetBy.IMAGE_UNSTRATIFIED
+        # A flip of the network's input from top to bottom is one of the image from left to right.
+        assert config.data.transpose
+        assert (config.method.view.hflip, config.method.view.vflip) == (0.0, 0.5)
+        meant = load(f"finetune_{task}", "")
+        assert not meant.data.transpose
+        assert (meant.method.view.hflip, meant.method.view.vflip) == (0.5, 0.0)
+    organs = load("finetune_organsmnist", "as_run")
+    assert (organs.subset_by, organs.data.transpose) == (SubsetBy.FIRST, False)
+
+
 def as_run_rates(file, epochs):
     """Learning rates at the beginning of epochs, at the paper's number of steps per epoch."""
     config = load(file, "as_run")
@@ -179,6 +194,13 @@ def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
     [
         ({"fraction": 0.0}, "fraction=0.0"),
         ({"count": -1}, "count=-1"),
+        ({"layer_decay": 0.0}, "layer_decay=0.0"),
+        ({"patience": -1}, "patience=-1"),
+        (
+            {"balance_classes": True, "method": Supervised(class_weights=(1.0, 2.0))},
+            "balance_classes=true and method.class_weights",
+        ),
+        ({"method": Supervised(class_weights=(1.0, 0.0))}, "method.class_weights="),
         ({"count": 5, "fraction": 0.5}, "count=5 and fraction=0.5: give one of them"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"epochs": 5}, "freeze.epochs=10 does not end before epochs=5"),
