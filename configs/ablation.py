@@ -23,7 +23,7 @@ def get_config(preset: str = "covid_ct") -> AblationConfig:
         as_run = task != preset
         return grid(task, "as_run" if as_run else "", subset_per_seed=not as_run)
     if preset == "demo":
-        return grid("covid_ct", "demo", fractions=(0.1, 0.25, 0.5), seeds=(0, 1, 2))
+        return grid("covid_ct", "demo", fractions=(0.1, 0.2, 0.4), seeds=(0, 1, 2))
     if preset == "smoke":
         return grid("covid_ct", "smoke", fractions=(0.1, 0.2), seeds=(0,))
     quirks = [f"{task}_as_run" for task in TASKS]

@@ -2,17 +2,19 @@
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from ctssl_jax import run_folder
 from ctssl_jax.ablation import Cell
 from ctssl_jax.config import FinetuneConfig, config_record
 from ctssl_jax.data import open_dataset
 from ctssl_jax.errors import StorageError
+from ctssl_jax.metrics import read_metrics
 
 COLUMNS = (
     *("task", "arm", "classifier", "fraction", "train_slices", "train_patients", "seed"),
@@ -55,33 +57,45 @@ def _same(cell: Cell, run: Path) -> bool:
     )
 
 
+class Taken(NamedTuple):
+    """What a finished run took: `training` grows with the training set, `rest` does not."""
+
+    rest: float
+    training: float
+
+
 def expected_seconds(cells: Sequence[Cell], workdir: Path) -> dict[str, float | None]:
     """How long each cell takes from start to end, by those that are done.
 
-    The median of cells of its kind and size, or, scaled by the size, of those of the nearest size.
+    The median of cells of its kind and size, or of the nearest size, whose training time is scaled.
     None where none of its kind is done.
     """
-    taken: dict[type, dict[float, list[float]]] = {}
+    done: dict[type, dict[float, list[Taken]]] = {}
     for cell in cells:
-        if seconds := _seconds(workdir / cell.name):
-            taken.setdefault(type(cell.config), {}).setdefault(cell.size, []).append(seconds)
+        if taken := _taken(workdir / cell.name):
+            done.setdefault(type(cell.config), {}).setdefault(cell.size, []).append(taken)
 
     def expected(cell: Cell) -> float | None:
-        sizes = taken.get(type(cell.config))
+        sizes = done.get(type(cell.config))
         if not sizes:
             return None
         near = min(sizes, key=lambda size: max(size / cell.size, cell.size / size))
-        return median(sizes[near]) * cell.size / near
+        return median(taken.rest + taken.training * cell.size / near for taken in sizes[near])
 
     return {cell.name: expected(cell) for cell in cells}
 
 
-def _seconds(run: Path) -> float | None:
+def _taken(run: Path) -> Taken | None:
     """Of a finished run, since it was last resumed; None of another."""
     try:
-        return (run / "results.json").stat().st_mtime - (run / "env.json").stat().st_mtime
-    except FileNotFoundError:
+        results = json.loads((run / "results.json").read_text())
+        total = (run / "results.json").stat().st_mtime - (run / "env.json").stat().st_mtime
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
+    speeds = [row["images_per_second"] for row in read_metrics(run) if "images_per_second" in row]
+    images = results.get("train_slices", 0) * results.get("epochs_trained", 0)
+    training = min(total, images / median(speeds)) if speeds else 0.0
+    return Taken(total - training, training)
 
 
 def write_table(workdir: Path) -> None:

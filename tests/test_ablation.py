@@ -87,12 +87,16 @@ def test_axis_that_will_not_do_is_named(change, named):
         AblationConfig(FinetuneConfig(), "", **change).validate()
 
 
-@pytest.mark.parametrize("encoders", [("SparK", "SparK"), ("a=SparK", "a=MoCo"), ("scratch=MoCo",)])
+@pytest.mark.parametrize(
+    "encoders", [("SparK", "SparK"), ("a=SparK", "a=MoCo"), ("scratch=MoCo",), ("random=MoCo",)]
+)
 def test_arms_of_one_name_are_refused(runs, encoders):
     entries = tuple(
         f"{arm}{equals}{runs}/{run}" for arm, equals, run in (e.rpartition("=") for e in encoders)
     )
-    with pytest.raises(ConfigError, match=r"encoders: two arms are (spark|a|scratch): name them"):
+    with pytest.raises(
+        ConfigError, match=r"encoders: two arms are (spark|a|scratch|random): name them"
+    ):
         AblationConfig(FinetuneConfig(), "", entries).validate()
 
 

@@ -55,7 +55,8 @@ print(place, *cpus, file=open(f"{folder}/log", "a"))
 SLEEPER = """
 import signal, sys, time, pathlib
 def save(number, frame):
-    pathlib.Path(sys.argv[1] + ".saved").write_text(str(number))
+    print(number, file=open(sys.argv[1] + ".saved", "a"))
+    time.sleep(1)  # saving takes a while
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 pathlib.Path(sys.argv[1]).touch()
@@ -70,7 +71,8 @@ supervisor = Supervisor()
 commands = [(name, [sys.executable, "-c", SLEEPER, f"{sys.argv[1]}/{name}"]) for name in "abc"]
 with supervisor.listen():
     try:
-        print([end for end in pool.run(commands, [dict(os.environ)] * 2, supervisor)])
+        for end in pool.run(commands, [dict(os.environ)] * 2, supervisor):
+            print(end)
     except Preempted as error:
         print("stopped", error.exit_code)
 """
@@ -95,6 +97,7 @@ def test_a_signal_goes_on_to_the_children_once_and_no_other_starts(tmp_path):
     out, _ = process.communicate(timeout=30)
     assert out == "stopped 75\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.saved", "b", "b.saved"]
+    assert {(tmp_path / f"{name}.saved").read_text() for name in "ab"} == {f"{signal.SIGTERM:d}\n"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends children with their parent")

@@ -207,7 +207,12 @@ def test_dry_run_says_what_is_left_and_its_cost(tmp_path, argv, capsys, monkeypa
     run = tmp_path / "grid" / names[1]
     (run / "env.json").touch()
     os.utime(run / "env.json", (1000, 1000))
+    results = json.loads((run / "results.json").read_text())
+    results |= {"train_slices": 100, "epochs_trained": 9}
+    (run / "results.json").write_text(json.dumps(results))
     os.utime(run / "results.json", (2800, 2800))  # half an hour
+    rows = [{"step": 1, "images_per_second": 1.0}, {"step": 1, "val_auc": 0.5}]  # 900 s of training
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "grid" / names[0]).mkdir()
     for name, text in (("config.json", ""), ("STATUS", "failed:4\n")):
         (tmp_path / "grid" / names[0] / name).write_text(text)
@@ -215,11 +220,11 @@ def test_dry_run_says_what_is_left_and_its_cost(tmp_path, argv, capsys, monkeypa
     assert sweep.command([*argv, "--dry_run", "--price_per_hour=2", "--parallel=3"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
     assert lines == [
-        f"# 0 {names[0]}: broken, about 5m",  # a third of 15 minutes
+        f"# 0 {names[0]}: broken, about 8m",  # a third of 15 + 7.5 minutes
         f"# 1 {names[1]}: done",
-        f"# 2 {names[2]}: to do, about 20m",
+        f"# 2 {names[2]}: to do, about 15m",  # of 15 + 30
         "# 3 cells: 1 broken, 1 done, 1 to do",
-        "# to do: about 25m, 3 at a time, at 2 an hour 0.83",
+        "# to do: about 22m, 3 at a time, at 2 an hour 0.75",
     ]
 
 
