@@ -21,11 +21,15 @@ $(VENV)/.oracles-installed: requirements-oracles.txt $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-oracles.txt
 	touch $@
 
-# Phantom CT -> SparK -> fine-tuning at several training sizes -> report; repeating it goes on.
+# The study in small: phantom CT -> four pre-trainings -> fine-tuning from each and from scratch, at
+# three training sizes with three seeds -> report. Repeating it goes on.
+METHODS := spark moco swav byol
 demo: install
 	test -d data/phantom || $(RUN) -m data_prep.phantom --out=data/phantom
-	$(RUN) -m ctssl_jax.main --config=configs/spark.py:demo --workdir=$(DEMO)/spark
-	$(RUN) -m launch.sweep --config=configs/ablation.py:demo --config.encoder_run=$(DEMO)/spark --workdir=$(DEMO)/ablation
+	set -e; for method in $(METHODS); do \
+	  $(RUN) -m ctssl_jax.main --config=configs/$$method.py:demo --workdir=$(DEMO)/$$method; \
+	done
+	$(RUN) -m launch.sweep --config=configs/ablation.py:demo $(METHODS:%=--config.encoders=$(DEMO)/%) --workdir=$(DEMO)/ablation
 	$(RUN) -m ctssl_jax.report $(DEMO) --out=$(DEMO)/report
 	@echo "open $(DEMO)/report/report.html"
 

@@ -1,34 +1,38 @@
-"""AUC against training-set size: scratch and pre-trained, several seeds.
+"""AUC against training-set size: from scratch and from pre-trained encoders, several seeds.
 
-    python -m launch.sweep --config=configs/ablation.py:covid_ct --config.encoder_run=RUN
+    python -m launch.sweep --config=configs/ablation.py:covid_ct \
+        --config.encoders=runs/spark --config.encoders=runs/moco
     python -m ctssl_jax.report runs/ablation-covid_ct --out=report
 
 Presets: covid_ct, organsmnist, hemorrhage (as meant), each also with _as_run, which takes three
-channels as the paper's encoders do; demo, smoke (phantom).
+channels as the paper's encoders do and draws one subset for all seeds; demo, smoke (phantom).
 """
 
-from configs import finetune_covid_ct, finetune_hemorrhage, finetune_organsmnist, phantom
-from ctssl_jax.config import AblationConfig
+from importlib import import_module
 
-TASKS = {
-    "covid_ct": finetune_covid_ct,
-    "organsmnist": finetune_organsmnist,
-    "hemorrhage": finetune_hemorrhage,
-}
+from configs import phantom
+from ctssl_jax.ablation import AblationConfig
+
+TASKS = ("covid_ct", "organsmnist", "hemorrhage")
 
 
 def get_config(preset: str = "covid_ct") -> AblationConfig:
     """The grid of a task."""
     task = preset.removesuffix("_as_run")
     if task in TASKS:
-        return AblationConfig(base=TASKS[task].get_config("as_run" * (task != preset)))
+        as_run = task != preset
+        return grid(task, "as_run" if as_run else "", subset_per_seed=not as_run)
     if preset == "demo":
-        return AblationConfig(
-            base=finetune_covid_ct.get_config("demo"), fractions=(0.1, 0.3, 1.0), seeds=(0, 1)
-        )
+        return grid("covid_ct", "demo", fractions=(0.1, 0.2, 0.4), seeds=(0, 1, 2))
     if preset == "smoke":
-        return AblationConfig(
-            base=finetune_covid_ct.get_config("smoke"), fractions=(0.1, 0.2), seeds=(0,)
-        )
-    as_run = [f"{task}_as_run" for task in TASKS]
-    raise phantom.unknown_preset(preset, *TASKS, *as_run, "demo", "smoke")
+        return grid("covid_ct", "smoke", fractions=(0.1, 0.2), seeds=(0,))
+    quirks = [f"{task}_as_run" for task in TASKS]
+    raise phantom.unknown_preset(preset, *TASKS, *quirks, "demo", "smoke")
+
+
+def grid(task: str, preset: str, **axes: object) -> AblationConfig:
+    """The grid over a task's fine-tuning."""
+    name = f"finetune_{task}"
+    base = import_module(f"configs.{name}").get_config(preset)
+    file = f"configs/{name}.py" + (f":{preset}" if preset else "")
+    return AblationConfig(base=base, base_config=file, **axes)  # type: ignore[arg-type]

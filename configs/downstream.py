@@ -7,6 +7,7 @@ Not a config of its own. Source: Wolf et al. 2023, Wolfda95/SSL-MedicalImagining
 from ctssl_jax.augment import Intensity
 from ctssl_jax.config import FinetuneConfig, Metric
 from ctssl_jax.freezing import FreezeMode
+from ctssl_jax.subsets import SubsetBy
 
 CANVAS = 224
 
@@ -27,4 +28,15 @@ def as_run(
     config.intensity = Intensity(channels=3, mean=mean, std=std)
     config.freeze.mode, config.freeze.scratch = FreezeMode.AS_RUN, True
     config.select_by = Metric.ACCURACY
+    return config
+
+
+def transposed(config: FinetuneConfig) -> FinetuneConfig:
+    """As MONAI's reader of 2-D images gave them; smaller training sets were shuffled, not drawn.
+
+    The notebook's flip, along the image's width, is top to bottom of what the network sees.
+    """
+    config.data.transpose = True
+    config.method.view.hflip, config.method.view.vflip = 0.0, config.method.view.hflip
+    config.subset_by = SubsetBy.IMAGE_UNSTRATIFIED
     return config

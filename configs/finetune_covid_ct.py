@@ -21,10 +21,9 @@ def get_config(preset: str = "") -> FinetuneConfig:
         case "":
             return downstream.as_meant(config)
         case "as_run":
-            # mean and std of the notebook (DS/COVID-19.ipynb); images enter it transposed, and its
-            # flip along the first axis is ours along the columns
+            # mean and std of the notebook (DS/COVID-19.ipynb)
             mean, std = (0.5600, 0.5596, 0.5596), (0.2905, 0.2907, 0.2908)
-            return downstream.as_run(config, mean, std)
+            return downstream.transposed(downstream.as_run(config, mean, std))
         case "demo":
             return phantom.finetune_demo(config)
         case "smoke":

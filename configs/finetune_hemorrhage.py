@@ -22,7 +22,7 @@ def get_config(preset: str = "") -> FinetuneConfig:
             return downstream.as_meant(config)
         case "as_run":
             mean, std = (0.5600, 0.5596, 0.5596), (0.2905, 0.2907, 0.2908)
-            return downstream.as_run(config, mean, std)
+            return downstream.transposed(downstream.as_run(config, mean, std))
         case "demo":
             return phantom.finetune_demo(config)
         case "smoke":

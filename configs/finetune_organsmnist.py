@@ -9,6 +9,7 @@
 
 from configs import downstream, phantom
 from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.subsets import SubsetBy
 
 
 def get_config(preset: str = "") -> FinetuneConfig:
@@ -20,6 +21,7 @@ def get_config(preset: str = "") -> FinetuneConfig:
         case "":
             return downstream.as_meant(config)
         case "as_run":
+            config.subset_by = SubsetBy.FIRST
             return downstream.as_run(config, mean=(0.5,), std=(0.5,))
         case "demo":
             return phantom.finetune_demo(config)

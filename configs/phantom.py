@@ -24,14 +24,14 @@ def unknown_preset(preset: str, *known: str) -> ConfigError:
 
 
 def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
-    """Pre-training on the phantom: minutes on two CPU cores; views of 96 px or less."""
+    """Pre-training on the phantom: a minute on two CPU cores; views of 96 px or less."""
     return PretrainConfig(
         data=DataConfig(path=PATH, canvas=96),
         intensity=intensity(),
         encoder=EncoderConfig(depth=18),
         method=method,
         optim=optim,
-        epochs=10.0,
+        epochs=4.0,
         log_every=10,
         checkpoint_every=100,
         picture_every=35,
@@ -53,8 +53,8 @@ def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
     config.data = DataConfig(path=PATH, canvas=64)
     config.encoder = EncoderConfig(depth=18)
     config.method = Supervised(view=ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    config.batch_size, config.epochs, config.freeze.epochs = 16, 10, 2
-    config.optim.lr, config.checkpoint_every_epochs = 1e-3, 10
+    config.batch_size, config.epochs, config.freeze.epochs = 16, 5, 1
+    config.optim.lr, config.checkpoint_every_epochs = 1e-3, 5
     return config
 
 

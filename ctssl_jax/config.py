@@ -8,10 +8,8 @@ as `--config.method.mask_ratio=0.5` set attributes; after `validate()` nobody as
 import dataclasses
 import enum
 import hashlib
-import itertools
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -178,9 +176,15 @@ class FinetuneConfig:
       encoder_run: run folder of the pre-training, or an import; empty trains from scratch.
       arm: name of the initialisation in the report; empty: the method's name, or "scratch".
       seed: of head, order and augmentation; `subset_seed` of the training subset.
-      batch_size: cut to the size of the training subset where that is smaller.
+      subset_by: what is drawn; see `SubsetBy`.
       fraction: share of the training split used; validation and test stay whole.
+      count: images or patients of the training split used, in place of `fraction`; 0: by that.
+      batch_size: cut to the size of the training subset where that is smaller.
+      layer_decay: the learning rate of a pre-trained encoder's layers falls by this factor from the
+        head towards the image; see `layer_decay`. 1: not at all.
+      balance_classes: weigh the loss inversely to the classes' numbers in the training subset.
       select_by: validation metric that chooses the epoch; the earliest of equals.
+      patience: so many epochs without a better one, none of them frozen, end the run; 0: never.
       checkpoint_every_epochs: resumable checkpoints; the best weights are kept besides.
       hang_after_s: as in `PretrainConfig`.
     """
@@ -192,6 +196,7 @@ class FinetuneConfig:
     subset_seed: int = 0
     subset_by: SubsetBy = SubsetBy.IMAGE
     fraction: float = 1.0
+    count: int = 0
     batch_size: int = 64
     epochs: int = 70
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -214,7 +219,10 @@ class FinetuneConfig:
         )
     )
     freeze: FreezeConfig = dataclasses.field(default_factory=FreezeConfig)
+    layer_decay: float = 1.0
+    balance_classes: bool = False
     select_by: Metric = Metric.AUC
+    patience: int = 0
     precision: Precision = Precision.FLOAT32
     checkpoint_every_epochs: int = 10
     hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
@@ -224,8 +232,17 @@ class FinetuneConfig:
         _validate_parts(self)
         _require_positive(self, "batch_size", "epochs", "checkpoint_every_epochs")
         _require_patience(self)
-        _require_fraction_and_splits(self)
+        _require_subset_and_splits(self)
         _refuse_filter(self)
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay={self.layer_decay}: must be in (0, 1]")
+        if self.patience < 0:
+            raise ConfigError(f"patience={self.patience}: must be 0 (never) or more")
+        if self.balance_classes and self.method.class_weights:
+            raise ConfigError(
+                f"balance_classes=true and method.class_weights={self.method.class_weights}: give "
+                "one of them"
+            )
         if self.freeze.epochs >= self.epochs:
             raise ConfigError(
                 f"freeze.epochs={self.freeze.epochs} does not end before epochs={self.epochs}: "
@@ -242,7 +259,7 @@ class EvaluateConfig:
       encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
       arm: name of the encoder in results; empty: the method's name, or "random".
       seed: of the random encoder; `subset_seed` of the training subset.
-      fraction: share of the training split used; validation and test stay whole.
+      subset_by, fraction, count: the training subset, as in `FinetuneConfig`.
       size: side of the network's input in pixels; the whole slice is resized to it.
       knn_k: numbers of neighbours to choose from; those above the training subset's size are
         left out.
@@ -258,6 +275,7 @@ class EvaluateConfig:
     subset_seed: int = 0
     subset_by: SubsetBy = SubsetBy.IMAGE
     fraction: float = 1.0
+    count: int = 0
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(canvas=224))
     val_split: str = "val"
     test_split: str = "test"
@@ -275,60 +293,12 @@ class EvaluateConfig:
         _validate_parts(self)
         _require_positive(self, "linear_iterations")
         _require_size("size", self.size)
-        _require_fraction_and_splits(self)
+        _require_subset_and_splits(self)
         _refuse_filter(self)
         for name in ("knn_k", "linear_c"):
             values = getattr(self, name)
             if not values or min(values) <= 0 or len(set(values)) != len(values):
                 raise ConfigError(f"{name}={values}: give one or more different values above 0")
-
-
-@dataclasses.dataclass
-class AblationConfig:
-    """The grid.
-
-    Attributes:
-      base: the labelled run that all cells vary.
-      encoder_run: run folder of the pre-training; empty leaves the scratch arm alone.
-      pretrained_arm: its name in the report; empty: that run's method.
-      fractions: of the training split.
-      seeds: each draws another subset and another head, order and augmentation; both arms of a
-        seed share them.
-    """
-
-    base: FinetuneConfig
-    encoder_run: str = ""
-    pretrained_arm: str = ""
-    fractions: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-
-    def validate(self) -> None:
-        """Raises `ConfigError` for an empty or repeated axis, or where a cell is wrong."""
-        for name in ("fractions", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ConfigError(f"{name}={values}: give one or more different values")
-        for _, config in self.cells():
-            config.validate()
-
-    def cells(self) -> Iterator[tuple[str, FinetuneConfig]]:
-        """Name and config of each run; the largest training sets last, so that curves grow."""
-        arms = [("scratch", "")]
-        if self.encoder_run:
-            arms.append((self.pretrained_arm or "pretrained", self.encoder_run))
-        for fraction, seed, (arm, encoder_run) in itertools.product(
-            sorted(self.fractions), self.seeds, arms
-        ):
-            config = dataclasses.replace(
-                self.base,
-                method=dataclasses.replace(self.base.method),
-                encoder_run=encoder_run,
-                arm=arm,
-                fraction=fraction,
-                seed=seed,
-                subset_seed=seed,
-            )
-            yield f"{config.task}-{arm}-{fraction:g}-seed{seed}", config
 
 
 Config = PretrainConfig | FinetuneConfig | EvaluateConfig
@@ -352,9 +322,13 @@ def _require_patience(config: PretrainConfig | FinetuneConfig) -> None:
         raise ConfigError(f"hang_after_s={config.hang_after_s}: must be 0 (never) or more")
 
 
-def _require_fraction_and_splits(config: FinetuneConfig | EvaluateConfig) -> None:
+def _require_subset_and_splits(config: FinetuneConfig | EvaluateConfig) -> None:
     if not 0 < config.fraction <= 1:
         raise ConfigError(f"fraction={config.fraction}: must be in (0, 1]")
+    if config.count < 0:
+        raise ConfigError(f"count={config.count}: must be 0 (by fraction) or more")
+    if config.count and config.fraction != 1:
+        raise ConfigError(f"count={config.count} and fraction={config.fraction}: give one of them")
     if len({config.data.split, config.val_split, config.test_split}) != 3:
         raise ConfigError(
             f"data.split={config.data.split}, val_split={config.val_split}, "

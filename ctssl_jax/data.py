@@ -50,6 +50,7 @@ class DataConfig:
     filter: str = dataclasses.field(default="", metadata={"private": True})
     accept_leakage: bool = False  # run although test data was seen; every result says so
     canvas: int = 512  # pixels; every slice is brought to canvas x canvas before batching
+    transpose: bool = False  # rows and columns change places (the paper's reader of 2-D images)
     # Elastic, as `config.config_record` takes it: a run may be resumed with other values.
     num_threads: int = dataclasses.field(default=2, metadata={"elastic": True})  # each: a batch
     prefetch: int = dataclasses.field(default=4, metadata={"elastic": True})  # batches
@@ -112,10 +113,21 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """An opened dataset folder; `open_dataset` makes it."""
+    """An opened dataset folder; `open_dataset` makes it.
+
+    Two openings of the same data are equal, so that what was read once is remembered for both.
+    """
 
     path: Path
     manifest: dict[str, Any]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Dataset):
+            return NotImplemented
+        return (self.path, self.fingerprint) == (other.path, other.fingerprint)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.fingerprint))
 
     @property
     def name(self) -> str:
@@ -282,7 +294,7 @@ def labelled_batches(
     part = _part(batch_size, process_index, process_count)
 
     def load(step: int, rows: Int[np.ndarray, "global"]) -> Batch:
-        batch = _load(source, rows[part], data.canvas)
+        batch = _load(source, rows[part], data)
         position = np.arange(batch_size, dtype=np.int64)[part]
         index = (step * batch_size + position) % INDEX_LIMIT
         record = rows[part].astype(np.int32)
@@ -312,7 +324,7 @@ def evaluation_batches(
     def load(step: int, rows: Int[np.ndarray, "global"]) -> Batch:
         mine = rows[part].astype(np.int32)
         index = (step * batch_size + np.arange(batch_size, dtype=np.int32))[part]
-        batch = _load(source, mine, data.canvas)
+        batch = _load(source, mine, data)
         return {**batch, "index": index, "valid": mine >= 0, "record": mine}
 
     batches = grain.MapDataset.source(rows.reshape(steps, batch_size))
@@ -336,13 +348,14 @@ def _read_ahead(batches: grain.MapDataset, data: DataConfig) -> grain.IterDatase
     )
 
 
-def _load(source: Records, rows: Int[np.ndarray, "b"], canvas: int) -> Batch:
+def _load(source: Records, rows: Int[np.ndarray, "b"], data: DataConfig) -> Batch:
     """Image and label of the given rows; zeros and -1 where the row is -1."""
-    image = np.zeros((len(rows), canvas, canvas), np.int16)
+    image = np.zeros((len(rows), data.canvas, data.canvas), np.int16)
     label = np.full(len(rows), -1, np.int32)
     filled = np.flatnonzero(rows >= 0)
     for place, record in zip(filled, source.__getitems__(rows[filled].tolist()), strict=True):
-        image[place] = to_canvas(record["image"], canvas)
+        stored = record["image"]
+        image[place] = to_canvas(stored.T if data.transpose else stored, data.canvas)
         label[place] = record["label"]
     return {"image": image, "label": label}
 

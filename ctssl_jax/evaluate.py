@@ -42,7 +42,7 @@ from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.neighbours import draw_neighbours
 from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
 from ctssl_jax.standardise import resolve
-from ctssl_jax.subsets import subset
+from ctssl_jax.subsets import training_subset
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
 Embed = Callable[[PyTree, PyTree, Any], jax.Array]
@@ -74,26 +74,25 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
       UserError: one of its kinds, with the line to show.
     """
     dataset = data.open_dataset(config.data.path)
-    config = resolve(config, dataset)
+    config = resolved(config, dataset)
     audit = leakage.require_audit(dataset, config.data.accept_leakage)
     if not dataset.classes:
         return _run_unlabelled(config, workdir, dataset, audit)
     data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    config = dataclasses.replace(config, arm=_arm(config))
-    labels, patients = data.read_labels(dataset, config.data.split)
-    rows = subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
-    ks = _neighbours(config, len(rows))
+    subset = training_subset(config, dataset)
+    ks = _neighbours(config, len(subset.rows))
     held_out, accept = (config.val_split, config.test_split), config.data.accept_leakage
     overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
     if run_folder.open_run(workdir, config, dataset, audit=audit):
         return _found_before(config, workdir)
+    run_folder.write_subset(workdir, subset.record(config))
 
     classes = len(dataset.classes)
     distributed.say(
-        f"{config.task}: {config.arm}, {len(rows)} of {len(labels)} training slices "
-        f"({len(set(patients[rows]))} patients), {classes} classes, "
+        f"{config.task}: {config.arm}, {len(subset.rows)} of {subset.of} training slices "
+        f"({subset.patients} patients), {classes} classes, "
         f"{encoder.widths[-1]} features of ResNet-{config.encoder.depth}"
     )
     if config.encoder_run:
@@ -101,7 +100,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     mesh = sharding.make_mesh()
     embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
     embed = partial(embed, *sharding.replicate(weights, mesh))
-    train = _read(embed, dataset, config.data, config.data.split, mesh).take(rows)
+    train = _read(embed, dataset, config.data, config.data.split, mesh).take(subset.rows)
     val = _read(embed, dataset, config.data, config.val_split, mesh)
     knn = partial(fit_knn, train, classes)
     linear = partial(fit_linear, train, classes, config.linear_iterations)
@@ -117,9 +116,9 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         "task": config.task,
         "arm": config.arm,
         "encoder_run": run_folder.run_hash(config.encoder_run),
-        "fraction": config.fraction,
-        "train_slices": len(train.labels),
-        "train_patients": len(set(train.patients)),
+        "fraction": subset.fraction,
+        "train_slices": len(subset.rows),
+        "train_patients": subset.patients,
         "seed": config.seed,
         "subset_seed": config.subset_seed,
         "select_by": config.select_by.value,
@@ -157,7 +156,6 @@ def _run_unlabelled(
     """Writes the features of `data.split`."""
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    config = dataclasses.replace(config, arm=_arm(config))
     if run_folder.open_run(workdir, config, dataset, audit=audit):
         return _found_before(config, workdir)
     mesh = sharding.make_mesh()
@@ -332,9 +330,10 @@ def choose(
     return best
 
 
-def _arm(config: EvaluateConfig) -> str:
+def resolved(config: EvaluateConfig, dataset: data.Dataset) -> EvaluateConfig:
+    """The config as the run folder has it, with what it takes from dataset and encoder."""
     own = run_folder.method(config.encoder_run) if config.encoder_run else "random"
-    return config.arm or own
+    return dataclasses.replace(resolve(config, dataset), arm=config.arm or own)
 
 
 def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, PyTree]:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
@@ -23,11 +24,13 @@ from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_start
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import FreezeConfig, finetune_optimizer
+from ctssl_jax.layer_decay import scale_by_layer
 from ctssl_jax.methods.base import PyTree, Start, TrainState
+from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.standardise import resolve
-from ctssl_jax.subsets import subset
+from ctssl_jax.subsets import Subset, training_subset
 from ctssl_jax.supervisor import Supervisor
 from ctssl_jax.train import Due, attend, fit, init_state, make_step
 
@@ -49,17 +52,17 @@ def run(
     dataset = data.open_dataset(config.data.path)
     accept = config.data.accept_leakage
     audit = leakage.require_audit(dataset, accept)
-    config = resolve(_for_dataset(config, dataset), dataset)
+    config = resolved(config, dataset)
     encoder = config.encoder.build(config.precision)
     pretrained = None
     if config.encoder_run:
         pretrained = load_start(Path(config.encoder_run), encoder, config.intensity.channels)
-    config = dataclasses.replace(config, arm=config.arm or run_folder.method(config.encoder_run))
-    subset = _training_subset(config, dataset)
+    subset = training_subset(config, dataset)
     held_out = (config.val_split, config.test_split)
     overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
-    if run_folder.open_run(workdir, config, dataset, audit=audit):
+    if run_folder.open_run(workdir, config, dataset, audit=audit, encoder_run=config.encoder_run):
         return run_folder.read_json(workdir / "results.json")
+    run_folder.write_subset(workdir, subset.record(config))
 
     mesh = sharding.make_mesh()
     predict = make_predictor(config, encoder, dataset, mesh)
@@ -77,13 +80,14 @@ def run(
         "task": config.task,
         "arm": config.arm,
         "encoder_run": run_folder.run_hash(config.encoder_run),
-        "fraction": config.fraction,
+        "fraction": subset.fraction,
         "train_slices": len(subset.rows),
         "train_patients": subset.patients,
         "seed": config.seed,
         "select_by": config.select_by.value,
         "best_epoch": chosen["epoch"],
         "epochs": config.epochs,
+        "epochs_trained": int(state.step) // _batching(config, subset)[1],
         "val": {name: chosen[name] for name in ("auc", "accuracy", "f1")},
         "test": test,
         "classes": list(dataset.classes),
@@ -102,20 +106,6 @@ def run(
     return results
 
 
-class Subset(NamedTuple):
-    """The part of the training split that a run sees."""
-
-    rows: Int[np.ndarray, "m"]
-    of: int  # slices in the split
-    patients: int
-
-
-def _training_subset(config: FinetuneConfig, dataset: data.Dataset) -> Subset:
-    labels, patients = data.read_labels(dataset, config.data.split)
-    rows = subset(labels, patients, config.fraction, config.subset_seed, config.subset_by)
-    return Subset(rows, len(labels), len(set(patients[rows])))
-
-
 def _train(
     config: FinetuneConfig,
     workdir: Path,
@@ -129,11 +119,13 @@ def _train(
     supervisor: Supervisor,
 ) -> TrainState:
     """All epochs, each followed by validation; leaves the best weights in `best`."""
-    batch_size = _batch_size(config.batch_size, len(subset.rows))
-    steps_per_epoch = math.ceil(len(subset.rows) / batch_size)
+    batch_size, steps_per_epoch = _batching(config, subset)
     total_steps = config.epochs * steps_per_epoch
     freeze = config.freeze if pretrained or config.freeze.scratch else FreezeConfig(epochs=0)
     tx, head_lr = finetune_optimizer(config.optim, freeze, steps_per_epoch)
+    if pretrained and config.layer_decay < 1:
+        tx = optax.chain(tx, scale_by_layer(config.layer_decay, config.encoder.depth))
+    method = _balanced(config, dataset, subset)
     batches = iter(
         data.labelled_batches(
             dataset,
@@ -145,7 +137,7 @@ def _train(
             **sharding.process_share(),
         )
     )
-    fresh = partial(init_state, config.method, encoder, tx, config.intensity.channels)
+    fresh = partial(init_state, method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(fresh, key)
     places = sharding.state_shardings(abstract, mesh)
@@ -176,8 +168,15 @@ def _train(
         if so_far is None or found[config.select_by.value] > so_far[config.select_by.value]:
             best.save(epoch, state, {"epoch": epoch, **found})
 
+    def over(number: int) -> bool:
+        so_far = best.read()
+        if not config.patience or so_far is None:
+            return False
+        waited = number // steps_per_epoch - max(so_far["epoch"], freeze.epochs)
+        return waited >= config.patience
+
     step = make_step(
-        config.method,
+        method,
         encoder,
         tx,
         config.intensity,
@@ -203,11 +202,16 @@ def _train(
             save=checkpoints.save,
             due=[Due(steps_per_epoch, validate)],
             unfinished=unfinished,
+            over=over,
         )
 
 
-def _for_dataset(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
-    """The config with the dataset's number of classes, if labels and splits are what it needs."""
+def resolved(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
+    """The config as the run folder has it, with what it takes from dataset and encoder.
+
+    Raises:
+      UserError: labels or splits are not what it needs, or there is no such encoder.
+    """
     data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
     classes = dataset.classes
     if config.method.classes not in (0, len(classes)):
@@ -215,15 +219,35 @@ def _for_dataset(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfi
             f"method.classes={config.method.classes} but {dataset.name} has {len(classes)}: "
             "set it to 0"
         )
+    if len(config.method.class_weights) not in (0, len(classes)):
+        raise ConfigError(
+            f"method.class_weights={config.method.class_weights} but {dataset.name} has "
+            f"{len(classes)} classes: give one for each"
+        )
     method = dataclasses.replace(config.method, classes=len(classes))
-    return dataclasses.replace(config, method=method)
+    arm = config.arm or run_folder.method(config.encoder_run)
+    return resolve(dataclasses.replace(config, method=method, arm=arm), dataset)
 
 
-def _batch_size(wanted: int, slices: int) -> int:
-    """The batch, cut to the training subset and to a multiple of the devices."""
-    devices = len(sharding.all_devices())
-    sharding.check_batch(wanted)
-    return min(wanted, max(devices, slices // devices * devices))
+def _batching(config: FinetuneConfig, subset: Subset) -> tuple[int, int]:
+    """The batch, cut to the training subset and to a multiple of the devices; steps per epoch."""
+    devices, slices = len(sharding.all_devices()), len(subset.rows)
+    sharding.check_batch(config.batch_size)
+    batch_size = min(config.batch_size, max(devices, slices // devices * devices))
+    return batch_size, math.ceil(slices / batch_size)
+
+
+def _balanced(config: FinetuneConfig, dataset: data.Dataset, subset: Subset) -> Supervised:
+    """The method, with weights n / (k * n_c) of the n slices and k classes if that is asked for.
+
+    Not in `config.json`: the runs of an arm are of one config, whatever subset a seed draws.
+    """
+    if not config.balance_classes:
+        return config.method
+    labels = data.read_labels(dataset, config.data.split)[0][subset.rows]
+    count = np.bincount(labels, minlength=len(dataset.classes))
+    weights = len(labels) / (len(count) * np.maximum(count, 1))
+    return dataclasses.replace(config.method, class_weights=tuple(weights.tolist()))
 
 
 def make_predictor(

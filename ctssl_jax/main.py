@@ -159,20 +159,24 @@ def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:
 
 def provide_phantom(path: str) -> None:
     """Makes the embedded phantom where the presets `:demo` and `:smoke` expect it."""
-
-    def prepare() -> None:
-        if not Path(path).exists():
-            from data_prep import phantom
-
-            print(f"preparing the embedded CT phantom in {path}", flush=True)
-            phantom.prepare(Path(path))
-
     if path == PHANTOM:
-        distributed.on_first(prepare)
+        distributed.on_first(prepare_phantom)
+
+
+def prepare_phantom() -> None:
+    """Makes the embedded phantom if it is not there; does not start JAX."""
+    if not Path(PHANTOM).exists():
+        from data_prep import phantom
+
+        print(f"preparing the embedded CT phantom in {PHANTOM}", flush=True)
+        phantom.prepare(Path(PHANTOM))
 
 
 def execute(
-    argv: list[str], work: Callable[[object, Path, Supervisor], None], name: str = "ctssl_jax"
+    argv: list[str],
+    work: Callable[[object, Path, Supervisor], None],
+    name: str = "ctssl_jax",
+    devices: bool = True,
 ) -> int:
     """Runs a command of one or several processes, to its end or to an exit code.
 
@@ -180,6 +184,7 @@ def execute(
       argv: the command line, as `sys.argv`.
       work: gets the config, the run folder and the supervisor.
       name: of the command, before its error messages.
+      devices: whether `work` computes; else they are left to others.
     """
     platform.set_cpu_flags()
     platform.quiet_libraries()
@@ -188,7 +193,7 @@ def execute(
     workdir, cluster, lifeline = None, None, None
 
     def leave(code: int) -> NoReturn:  # at once, in any thread
-        _mark_ended(workdir, cluster, code)
+        mark_ended(workdir, cluster, code)
         if lifeline is not None:
             lifeline.fail(code)
         sys.stdout.flush()
@@ -204,18 +209,21 @@ def execute(
     try:
         with supervisor.listen():
             config, workdir, cluster, timeout = parse(argv)
+            if cluster is not None and not devices:
+                raise ConfigError("this command is one process: start it without --processes")
             if cluster is not None:
                 lifeline = distributed.join(cluster, timeout, lost)
-            distributed.require_devices()
+            if devices:
+                distributed.require_devices()
+                platform.enable_compilation_cache()
             if cluster is not None:
                 print(distributed.who(), flush=True)
-            platform.enable_compilation_cache()
             work(config, workdir, supervisor)
             if lifeline is not None:
                 _part(lifeline)
         return 0
     except Exception as error:
-        found = _for_user(error, several=lifeline is not None)
+        found = for_user(error, several=lifeline is not None)
         if found is None and lifeline is None:
             raise
         if found is None:
@@ -224,7 +232,7 @@ def execute(
         failure = found
     one_of_many = f" [process {cluster.process}/{cluster.processes}]" if cluster else ""
     print(f"{name}{one_of_many}: {failure}", file=sys.stderr, flush=True)
-    _mark_ended(workdir, cluster, failure.exit_code)
+    mark_ended(workdir, cluster, failure.exit_code)
     if lifeline is not None:
         if not isinstance(failure, Preempted):
             leave(failure.exit_code)
@@ -232,7 +240,7 @@ def execute(
     return failure.exit_code
 
 
-def _for_user(error: Exception, several: bool) -> UserError | None:
+def for_user(error: Exception, several: bool) -> UserError | None:
     """The line for an error that is the user's to mend; None for one that is ours."""
     if isinstance(error, UserError):
         return error
@@ -263,7 +271,7 @@ def _part(lifeline: Lifeline) -> None:
     jax.distributed.shutdown()
 
 
-def _mark_ended(workdir: Path | None, cluster: Cluster | None, code: int) -> None:
+def mark_ended(workdir: Path | None, cluster: Cluster | None, code: int) -> None:
     """Notes how a run ended that had begun; a refused folder keeps its status."""
     if cluster is not None and cluster.process != 0:
         return

@@ -55,7 +55,7 @@ def open_run(
       dataset: that it reads.
       audit: what the gate says of the dataset.
       kept: which slices a filter keeps, in numbers.
-      encoder_run: that pre-training starts from; its hash is noted.
+      encoder_run: that the run starts from; its hash is noted.
 
     Returns:
       Whether the run has already ended well; then nothing is touched.
@@ -162,6 +162,12 @@ def method(run: str) -> str:
 def run_hash(run: str) -> str | None:
     """The hash of a run folder's config, by which results name it; None for no run."""
     return read_json(Path(run) / "config.json")["hash"] if run else None
+
+
+def write_subset(workdir: Path, record: dict[str, Any]) -> None:
+    """Writes `subset.json`."""
+    if distributed.is_first():
+        write_json(workdir / "subset.json", record)
 
 
 def write_results(workdir: Path, results: dict[str, Any]) -> None:

@@ -1,18 +1,68 @@
 """Which part of a labelled training split a run sees: the small-data axis of the study."""
 
 import enum
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from ctssl_jax import data
 from ctssl_jax.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ctssl_jax.config import EvaluateConfig, FinetuneConfig
 
 
 class SubsetBy(enum.Enum):
-    """What is drawn for a subset: single images (the paper), or patients with all their images."""
+    """What is drawn for a subset.
+
+    Attributes:
+      IMAGE: single images, in the classes' proportions.
+      PATIENT: patients with all their images, each counted in the class of most of them.
+      IMAGE_UNSTRATIFIED: single images, whatever their class (the paper's COVID-CT and head CT).
+      FIRST: the first images in the order of the records; no draw (the paper's OrganSMNIST).
+    """
 
     IMAGE = "image"
     PATIENT = "patient"
+    IMAGE_UNSTRATIFIED = "image_unstratified"
+    FIRST = "first"
+
+
+class Subset(NamedTuple):
+    """The part of the training split that a run sees.
+
+    Attributes:
+      rows: row numbers in the split, ascending.
+      of: slices in the split.
+      patients: of the part.
+      fraction: that was asked for, of the images or patients.
+    """
+
+    rows: Int[np.ndarray, "m"]
+    of: int
+    patients: int
+    fraction: float
+
+    def record(self, config: "FinetuneConfig | EvaluateConfig") -> dict[str, Any]:
+        """What `subset.json` holds: row numbers, which name nobody."""
+        return {
+            "split": config.data.split,
+            "by": config.subset_by.value,
+            "seed": config.subset_seed,
+            "of": self.of,
+            "rows": self.rows.tolist(),
+        }
+
+
+def training_subset(config: "FinetuneConfig | EvaluateConfig", dataset: data.Dataset) -> Subset:
+    """The subset that a run's config asks for; raises as `subset`."""
+    labels, patients = data.read_labels(dataset, config.data.split)
+    by = config.subset_by
+    rows = subset(labels, patients, config.fraction, config.subset_seed, by, count=config.count)
+    items = len(set(patients)) if by is SubsetBy.PATIENT else len(labels)
+    fraction = config.count / items if config.count else config.fraction
+    return Subset(rows, len(labels), len(set(patients[rows])), fraction)
 
 
 def subset(
@@ -21,15 +71,17 @@ def subset(
     fraction: float,
     seed: int,
     by: SubsetBy = SubsetBy.IMAGE,
+    count: int = 0,
 ) -> Int[np.ndarray, "m"]:
-    """Row numbers, ascending, of a random `fraction` of the records, in the classes' proportions.
+    """Row numbers, ascending, of a part of the records.
 
-    IMAGE draws `int(fraction * n)` images. PATIENT draws that fraction of the patients, each
-    counted in the class of most of its images. At least one of each class. Depends on nothing but
-    the arguments; of one seed, smaller subsets are contained in larger ones.
+    It has `int(fraction * n)` of n images or patients, or `count` where that is not 0. IMAGE and
+    PATIENT take at least one of each class. Depends on nothing but the arguments; of one seed,
+    smaller subsets are contained in larger ones.
 
     Raises:
-      ConfigError: `fraction` is not in (0, 1].
+      ConfigError: `fraction` is not in (0, 1], or there are not `count` to take, or fewer than
+        there are classes.
       DataError: a record has no label.
     """
     if not 0 < fraction <= 1:
@@ -39,29 +91,53 @@ def subset(
             f"a labelled subset needs labels: {np.count_nonzero(labels < 0)} of {len(labels)} "
             "records have none"
         )
-    if by is SubsetBy.IMAGE:
-        return np.sort(_first_of_strata(labels, fraction, seed))
+    if by is not SubsetBy.PATIENT:
+        order, least = _image_order(labels, seed, by)
+        return np.sort(order[: _size(len(order), least, fraction, count, "images")])
     _, owner = np.unique(patients, return_inverse=True)
     votes = np.zeros((owner.max() + 1, labels.max() + 1), np.int64)
     np.add.at(votes, (owner, labels), 1)
-    drawn = _first_of_strata(votes.argmax(axis=1), fraction, seed)
+    order, least = _stratified_order(votes.argmax(axis=1), seed)
+    drawn = order[: _size(len(order), least, fraction, count, "patients")]
     return np.flatnonzero(np.isin(owner, drawn))
 
 
-def _first_of_strata(
-    strata: Int[np.ndarray, "n"], fraction: float, seed: int
-) -> Int[np.ndarray, "m"]:
-    """The first `int(fraction * n)` of one fixed random order that keeps the strata in proportion.
+def _size(n: int, least: int, fraction: float, count: int, what: str) -> int:
+    if not count:
+        return max(int(fraction * n), least)
+    if not least <= count <= n:
+        raise ConfigError(
+            f"count={count}: the training split has {n} {what}, and {least} are the fewest to take"
+        )
+    return count
+
+
+def _image_order(
+    labels: Int[np.ndarray, "n"], seed: int, by: SubsetBy
+) -> tuple[Int[np.ndarray, "n"], int]:
+    """The images in the order in which they are taken, and how many must be."""
+    if by is SubsetBy.FIRST:
+        return np.arange(len(labels)), 1
+    if by is SubsetBy.IMAGE_UNSTRATIFIED:
+        return np.argsort(_draw(len(labels), seed), kind="stable"), 1
+    return _stratified_order(labels, seed)
+
+
+def _draw(n: int, seed: int) -> Shaped[np.ndarray, "n"]:
+    # Raw bits: NumPy keeps these, not what `Generator` makes of them, the same across versions.
+    return np.random.PCG64(seed).random_raw(n)
+
+
+def _stratified_order(strata: Int[np.ndarray, "n"], seed: int) -> tuple[Int[np.ndarray, "n"], int]:
+    """One fixed random order of which every beginning keeps the strata in proportion; their number.
 
     Item number r (from 0) of a stratum of N is due at (r + 1/2) / N of the order: Sainte-Laguë's
     apportionment, which unlike the largest remainder never takes a place back as the total grows.
     The first of each stratum comes before all others.
     """
-    # Raw bits: NumPy keeps these, not what `Generator` makes of them, the same across versions.
-    draw = np.random.PCG64(seed).random_raw(len(strata))
+    draw = _draw(len(strata), seed)
     order = np.lexsort((draw, strata))
     _, start, count = np.unique(strata[order], return_index=True, return_counts=True)
     rank = np.arange(len(strata)) - np.repeat(start, count)
     due = np.where(rank == 0, 0.0, (rank + 0.5) / np.repeat(count, count))
-    order = order[np.lexsort((draw[order], due))]
-    return order[: max(int(fraction * len(strata)), len(count))]
+    return order[np.lexsort((draw[order], due))], len(count)

@@ -169,6 +169,7 @@ def fit(
     save: Callable[[TrainState, bool], None],
     due: Sequence[Due] = (),
     unfinished: bool = False,
+    over: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`.
 
@@ -177,6 +178,8 @@ def fit(
         whether something that was due after its step is due still.
       due: what else is to do.
       unfinished: what was due after the step that `state` comes from is done first.
+      over: whether the run ends after a step, asked where something was due; by what is on disk, so
+        that a resumed run ends there, too.
 
     Raises:
       DivergedError: loss or gradient was not finite; found before anything that is due, so that no
@@ -191,6 +194,8 @@ def fit(
     for item in due if unfinished else ():
         if item.at(start, total_steps):
             item.call(state, start)
+    if over(start):
+        return state
     if start < total_steps:
         writer.line(f"step {start:,}/{total_steps:,}: compiling the training step")
     for number in range(start + 1, total_steps + 1):
@@ -236,10 +241,13 @@ def fit(
         except Preempted:
             save(state, True)
             raise
-        if save_now:
+        ended = bool(now_due) and over(number)
+        if save_now or ended:
             save(state, False)
         if stop:
             raise supervisor.stopped()
+        if ended:
+            break
         throughput.restart()
     return state
 

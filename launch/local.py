@@ -51,7 +51,7 @@ class Process:
             stderr=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
-            preexec_fn=lambda: _die_with(launcher),
+            preexec_fn=lambda: die_with(launcher),
         )
 
     @property
@@ -91,7 +91,7 @@ class Process:
             os.killpg(self.popen.pid, signal.SIGKILL)
 
 
-def _die_with(launcher: int) -> None:
+def die_with(launcher: int) -> None:
     """Asks Linux, in the new process, to kill it when the launcher is no more."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from ctssl_jax.config import (
-    AblationConfig,
     EncoderConfig,
     FinetuneConfig,
     PretrainConfig,
@@ -16,9 +15,10 @@ from ctssl_jax.config import (
 )
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import finetune_optimizer
-from ctssl_jax.methods import SparK
+from ctssl_jax.methods import SparK, Supervised
 from ctssl_jax.nn.active import SparseForm
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
+from ctssl_jax.subsets import SubsetBy
 from ctssl_jax.train import init_state, make_step
 
 PRESETS = ("", "as_run", "demo", "smoke")
@@ -88,27 +88,6 @@ def test_init_and_step_have_equal_specs_at_full_size(file, preset):
     assert metrics["loss"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize(
-    "preset", ["covid_ct", "covid_ct_as_run", "organsmnist", "hemorrhage", "demo", "smoke"]
-)
-def test_ablation_grids_are_valid_and_pair_the_arms(preset):
-    config = load("ablation", preset)
-    config.encoder_run, config.pretrained_arm = "runs/some", "spark"
-    config.validate()
-    cells = dict(config.cells())
-    assert len(cells) == 2 * len(config.fractions) * len(config.seeds)
-    for name, cell in cells.items():
-        if cell.arm == "scratch":
-            twin = cells[name.replace("scratch", config.pretrained_arm)]
-            assert (twin.fraction, twin.subset_seed, twin.seed) == (
-                cell.fraction,
-                cell.subset_seed,
-                cell.seed,
-            )
-            assert twin.encoder_run == "runs/some"
-            assert cell.encoder_run == ""
-
-
 def test_two_loads_share_nothing_that_a_flag_could_change():
     for file, preset in SHIPPED:
         one, other = load(file, preset), load(file, preset)
@@ -126,6 +105,20 @@ def test_every_shipped_config_is_valid(file, preset):
 def test_as_run_learning_rate_is_the_papers():
     assert load("spark", "as_run").optim.lr == pytest.approx(2.5e-5)
     assert load("spark", "as_run").encoder.depth == 50
+
+
+def test_as_run_tasks_have_the_notebooks_quirks():
+    for task in ("covid_ct", "hemorrhage"):
+        config = load(f"finetune_{task}", "as_run")
+        assert config.subset_by is SubsetBy.IMAGE_UNSTRATIFIED
+        # A flip of the network's input from top to bottom is one of the image from left to right.
+        assert config.data.transpose
+        assert (config.method.view.hflip, config.method.view.vflip) == (0.0, 0.5)
+        meant = load(f"finetune_{task}", "")
+        assert not meant.data.transpose
+        assert (meant.method.view.hflip, meant.method.view.vflip) == (0.5, 0.0)
+    organs = load("finetune_organsmnist", "as_run")
+    assert (organs.subset_by, organs.data.transpose) == (SubsetBy.FIRST, False)
 
 
 def as_run_rates(file, epochs):
@@ -200,6 +193,15 @@ def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
     ("change", "named"),
     [
         ({"fraction": 0.0}, "fraction=0.0"),
+        ({"count": -1}, "count=-1"),
+        ({"layer_decay": 0.0}, "layer_decay=0.0"),
+        ({"patience": -1}, "patience=-1"),
+        (
+            {"balance_classes": True, "method": Supervised(class_weights=(1.0, 2.0))},
+            "balance_classes=true and method.class_weights",
+        ),
+        ({"method": Supervised(class_weights=(1.0, 0.0))}, "method.class_weights="),
+        ({"count": 5, "fraction": 0.5}, "count=5 and fraction=0.5: give one of them"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"epochs": 5}, "freeze.epochs=10 does not end before epochs=5"),
         ({"val_split": "test"}, "must be three different splits"),
@@ -229,9 +231,3 @@ def test_pretrain_warmup_must_end():
     with pytest.raises(ConfigError, match=r"optim.warmup_epochs=40.0 does not end"):
         config.validate()
     assert PretrainConfig(epochs=0.5, batch_size=4).total_steps(16) == 2
-
-
-@pytest.mark.parametrize("change", [{"seeds": ()}, {"seeds": (1, 1)}, {"fractions": ()}])
-def test_an_empty_or_repeated_axis_is_named(change):
-    with pytest.raises(ConfigError, match=f"{next(iter(change))}="):
-        AblationConfig(base=FinetuneConfig(), **change).validate()

@@ -88,6 +88,19 @@ def test_a_batch_has_the_stated_arrays(dataset):
     np.testing.assert_array_equal(batch["label"], batch["image"][:, 5, 9] % 3)
 
 
+def test_transposed_slices_change_rows_and_columns_in_training_and_evaluation(phantom_path):
+    dataset = open_dataset(phantom_path)
+    plain, turned = (DataConfig(canvas=64, transpose=transpose) for transpose in (False, True))
+    for read in (train, evaluated):
+        one, other = (next(iter(read(dataset, data=data)))["image"] for data in (plain, turned))
+        np.testing.assert_array_equal(other, one.swapaxes(1, 2))
+        assert not np.array_equal(other, one)
+
+
+def evaluated(dataset, data):
+    return evaluation_batches(dataset, data, split="test", batch_size=4)
+
+
 def test_every_record_comes_once_an_epoch_and_epochs_differ(dataset):
     stream = names(take(train(dataset), 14))[: 3 * TRAIN].reshape(3, TRAIN)
     for epoch in stream:

@@ -12,9 +12,8 @@ import pytest
 from ctssl_jax import data, finetune
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.metrics import classification_metrics, duration, read_metrics
-from ctssl_jax.subsets import subset
+from ctssl_jax.subsets import Subset, SubsetBy, subset, training_subset
 from data_prep.signatures import load_file, load_signatures, save_signatures
-from launch import sweep
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -107,6 +106,35 @@ def test_best_epoch_is_the_earliest_best_of_validation(results):
     assert found["val"]["auc"] == best["val_auc"]
 
 
+def test_subset_is_written_down_and_the_same_for_all_arms(results, phantom_path):
+    texts = {(workdir / "subset.json").read_text() for _, workdir in results.values()}
+    assert len(texts) == 1
+    found = json.loads(texts.pop())
+    labels, patients = data.read_labels(data.open_dataset(phantom_path), "train")
+    rows = subset(labels, patients, 0.5, 0).tolist()
+    assert found == {"split": "train", "by": "image", "seed": 0, "of": 32, "rows": rows}
+
+
+def test_a_count_is_a_fraction_in_the_results(tmp_path, phantom_path, results):
+    config = smoke(phantom_path, count=16, fraction=1.0)
+    dataset = data.open_dataset(phantom_path)
+    drawn = training_subset(config, dataset)
+    assert (len(drawn.rows), drawn.of, drawn.fraction) == (16, 32, 0.5)
+    config.subset_by, config.count = SubsetBy.PATIENT, 3
+    drawn = training_subset(config, dataset)
+    assert (len(drawn.rows), drawn.patients, drawn.fraction) == (24, 3, 0.75)
+
+
+def test_a_finished_run_of_another_encoder_is_refused(tmp_path, results, phantom_path, encoder_run):
+    _, workdir = results["spark"]
+    other = tmp_path / "other"
+    shutil.copytree(encoder_run, other)
+    record = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(record | {"hash": "another"}))
+    with pytest.raises(ConfigError, match="started from another encoder_run"):
+        finetune.run(smoke(phantom_path, arm="spark", encoder_run=str(other)), workdir)
+
+
 def test_repeating_a_finished_run_reads_nothing_again(results, phantom_path, monkeypatch):
     found, workdir = results["scratch"]
     monkeypatch.setattr(finetune, "evaluate", None)
@@ -136,6 +164,94 @@ def test_frozen_convolutions_are_the_pretrained_ones(tmp_path, phantom_path, enc
     assert np.any(after["bn1"]["scale"] != before["bn1"]["scale"])
 
 
+def scripted(monkeypatch, scores):
+    """Validations find these AUCs, one after the other; returns those not yet used."""
+    left = list(scores)
+
+    def metrics(truth, found):
+        return {"auc": left.pop(0), "f1": 0.0, "accuracy": 0.0}
+
+    monkeypatch.setattr(finetune, "classification_metrics", metrics)
+    return left
+
+
+@pytest.mark.parametrize(
+    ("patience", "frozen", "aucs", "trained"),
+    [
+        (0, 1, [0.9, 0.5, 0.5, 0.5, 0.5], 5),
+        (2, 0, [0.5, 0.6, 0.6, 0.4], 4),  # an equal score is not better
+        (1, 3, [0.9, 0.5, 0.5, 0.5], 4),  # the frozen epochs do not count
+    ],
+)
+def test_patience_ends_a_run_that_gets_no_better(
+    tmp_path, phantom_path, encoder_run, monkeypatch, patience, frozen, aucs, trained
+):
+    config = smoke(phantom_path, encoder_run=str(encoder_run), epochs=5, patience=patience)
+    config.fraction, config.freeze.epochs = 0.25, frozen
+    left = scripted(monkeypatch, aucs)
+    found = finetune.run(config, tmp_path / "run")
+    assert left == []
+    assert (found["epochs_trained"], found["epochs"]) == (trained, 5)
+    assert found["best_epoch"] == 1 + aucs.index(max(aucs))
+
+
+def test_a_run_that_was_over_when_it_was_killed_is_over(tmp_path, phantom_path, monkeypatch):
+    config = smoke(phantom_path, epochs=5, patience=1, fraction=0.25)
+    scripted(monkeypatch, [0.6, 0.5])
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "_test_once", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(config, tmp_path / "run")
+    found = finetune.run(config, tmp_path / "run")  # no validation is left to be asked for
+    assert (found["epochs_trained"], found["best_epoch"]) == (2, 1)
+
+
+def test_knobs_of_small_data_change_the_weights_of_a_pretrained_run(
+    tmp_path, phantom_path, encoder_run
+):
+    def weights(name, run=str(encoder_run), **changes):
+        config = smoke(phantom_path, encoder_run=run, arm=name, fraction=0.25, **changes)
+        config.freeze.epochs = 0
+        finetune.run(config, tmp_path / name)
+        return np.loadtxt(tmp_path / name / "predictions.csv", delimiter=",", skiprows=1, usecols=4)
+
+    plain = weights("plain")
+    assert np.any(weights("decay", layer_decay=0.5) != plain)
+    assert np.any(weights("weights", method=weighted(phantom_path)) != plain)
+    # A subset in proportion of a balanced split: all weights are 1.
+    np.testing.assert_allclose(weights("balanced", balance_classes=True), plain, atol=1e-4)
+    scratch = weights("scratch", run="")
+    np.testing.assert_array_equal(weights("scratch-decay", run="", layer_decay=0.5), scratch)
+
+
+def weighted(phantom_path):
+    method = smoke(phantom_path).method
+    method.class_weights = (1.0, 9.0)
+    return method
+
+
+def test_balanced_weights_are_inverse_to_the_subsets_classes(phantom_path):
+    config = smoke(phantom_path, balance_classes=True)
+    dataset = data.open_dataset(phantom_path)
+    labels, _ = data.read_labels(dataset, "train")
+    rows = np.concatenate([np.flatnonzero(labels == 0)[:9], np.flatnonzero(labels == 1)[:3]])
+    drawn = Subset(np.sort(rows), len(labels), 1, 0.5)
+    assert finetune._balanced(config, dataset, drawn).class_weights == (12 / 18, 12 / 6)
+    config.balance_classes = False
+    assert finetune._balanced(config, dataset, drawn).class_weights == ()
+
+
+def test_weights_of_another_number_of_classes_are_named(tmp_path, phantom_path):
+    config = smoke(phantom_path)
+    config.method.class_weights = (1.0, 2.0, 3.0)
+    with pytest.raises(ConfigError, match=r"method.class_weights=.* but phantom has 2 classes"):
+        finetune.run(config, tmp_path / "run")
+
+
 def test_missing_test_split_is_named_before_training(tmp_path, phantom_path):
     config = smoke(phantom_path, test_split="holdout")
     with pytest.raises(DataError, match=r"no split 'holdout'; there is train, val, test"):
@@ -156,35 +272,6 @@ def test_both_arms_and_all_methods_get_the_same_subset(phantom_path):
     draws = [subset(labels, patients, 0.5, seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
-
-
-def test_sweep_runs_the_grid_and_keeps_what_is_done(tmp_path, phantom_path, encoder_run, capsys):
-    argv = [
-        "sweep",
-        "--config=configs/ablation.py:smoke",
-        f"--config.base.data.path={phantom_path}",
-        f"--config.encoder_run={encoder_run}",
-        "--config.fractions=(0.5,)",
-        f"--workdir={tmp_path / 'grid'}",
-    ]
-    assert sweep.command(argv) == 0
-    names = sorted(path.name for path in (tmp_path / "grid").iterdir())
-    assert names == ["phantom-scratch-0.5-seed0", "phantom-spark-0.5-seed0"]
-    stamps = [(tmp_path / "grid" / name / "results.json").stat().st_mtime_ns for name in names]
-    assert sweep.command(argv) == 0
-    again = [(tmp_path / "grid" / name / "results.json").stat().st_mtime_ns for name in names]
-    assert stamps == again
-    assert "[2/2] done" in capsys.readouterr().out
-
-
-def test_sweep_names_an_encoder_run_that_is_none_before_any_run(tmp_path, capsys):
-    grid = tmp_path / "grid"
-    argv = ["sweep", "--config=configs/ablation.py:smoke", f"--workdir={grid}"]
-    assert sweep.command([*argv, f"--config.encoder_run={tmp_path}"]) == DataError.exit_code
-    err = capsys.readouterr().err
-    assert f"no run at {tmp_path}" in err
-    assert err.count("\n") == 1
-    assert not grid.exists()
 
 
 def test_classification_metrics_of_known_cases():

@@ -119,13 +119,13 @@ def test_unexpected_config_type_is_named(capsys):
 
 def test_status_notes_a_failed_run_but_not_a_refused_one(tmp_path):
     (tmp_path / "STATUS").write_text("running\n")
-    main._mark_ended(tmp_path, None, ConfigError.exit_code)
+    main.mark_ended(tmp_path, None, ConfigError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "running\n"
-    main._mark_ended(tmp_path, None, StorageError.exit_code)
+    main.mark_ended(tmp_path, None, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"
-    main._mark_ended(tmp_path, Cluster("127.0.0.1:9000", 2, 1), Preempted.exit_code)
+    main.mark_ended(tmp_path, Cluster("127.0.0.1:9000", 2, 1), Preempted.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"  # process 0 speaks for all
-    main._mark_ended(tmp_path, None, Preempted.exit_code)
+    main.mark_ended(tmp_path, None, Preempted.exit_code)
     assert (tmp_path / "STATUS").read_text() == "preempted\n"
 
 

@@ -45,7 +45,7 @@ def test_smaller_subsets_of_a_seed_lie_in_larger_ones(by):
     assert all(small <= large for small, large in pairwise(drawn))
 
 
-@pytest.mark.parametrize("by", SubsetBy)
+@pytest.mark.parametrize("by", [by for by in SubsetBy if by is not SubsetBy.FIRST])
 def test_subset_follows_from_the_seed_and_another_seed_draws_others(by):
     labels, patients = population([200, 200])
     first, again, other = (subset(labels, patients, 0.1, seed, by) for seed in (1, 1, 2))
@@ -72,6 +72,42 @@ def test_subset_by_patient_counts_a_patient_in_its_commonest_class():
     patients = np.array(["x", "x", "x", "y", "y", "y"])
     rows = subset(labels, patients, 0.01, 0, SubsetBy.PATIENT)  # one of each class: both
     assert rows.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("by", SubsetBy)
+def test_a_count_draws_what_its_fraction_draws(by):
+    labels, patients = population([57, 31, 12])
+    items = 25 if by is SubsetBy.PATIENT else 100
+    for count in (3, 7, 25):
+        expected = subset(
+            labels, patients, (count + 0.5) / (items + 1e-9) if count < items else 1.0, 5, by
+        )
+        np.testing.assert_array_equal(subset(labels, patients, 1.0, 5, by, count=count), expected)
+
+
+def test_a_count_that_is_not_there_to_take_is_refused():
+    labels, patients = population([57, 31, 12])
+    with pytest.raises(ConfigError, match=r"count=101: the training split has 100 images"):
+        subset(labels, patients, 1.0, 0, count=101)
+    with pytest.raises(ConfigError, match=r"count=2: .* 100 images, and 3 are the fewest"):
+        subset(labels, patients, 1.0, 0, count=2)
+    with pytest.raises(ConfigError, match=r"count=26: the training split has 25 patients"):
+        subset(labels, patients, 1.0, 0, SubsetBy.PATIENT, count=26)
+
+
+def test_first_images_are_those_of_the_file_whatever_the_seed():
+    labels, patients = population([60, 40])
+    for seed in (0, 1):
+        assert subset(labels, patients, 0.1239, seed, SubsetBy.FIRST).tolist() == list(range(12))
+
+
+def test_unstratified_images_are_a_plain_draw():
+    labels, patients = population([980, 20])
+    drawn = [subset(labels, patients, 0.1, seed, SubsetBy.IMAGE_UNSTRATIFIED) for seed in range(50)]
+    assert {len(rows) for rows in drawn} == {100}
+    rare = [int((labels[rows] == 1).sum()) for rows in drawn]
+    assert min(rare) == 0 < 2 < max(rare)  # in proportion there would always be 2
+    np.testing.assert_allclose(np.mean(rare), 2, atol=0.6)
 
 
 def test_subset_of_unlabelled_records_is_refused():

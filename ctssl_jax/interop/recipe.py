@@ -31,6 +31,7 @@ class Recipe:
       canvas: pixels, to which a slice is averaged first.
       size: pixels of the input; where it is not `canvas`, by `interpolation`.
       interpolation: of that second resize.
+      transpose: rows and columns change places before all else.
     """
 
     kind: IntensityKind
@@ -38,6 +39,7 @@ class Recipe:
     canvas: int = SIZE
     size: int = SIZE
     interpolation: Interpolation = Interpolation.BICUBIC
+    transpose: bool = False
 
     def steps(self) -> list[dict[str, Any]]:
         """The steps in their order, as plain data."""
@@ -49,6 +51,7 @@ class Recipe:
         else:
             scale = {"step": "scale", "range": list(intensity.bounds(self.kind))}
         steps: list[dict[str, Any]] = [
+            *([{"step": "transpose"}] if self.transpose else []),
             {"step": "resize", "size": self.canvas, "filter": "box", "round": True},
             scale,
         ]
@@ -64,6 +67,8 @@ class Recipe:
         words = []
         for step in self.steps():
             match step["step"]:
+                case "transpose":
+                    words.append("Let rows and columns change places.")
                 case "resize":
                     how = "averaging (box)" if step["filter"] == "box" else step["filter"]
                     after = "; round" if "round" in step else ", antialiased; clip to 0 and 1"
@@ -94,6 +99,7 @@ class Recipe:
 
     def apply(self, slices: Int16[np.ndarray, "n s s"]) -> Float[np.ndarray, "n c h w"]:
         """The network's input as PyTorch lays it out, of slices that have the canvas's size."""
+        slices = slices.swapaxes(1, 2) if self.transpose else slices
         image = augment.whole_slices(
             jnp.asarray(slices), self.intensity, self.kind, self.size, self.interpolation
         )
@@ -122,9 +128,9 @@ def of_run(record: dict[str, Any], data: dict[str, Any] | None) -> Recipe:
     size = view.get("size", SIZE)
     if record["type"] != "FinetuneConfig":
         return Recipe(kind, intensity, size, size)
-    return Recipe(
-        kind, intensity, config["data"]["canvas"], size, Interpolation(view["interpolation"])
-    )
+    reading = config["data"]
+    interpolation, transpose = Interpolation(view["interpolation"]), reading.get("transpose", False)
+    return Recipe(kind, intensity, reading["canvas"], size, interpolation, transpose)
 
 
 def read_intensity(values: dict[str, Any]) -> Intensity:

@@ -50,10 +50,12 @@ class Supervised:
 
     Attributes:
       classes: number of classes; 0 takes it from the dataset.
+      class_weights: of the loss, one per class; empty: all the same.
       view: training view; evaluation sees the whole slice resized to `view.size`.
     """
 
     classes: int = 0
+    class_weights: tuple[float, ...] = ()
     view: ViewGroup = dataclasses.field(
         default_factory=lambda: ViewGroup(scale=(1.0, 1.0), ratio=(1.0, 1.0))
     )
@@ -72,6 +74,8 @@ class Supervised:
             raise ConfigError(
                 f"method.classes={self.classes}: use 2 or more, or 0 for the dataset's"
             )
+        if any(weight <= 0 for weight in self.class_weights):
+            raise ConfigError(f"method.class_weights={self.class_weights}: must be above 0")
 
     def validate_run(self, batch_size: int, slices: int) -> None:
         """Any batch and any number of slices will do."""
@@ -118,13 +122,16 @@ class Supervised:
         key: jax.Array,
         progress: Progress,
     ) -> tuple[Float[Array, ""], Out]:
-        """Unweighted softmax cross-entropy."""
+        """Softmax cross-entropy; weighted, it is torch's mean: over the weights of the batch."""
         logits, stats = self.logits(
             encoder, params, state.batch_stats, batch["views"][0][0], train=True, key=key
         )
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
-        return losses.mean(), Out(stats, state.aux, {"accuracy": accuracy})
+        loss = losses.mean()
+        if self.class_weights:
+            loss = jnp.average(losses, weights=jnp.asarray(self.class_weights)[batch["label"]])
+        return loss, Out(stats, state.aux, {"accuracy": accuracy})
 
     def after_update(self, state: TrainState, progress: Progress) -> TrainState:
         """Nothing follows the update."""

@@ -121,7 +121,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("canvas", [64, 80])
 def test_the_recipe_in_numpy_gives_the_same_input(tmp_path, kind, intensity, canvas):
-    recipe = Recipe(kind, Intensity(**intensity), canvas, 64)
+    recipe = Recipe(kind, Intensity(**intensity), canvas, 64, transpose=canvas == 80)
     file = tmp_path / "input.json"
     file.write_text(json.dumps(recipe.to_json()))
     known = {}

@@ -7,13 +7,15 @@ import time
 import pytest
 from recipes import AGAIN, LAUNCH, NEVER, ROOT, Fakes, parse
 
+from launch.sweep import Flags
+
 PRETRAIN, SWEEP = LAUNCH / "slurm_pretrain.sbatch", LAUNCH / "slurm_sweep.sbatch"
 FLAGS = {
     PRETRAIN: ["--config=configs/spark.py", "--config.data.path=a b", "--workdir=RUN"],
     SWEEP: [
         "--config=configs/ablation.py:covid_ct",
         "--config.base.data.path=a b",
-        "--config.encoder_run=RUN",
+        "--config.seeds=(0,1,2)",
         "--workdir=OUT",
     ],
 }
@@ -81,13 +83,13 @@ def test_step_is_the_command_with_flags_that_exist(fakes, script):
     assert call[at - 2 : at] == [".venv/bin/python", "-u"]
     module, *flags = call[at + 1 :]
     assert flags[: len(FLAGS[script])] == FLAGS[script]
+    if script == SWEEP:
+        own, (_, *flags) = Flags().parse([module, *flags])
+        assert own.cell == 3
     values = parse(module, *flags)
     if script == SWEEP:
-        assert values.config.seeds == (3,)
         assert values.config.base.data.path == "a b"
-        names = [name for name, _ in values.config.cells()]
-        assert names
-        assert all(name.endswith("-seed3") for name in names)  # tasks share no run folder
+        assert list(values.config.cells())[own.cell].name.endswith("-seed0")
 
 
 @scripts

@@ -1,0 +1,274 @@
+"""The sweep: what it runs, keeps, names and tells."""
+
+import csv
+import importlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import spark
+from ctssl_jax import checkpoint, finetune, main
+from ctssl_jax.config import config_record
+from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
+from ctssl_jax.methods.base import Start, init_encoder
+from launch import cells as folder
+from launch import sweep
+from launch.command_line import command_line
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(scope="module")
+def encoder_run(tmp_path_factory):
+    """A run whose encoder is random: what it is worth is not the question here."""
+    import jax
+
+    config, run = spark.get_config("smoke"), tmp_path_factory.mktemp("runs") / "spark"
+    encoder = config.encoder.build(config.precision)
+    params, stats = init_encoder(encoder, jax.random.key(0), 64, 1)
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(config_record(config)))
+    checkpoint.save_start(run, Start({"encoder": params}, {"encoder": stats}))
+    return run
+
+
+@pytest.fixture
+def argv(tmp_path, phantom_path, encoder_run):
+    """Two small cells."""
+    return [
+        "sweep",
+        "--config=configs/ablation.py:smoke",
+        f"--config.base.data.path={phantom_path}",
+        f"--config.encoders={encoder_run}",
+        "--config.fractions=(0.5,)",
+        f"--workdir={tmp_path / 'grid'}",
+    ]
+
+
+def grid_of(argv):
+    _, others = sweep.Flags().parse(argv)
+    return list(main.parse(others).config.cells())
+
+
+def table(workdir):
+    with (workdir / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_grid_is_run_and_what_is_done_is_kept(tmp_path, argv, capsys):
+    workdir = tmp_path / "grid"
+    assert sweep.command([*argv, "--cell=1"]) == 0
+    assert [row["run"] for row in table(workdir)] == ["phantom-spark-0.5-seed0"]
+    assert sweep.command(argv) == 0
+    rows = table(workdir)
+    assert [row["arm"] for row in rows] == ["scratch", "spark"]
+    for row in rows:
+        results = json.loads((workdir / row["run"] / "results.json").read_text())
+        assert (float(row["test_auc"]), int(row["train_slices"])) == (results["test"]["auc"], 16)
+        assert row["config_hash"] == results["config_hash"]
+    subsets = {(workdir / row["run"] / "subset.json").read_text() for row in rows}
+    assert len(subsets) == 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "run", None)  # nothing is run again
+        before = (workdir / "results.csv").read_bytes()
+        (workdir / "results.csv").unlink()
+        assert sweep.command(argv) == 0
+        assert (workdir / "results.csv").read_bytes() == before
+    out = capsys.readouterr().out
+    assert "[0/1] cells are done" in out
+    assert "[1/2] cells are done" in out
+    assert "[2/2] done" in out
+
+    # Of another encoder, the cell is not done: the run refuses it, and the other is left alone.
+    other = tmp_path / "other" / "run"
+    shutil.copytree(next(a for a in argv if "encoders" in a).partition("=")[2], other)
+    record = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(record | {"hash": "0" * 16}))
+    argv = [*(a for a in argv if "encoders" not in a), f"--config.encoders={other}"]
+    assert sweep.command(argv) == ConfigError.exit_code
+    err = capsys.readouterr().err
+    assert "1 of 2 cells broke" in err
+    assert "started from another encoder_run" in err
+
+
+def fake_runs(patch, outcomes):
+    """Runs in place of training: a name is done unless `outcomes` holds an error for it."""
+    ran = []
+
+    def run(config, workdir, supervisor):
+        ran.append(workdir.name)
+        if error := outcomes.get(workdir.name):
+            raise error
+        workdir.mkdir(parents=True)
+        (workdir / "STATUS").write_text("done\n")
+        score = {"auc": 0.5 + config.seed / 7, "f1": 0.5, "accuracy": 0.5, "n": 8}
+        names = ("task", "arm", "fraction", "seed")
+        results = {name: getattr(config, name) for name in names}
+        for file in ("config.json", "results.json"):
+            (workdir / file).write_text(json.dumps(results | {"val": score, "test": score}))
+
+    patch.setattr(finetune, "run", run)
+    patch.setattr(folder, "_same", lambda cell, run: True)
+    return ran
+
+
+def test_broken_cells_are_named_tried_again_and_keep_none_of_the_others(
+    tmp_path, argv, capsys, monkeypatch
+):
+    argv = [*argv, "--config.seeds=(0,1)"]
+    names = [cell.name for cell in grid_of(argv)]
+    outcomes = {names[1]: DivergedError("step 3: loss nan"), names[2]: DataError("no slices")}
+    ran = fake_runs(monkeypatch, outcomes)
+    assert sweep.command(argv) == DivergedError.exit_code
+    assert ran == names
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 of 4 cells broke, repeat the command to try them again" in line
+    assert f"{names[1]} (step 3: loss nan)" in line
+    assert f"{names[2]} (no slices)" in line
+    assert [row["run"] for row in table(tmp_path / "grid")] == [names[0], names[3]]
+    outcomes.clear()
+    ran.clear()
+    assert sweep.command(argv) == 0
+    assert ran == names[1:3]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_interrupted_after_any_cell_the_table_is_the_same(tmp_path, argv, monkeypatch, after):
+    argv = [*argv, "--config.seeds=(0,1)"]
+    names = [cell.name for cell in grid_of(argv)]
+    outcomes = {names[after]: Preempted("now")}
+    ran = fake_runs(monkeypatch, outcomes)
+    assert sweep.command(argv) == Preempted.exit_code
+    assert ran == names[: after + 1]
+    outcomes.clear()
+    assert sweep.command(argv) == 0
+    whole = [*argv[:-2], f"--workdir={tmp_path / 'whole'}", argv[-1]]
+    assert sweep.command(whole) == 0
+    found = [(tmp_path / name / "results.csv").read_bytes() for name in ("grid", "whole")]
+    assert found[0] == found[1]
+    assert found[0].count(b"\n") == 5
+
+
+@pytest.mark.parametrize("changes", [[], ["--config.frozen=true", "--config.counts=(8,16)"]])
+def test_dry_run_prints_ordinary_commands_that_give_the_very_configs(
+    tmp_path, argv, capsys, changes
+):
+    argv = [
+        *argv,
+        *changes,
+        "--config.base.method.view.hflip=0.25",
+        "--config.base.select_by=ACCURACY",
+    ]
+    argv += [
+        "--config.base.intensity.window_hu=(-100.0, 99.5)",
+        "--config.base.freeze.scratch=true",
+    ]
+    cells = grid_of(argv)
+    assert sweep.command([*argv, "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "grid").exists()
+    commands = [shlex.split(line) for line in lines if not line.startswith("#")]
+    assert len(commands) == len(cells)
+    for cell, (*start, module, file, flags) in zip(
+        cells, [(*c[:2], c[2], c[3], c[4:]) for c in commands], strict=True
+    ):
+        assert (start, module) == (["python", "-m"], "ctssl_jax.main")
+        command = main.parse([module, file, *flags])
+        assert config_record(command.config)["hash"] == config_record(cell.config)["hash"]
+        assert command.config == cell.config
+        assert command.workdir == tmp_path / "grid" / cell.name
+    assert lines[-2] == f"# {len(cells)} cells: {len(cells)} to do"
+    assert "once one is done" in lines[-1]
+
+
+def test_every_value_that_a_flag_can_give_comes_through(tmp_path):
+    file = "configs/finetune_covid_ct.py"
+    config = importlib.import_module("configs.finetune_hemorrhage").get_config("as_run")
+    config.task, config.hang_after_s = "two words", 0.5
+    command = main.parse(command_line(config, file, tmp_path / "a b"))
+    assert (command.config, command.workdir) == (config, tmp_path / "a b")
+
+
+def test_dry_run_says_what_is_left_and_its_cost(tmp_path, argv, capsys, monkeypatch):
+    argv = [*argv, "--config.fractions=(0.25,1.0)", "--config.scratch=false"]  # and 0.5
+    names = [cell.name for cell in grid_of(argv)]
+    fake_runs(monkeypatch, {})
+    assert sweep.command([*argv, "--cell=1"]) == 0
+    run = tmp_path / "grid" / names[1]
+    (run / "env.json").touch()
+    os.utime(run / "env.json", (1000, 1000))
+    results = json.loads((run / "results.json").read_text())
+    results |= {"train_slices": 100, "epochs_trained": 9}
+    (run / "results.json").write_text(json.dumps(results))
+    os.utime(run / "results.json", (2800, 2800))  # half an hour
+    rows = [{"step": 1, "images_per_second": 1.0}, {"step": 1, "val_auc": 0.5}]  # 900 s of training
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "grid" / names[0]).mkdir()
+    for name, text in (("config.json", ""), ("STATUS", "failed:4\n")):
+        (tmp_path / "grid" / names[0] / name).write_text(text)
+    capsys.readouterr()
+    assert sweep.command([*argv, "--dry_run", "--price_per_hour=2", "--parallel=3"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
+    assert lines == [
+        f"# 0 {names[0]}: broken, about 8m",  # a third of 15 + 7.5 minutes
+        f"# 1 {names[1]}: done",
+        f"# 2 {names[2]}: to do, about 15m",  # of 15 + 30
+        "# 3 cells: 1 broken, 1 done, 1 to do",
+        "# to do: about 22m, 3 at a time, at 2 an hour 0.75",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "code", "named"),
+    [
+        ("--parallel=0", 2, "--parallel=0"),
+        ("--parallel=x", 2, "--parallel"),
+        ("--cell=9", 2, "there are the cells 0 to 1"),
+        ("--gpus=0,1", 2, "--gpus goes with --parallel"),
+        ("--price_per_hour=-1", 2, "--price_per_hour=-1.0"),
+        ("--paralel=2", 2, "paralel"),
+        ("--config.encoders=/nowhere", 3, "no run at /nowhere"),
+    ],
+)
+def test_what_will_not_do_is_named_before_any_run(tmp_path, argv, capsys, flag, code, named):
+    assert sweep.command([*argv, flag]) == code
+    err = capsys.readouterr().err
+    assert named in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "grid").exists()
+
+
+def test_config_of_another_kind_is_named(capsys, tmp_path):
+    assert sweep.command(["sweep", "--config=configs/spark.py:smoke", f"--workdir={tmp_path}"]) == 2
+    assert "give configs/ablation.py" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_repeated_the_table_is_the_same(tmp_path, argv):
+    argv = [*argv[1:-1], "--config.fractions=(0.25,)", "--parallel=2"]  # and 0.5
+    environment = {**os.environ, "XLA_FLAGS": ""}
+
+    def start(workdir):
+        words = [sys.executable, "-m", "launch.sweep", *argv, f"--workdir={workdir}"]
+        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(timeout=600) == 0
+    for number, seconds in ((signal.SIGKILL, 12), (signal.SIGTERM, 18), (signal.SIGKILL, 25)):
+        process = start(tmp_path / "killed")
+        time.sleep(seconds)
+        process.send_signal(number)
+        process.wait(timeout=60)
+    assert start(tmp_path / "killed").wait(timeout=600) == 0
+    found = [(tmp_path / name / "results.csv").read_bytes() for name in ("whole", "killed")]
+    assert found[0] == found[1]
+    assert found[0].count(b"\n") == 5

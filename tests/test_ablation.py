@@ -1,0 +1,105 @@
+"""The grid: which runs, with which names."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import ablation
+from ctssl_jax.ablation import AblationConfig
+from ctssl_jax.config import EvaluateConfig, FinetuneConfig
+from ctssl_jax.errors import ConfigError, DataError
+
+PRESETS = ("covid_ct", "covid_ct_as_run", "organsmnist", "hemorrhage", "demo", "smoke")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """The folders of two pre-trainings, as far as a grid looks at them."""
+    for method in ("SparK", "MoCo"):
+        (tmp_path / method).mkdir()
+        record = {"config": {"method": {"type": method}}, "hash": method}
+        (tmp_path / method / "config.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_arms_of_a_grid_differ_by_their_encoder_alone(preset, runs):
+    config = ablation.get_config(preset)
+    config.encoders = (f"{runs}/SparK", f"mine={runs}/MoCo")
+    config.validate()
+    cells = list(config.cells())
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert len(cells) == 3 * len(config.fractions) * len(config.seeds)
+    for scratch, spark, mine in zip(cells[::3], cells[1::3], cells[2::3], strict=True):
+        assert [cell.config.arm for cell in (scratch, spark, mine)] == ["scratch", "spark", "mine"]
+        assert spark.config.encoder_run == f"{runs}/SparK"
+        assert mine.config.encoder_run == f"{runs}/MoCo"
+        for cell in (spark, mine):
+            assert dataclasses.replace(cell.config, arm="scratch", encoder_run="") == scratch.config
+
+
+def test_each_seed_draws_a_subset_unless_told_otherwise():
+    config = AblationConfig(FinetuneConfig(subset_seed=7), "", fractions=(0.5,), seeds=(3, 4))
+    assert [cell.config.subset_seed for cell in config.cells()] == [3, 4]
+    config.subset_per_seed = False
+    assert [cell.config.subset_seed for cell in config.cells()] == [7, 7]
+    assert [cell.config.seed for cell in config.cells()] == [3, 4]
+    assert not ablation.get_config("covid_ct_as_run").subset_per_seed
+
+
+def test_counts_take_the_place_of_fractions():
+    config = AblationConfig(FinetuneConfig(fraction=0.1), "", counts=(100, 50), seeds=(0,))
+    found = [(cell.name, cell.config.count, cell.config.fraction) for cell in config.cells()]
+    assert found == [("task-scratch-n50-seed0", 50, 1.0), ("task-scratch-n100-seed0", 100, 1.0)]
+
+
+def test_frozen_features_are_of_the_same_encoder_and_slices(runs):
+    base = ablation.get_config("demo").base
+    base.select_by, base.data.accept_leakage = type(base.select_by).ACCURACY, True
+    config = AblationConfig(base, "", (f"{runs}/SparK",), frozen=True, counts=(9,), seeds=(2,))
+    config.validate()
+    cells = list(config.cells())
+    assert [cell.config.arm for cell in cells] == ["scratch", "random", "spark", "spark"]
+    assert len({cell.name for cell in cells}) == 4
+    for tuned, frozen in ((cells[0].config, cells[1].config), (cells[2].config, cells[3].config)):
+        assert isinstance(frozen, EvaluateConfig)
+        shared = {field.name for field in dataclasses.fields(frozen)} - {"arm", "size"}
+        for name in shared & {field.name for field in dataclasses.fields(tuned)}:
+            assert getattr(frozen, name) == getattr(tuned, name), name
+        assert frozen.size == tuned.method.view.size
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seeds": ()}, "seeds="),
+        ({"seeds": (1, 1)}, "seeds="),
+        ({"fractions": ()}, "fractions="),
+        ({"counts": (5, 5)}, "counts="),
+        ({"counts": (0, 5)}, "counts="),
+        ({"fractions": (1.5,)}, "fraction=1.5"),
+        ({"scratch": False}, "no arm"),
+    ],
+)
+def test_axis_that_will_not_do_is_named(change, named):
+    with pytest.raises(ConfigError, match=named):
+        AblationConfig(FinetuneConfig(), "", **change).validate()
+
+
+@pytest.mark.parametrize(
+    "encoders", [("SparK", "SparK"), ("a=SparK", "a=MoCo"), ("scratch=MoCo",), ("random=MoCo",)]
+)
+def test_arms_of_one_name_are_refused(runs, encoders):
+    entries = tuple(
+        f"{arm}{equals}{runs}/{run}" for arm, equals, run in (e.rpartition("=") for e in encoders)
+    )
+    with pytest.raises(
+        ConfigError, match=r"encoders: two arms are (spark|a|scratch|random): name them"
+    ):
+        AblationConfig(FinetuneConfig(), "", entries).validate()
+
+
+def test_a_folder_that_is_no_run_is_named(runs):
+    with pytest.raises(DataError, match=f"no run at {runs}/a=b"):
+        AblationConfig(FinetuneConfig(), "", (f"{runs}/a=b",)).validate()
