@@ -137,20 +137,36 @@ def test_channels_last_is_another_layout_of_the_same_step(name):
     assert all(image.is_contiguous(memory_format=torch.channels_last) for image in images)
 
 
-def test_the_gradient_is_clipped(monkeypatch):
-    config, build, built = smoke("simclr"), torch_methods.build, []
+@pytest.fixture
+def built(monkeypatch):
+    """The models of the steps that a test makes."""
+    models, build = [], torch_methods.build
+    monkeypatch.setattr(
+        torch_methods, "build", lambda config: models.append(build(config)) or models[-1]
+    )
+    return models
+
+
+def test_the_gradient_is_clipped(built):
+    config = smoke("simclr")
     config.optim = OptimConfig(name=OptimizerName.SGD, lr=1.0, weight_decay=0.0, clip_norm=0.1)
-
-    def remember(config):
-        built.append(build(config))
-        return built[0]
-
-    monkeypatch.setattr(torch_methods, "build", remember)
     step = torch_steps.make_step(config)
     before = {name: value.copy() for name, value in trained(built[0]).items()}
     step.run()
     moved = [np.linalg.norm(value - before[name]) for name, value in trained(built[0]).items()]
     assert np.linalg.norm(moved) == pytest.approx(0.1, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["moco", "byol"])
+def test_a_step_moves_the_teacher(name, built):
+    step = torch_steps.make_step(smoke(name))
+    stem = built[0].teacher[0].conv1.weight
+    before = stem.clone()
+    step.run()
+    momentum = {"moco": 0.99, "byol": 0.97}[name]
+    expected = momentum * before + (1 - momentum) * built[0].student[0].conv1.weight
+    torch.testing.assert_close(stem, expected.detach())
+    assert not torch.equal(stem, before)
 
 
 def test_a_seed_is_a_run():

@@ -18,7 +18,7 @@ from torch_parity import DECAY, assert_close, filled, gradients, load, optimizer
 from ctssl_jax.interop import names
 from ctssl_jax.methods.base import Progress, TrainState
 from ctssl_jax.methods.moco import NO_RECORD
-from ctssl_jax.optim import OptimizerName
+from ctssl_jax.optim import OptimizerName, decay_mask
 from launch.benchmark import torch_methods
 
 CONTRASTIVE = ["moco", "swav", "byol", "simclr"]
@@ -163,6 +163,18 @@ def test_a_step_equals_ours(name):
     merged = tuple(
         torch.from_numpy(np.concatenate(view.transpose(0, 1, 4, 2, 3))) for view in views
     )
+    decayed = jax.tree.map(lambda d, x: np.full(x.shape, d), decay_mask(params), params)
+    resting = {
+        id(parameter)
+        for group in optimizer.param_groups
+        if not group["weight_decay"]
+        for parameter in group["params"]
+    }
+    assert {key: value.all() for key, value in to_torch(name, decayed).items()} == {
+        key: id(parameter) not in resting
+        for key, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     found = model(merged)
     found.backward()
     optimizer.step()
