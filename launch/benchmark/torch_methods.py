@@ -1,8 +1,9 @@
 """The methods in PyTorch, to measure ours against: timm's ResNet, lightly's heads, losses and EMA.
 
-Each is what our method of the same name computes, but for three things. MoCo's BatchNorm is plain,
-over the whole batch, so that nothing needs to be shuffled: ours takes its statistics in groups. Its
-keys of a query's own slice are negatives: ours hides them. SwAV's prototypes are never frozen.
+Each is what our method of the same name computes in its first epoch, but for three things. MoCo's
+BatchNorm is plain, over the whole batch, so that nothing needs to be shuffled: ours takes its
+statistics in groups. MoCo's keys of a query's own slice are negatives: ours hides them. SwAV's
+prototypes are never frozen, which saves ours no work either.
 Whoever imports this module needs PyTorch: see `torch_steps`.
 """
 
