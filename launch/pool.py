@@ -5,6 +5,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -38,16 +39,19 @@ class _Child:
             if cpus:
                 os.sched_setaffinity(0, cpus)  # by which XLA sizes its thread pools, too
 
-        # A session of its own: a terminal's Ctrl-C reaches it once, through the parent.
-        self.popen = subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            start_new_session=True,
-            preexec_fn=before,
-        )
+        with warnings.catch_warnings():
+            # JAX warns of any fork in its process. Nothing is computed in this one.
+            warnings.filterwarnings("ignore", r"os\.fork", RuntimeWarning)
+            # A session of its own: a terminal's Ctrl-C reaches it once, through the parent.
+            self.popen = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                start_new_session=True,
+                preexec_fn=before,
+            )
 
     def ended(self) -> Ended | None:
         """How it ended, once it has."""

@@ -14,6 +14,11 @@ platform.set_cpu_flags()
 platform.enable_compilation_cache()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file goes first: left for the end, one worker would wait for the other."""
+    items.sort(key=lambda item: item.path.name != "test_golden.py")
+
+
 @pytest.fixture(scope="session")
 def phantom_path(tmp_path_factory) -> Path:
     """A small phantom: 6 patients of 8 slices at 64 px, 4 for training."""

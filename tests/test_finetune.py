@@ -178,8 +178,9 @@ def scripted(monkeypatch, scores):
 @pytest.mark.parametrize(
     ("patience", "frozen", "aucs", "trained"),
     [
-        (0, 1, [0.9, 0.5, 0.5, 0.5, 0.5], 5),
-        (2, 0, [0.5, 0.6, 0.6, 0.4], 4),  # an equal score is not better
+        pytest.param(0, 1, [0.9, 0.5, 0.5, 0.5, 0.5], 5, marks=pytest.mark.slow),
+        # an equal score is not better
+        pytest.param(2, 0, [0.5, 0.6, 0.6, 0.4], 4, marks=pytest.mark.slow),
         (1, 3, [0.9, 0.5, 0.5, 0.5], 4),  # the frozen epochs do not count
     ],
 )
@@ -210,6 +211,7 @@ def test_a_run_that_was_over_when_it_was_killed_is_over(tmp_path, phantom_path, 
     assert (found["epochs_trained"], found["best_epoch"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_knobs_of_small_data_change_the_weights_of_a_pretrained_run(
     tmp_path, phantom_path, encoder_run
 ):

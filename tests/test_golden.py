@@ -294,15 +294,11 @@ def complaints(name, form):
     return json.loads(done.stdout)
 
 
-def marks(name, form):
-    """ResNet-50 on visible patches takes a minute, and equals the masked form in test_active."""
-    return pytest.mark.slow if form == "active" and "resnet50" in name else ()
-
-
 @pytest.mark.parametrize(
     ("case", "form", "precision"),
     [
-        pytest.param(name, form, precision, marks=marks(name, form))
+        # A minute each, and test_active holds the active form against the masked one.
+        pytest.param(name, form, precision, marks=pytest.mark.slow if form == "active" else ())
         for name in NAMES
         for form, precisions in PRECISIONS.items()
         for precision in precisions

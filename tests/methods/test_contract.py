@@ -150,13 +150,13 @@ def test_training_lowers_the_loss(trained, name):
 
 
 def test_the_metrics_are_read_aloud(trained, name):
-    from ctssl_jax import gauges
+    from ctssl_jax import watch
 
     _, history = trained(name)["long"]
     values = {key: float(value) for key, value in history[-1].items()}
-    assert "spread" in gauges.in_words(values)
-    assert "below chance" in gauges.in_words(values)
-    assert values["embedding_std"] > gauges.COLLAPSED_STD
+    assert "spread" in watch.in_words(values)
+    assert "below chance" in watch.in_words(values)
+    assert values["embedding_std"] > watch.COLLAPSED_STD
 
 
 def config(name, phantom_path):
