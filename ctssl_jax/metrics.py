@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from ctssl_jax.errors import StorageError
+
 
 class MetricWriter:
     """Scalars to `metrics.jsonl` and TensorBoard events, and lines to stdout and `log.txt`.

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from ctssl_jax import data, finetune
-from ctssl_jax.errors import ConfigError, DataError
-from ctssl_jax.metrics import classification_metrics, duration, read_metrics
+from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.metrics import (
+    Scored,
+    classification_metrics,
+    duration,
+    read_metrics,
+    read_predictions,
+    write_predictions,
+)
 from ctssl_jax.subsets import Subset, SubsetBy, subset, training_subset
 from data_prep.signatures import load_file, load_signatures, save_signatures
 
@@ -285,6 +292,18 @@ def test_classification_metrics_of_known_cases():
     three = np.eye(3)[[0, 1, 2, 0]]
     assert classification_metrics(np.array([0, 1, 2, 0]), three)["auc"] == 1.0
     assert np.isnan(classification_metrics(np.array([1, 1]), scores[:2])["auc"])
+
+
+def test_predictions_come_back_and_damaged_ones_are_named(tmp_path):
+    path = tmp_path / "predictions.csv"
+    scored = Scored(np.array([0, 1]), np.array(["a", "b"]), np.array([[0.9, 0.1], [0.25, 0.75]]))
+    write_predictions(path, {"val": scored})
+    for found, written in zip(read_predictions(path, "val"), scored, strict=True):
+        np.testing.assert_array_equal(found, written)
+    for damage in ("", "split,label\nval,x\n"):
+        path.write_text(damage)
+        with pytest.raises(StorageError, match=r"predictions\.csv cannot be read: repeat the run"):
+            read_predictions(path, "val")
 
 
 def test_durations_read_well():
