@@ -297,5 +297,6 @@ def end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    platform.use_huge_pages()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     end(main(sys.argv))

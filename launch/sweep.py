@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from ctssl_jax import distributed, main
+from ctssl_jax import distributed, main, platform
 from ctssl_jax.ablation import AblationConfig, Cell
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError, Preempted, UserError
@@ -245,4 +245,5 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    platform.use_huge_pages()
     main.end(command(sys.argv))

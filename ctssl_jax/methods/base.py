@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.nn.normalisation import batch_norm_groups
 from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
 
 PyTree = Any
@@ -168,17 +169,16 @@ def apply_in_groups(
       The outputs, with the groups leading, and new running statistics: the mean over the groups.
     """
 
-    def apply(x: Float[Array, "b *d"], key: jax.Array) -> Any:
-        return module.apply(
+    with batch_norm_groups(len(x)):
+        y, updates = module.apply(
             {"params": params, "batch_stats": stats},
-            x,
+            x.reshape(-1, *x.shape[2:]),
             True,
             mutable=["batch_stats"],
             rngs={"drop_path": key},
         )
-
-    y, updates = jax.vmap(apply)(x, jax.random.split(key, x.shape[0]))
-    return y, jax.tree.map(lambda value: value.mean(axis=0), updates.get("batch_stats", {}))
+    grouped = jax.tree.map(lambda y: y.reshape(*x.shape[:2], *y.shape[1:]), y)
+    return grouped, updates.get("batch_stats", {})
 
 
 def encode(

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ctssl_jax.nn.convolution import convolve
 from ctssl_jax.nn.masked import masked_ops, upsample_mask
+from ctssl_jax.nn.pooling import max_pool
 from ctssl_jax.nn.resnet import DropPath, MaxPool
 
 ABSENT = -1
@@ -154,7 +155,7 @@ def active_ops(tiling: Tiling) -> Iterator[None]:
         if isinstance(module, MaxPool):
             # A rim of zeros: what is pooled comes from a ReLU, so that zeros are never the maximum
             # of anything but zeros.
-            return nn.max_pool(tiling.with_rim(args[0], 1, 0), (3, 3), (2, 2), "VALID")
+            return max_pool(tiling.with_rim(args[0], 1, 0), 0, 0)
         if isinstance(module, DropPath):  # drops whole images
             x, *rest = args
             b, k = tiling.patches.shape

@@ -1,8 +1,12 @@
 """The one place where the form of a convolution is chosen.
 
 `Conv` is `nn.Conv` whose arithmetic is `convolve`: XLA's own convolution everywhere, except on CPU
-for outputs with fewer positions than the kernel has taps, where XLA's CPU backend is two orders of
-magnitude slower than the same sum written as shifted matrix products.
+
+- for outputs with fewer positions than the kernel has taps, where XLA's CPU backend is two orders
+  of magnitude slower than the same sum written as shifted matrix products;
+- for the weight gradient of a 1x1 convolution, which as a convolution takes a transposed copy of
+  the map first, and as a matrix product does not.
+
 `UpConv` is the transposed convolution of SparK's decoder.
 """
 
@@ -33,6 +37,38 @@ def _shifted_products(
         for j in range(kw)
     ]
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def _pointwise_plain(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), ((0, 0), (0, 0)), dimension_numbers=_NHWC)
+
+
+@jax.custom_vjp
+def _pointwise(x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"]) -> Array:
+    return _pointwise_plain(x, kernel)
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _pointwise(x, kernel), (x, kernel)
+
+
+def _pointwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+
+    def by_convolution(x: Array, g: Array) -> Array:
+        return jax.linear_transpose(partial(_pointwise_plain, x), kernel)(g)[0]
+
+    def by_product(x: Array, g: Array) -> Array:
+        return lax.dot_general(x, g, (((0, 1, 2), (0, 1, 2)), ((), ())))[None, None]
+
+    dx = jax.linear_transpose(lambda x: _pointwise_plain(x, kernel), x)(g)[0]
+    return dx, lax.platform_dependent(x, g, cpu=by_product, default=by_convolution)
+
+
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 def convolve(
@@ -66,12 +102,16 @@ def convolve(
     plain = (
         not isinstance(padding, str)
         and feature_group_count == 1
+        and precision is None
+        and preferred_element_type is None
         and set(lhs_dilation or (1,)) == {1}
         and set(rhs_dilation or (1,)) == {1}
     )
     if not plain:
         return dense(lhs, rhs)
     assert not isinstance(padding, str)
+    if taps == 1 and set(window_strides) == {1} and not any(map(any, padding)):
+        return _pointwise(lhs, rhs)
     sides = zip(lhs.shape[1:3], rhs.shape[:2], padding, window_strides, strict=True)
     positions = math.prod((side + sum(pad) - tap) // step + 1 for side, tap, pad, step in sides)
     if positions >= taps:
@@ -109,17 +149,11 @@ class UpConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         # Output 2m reads inputs m-1, m through taps 3, 1; output 2m+1 reads m, m+1 through 2, 0.
-        taps = ((3, 1), (2, 0))
+        taps = kernel.reshape(2, 2, 2, 2, *kernel.shape[2:])[::-1, ::-1, ::-1, ::-1]
         pads = ((1, 0), (0, 1))
         convolved = [
             [
-                convolve(
-                    x,
-                    kernel[jnp.array(taps[a])][:, jnp.array(taps[b])],
-                    (1, 1),
-                    (pads[a], pads[b]),
-                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                )
+                convolve(x, taps[:, a, :, b], (1, 1), (pads[a], pads[b]), dimension_numbers=_NHWC)
                 for b in (0, 1)
             ]
             for a in (0, 1)

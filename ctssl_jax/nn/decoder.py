@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from ctssl_jax.nn.activation import relu6
 from ctssl_jax.nn.convolution import Conv, UpConv
 from ctssl_jax.nn.heads import torch_uniform
 from ctssl_jax.nn.masked import masked_ops, upsample_mask
-from ctssl_jax.nn.resnet import BatchNorm
+from ctssl_jax.nn.normalisation import BatchNorm
 
 BLOCKS = 5  # 2**5 = the encoder's stride
 
@@ -58,7 +59,7 @@ class DecoderBlock(nn.Module):
         )
         norm = partial(BatchNorm, use_running_average=not train, **dtypes)
         x = UpConv(x.shape[-1], kernel_init=up_kernel_init, name="up", **dtypes)(x)
-        x = jnp.minimum(nn.relu(norm(name="bn1")(conv(x.shape[-1], name="conv1")(x))), 6.0)
+        x = relu6(norm(name="bn1")(conv(x.shape[-1], name="conv1")(x)))
         return norm(name="bn2")(conv(self.features, name="conv2")(x))
 
 

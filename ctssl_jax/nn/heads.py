@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ctssl_jax.nn.resnet import BatchNorm
+from ctssl_jax.nn.activation import relu
+from ctssl_jax.nn.normalisation import BatchNorm
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -45,7 +46,7 @@ class MLP(nn.Module):
                 x = BatchNorm(
                     use_running_average=not train, param_dtype=self.param_dtype, name="bn1"
                 )(x)
-            x = nn.relu(x)
+            x = relu(x)
         return self._linear(x, self.features, "linear2", bias=True)
 
     def _linear(

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from ctssl_jax.nn.normalisation import BatchNorm
 from ctssl_jax.nn.resnet import MaxPool
 
-MASKED_MODULES = (nn.Conv, nn.BatchNorm, MaxPool)
+MASKED_MODULES = (nn.Conv, BatchNorm, MaxPool)
 
 
 def upsample_mask(mask: Bool[Array, "b f f"], height: int, width: int) -> Bool[Array, "b h w 1"]:
@@ -67,7 +68,7 @@ def masked_ops(mask: Bool[Array, "b f f"]) -> Iterator[None]:
     ) -> Any:
         if context.method_name != "__call__" or not isinstance(context.module, MASKED_MODULES):
             return call(*args, **kwargs)
-        if isinstance(context.module, nn.BatchNorm):
+        if isinstance(context.module, BatchNorm):
             x: Float[Array, "b h w c"] = args[0]
             visible = upsample_mask(mask, x.shape[1], x.shape[2])
             return jnp.where(visible, call(*args, **kwargs, mask=visible), 0)

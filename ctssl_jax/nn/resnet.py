@@ -17,7 +17,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from ctssl_jax.nn.activation import relu
 from ctssl_jax.nn.convolution import Conv, kaiming_fan_out
+from ctssl_jax.nn.normalisation import BatchNorm
+from ctssl_jax.nn.pooling import max_pool
 
 
 class Depth(NamedTuple):
@@ -33,8 +36,6 @@ DEPTHS = {
     50: Depth((3, 4, 6, 3), True),
 }
 STRIDE = 32  # of the last stage
-# Variance in two passes, as torch: E[x^2] - E[x]^2 loses digits where few positions are visible.
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
 class MaxPool(nn.Module):
@@ -43,7 +44,7 @@ class MaxPool(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Returns the pooled map."""
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return max_pool(x, 1, 1)
 
 
 class DropPath(nn.Module):
@@ -93,21 +94,21 @@ class Block(nn.Module):
         strides, pad1 = (self.stride, self.stride), ((1, 1), (1, 1))
         if self.bottleneck:
             y = conv(self.width, (1, 1), padding=((0, 0), (0, 0)), name="conv1")(x)
-            y = nn.relu(norm(name="bn1")(y))
+            y = relu(norm(name="bn1")(y))
             y = conv(self.width, (3, 3), strides, padding=pad1, name="conv2")(y)
-            y = nn.relu(norm(name="bn2")(y))
+            y = relu(norm(name="bn2")(y))
             y = conv(features, (1, 1), padding=((0, 0), (0, 0)), name="conv3")(y)
             y = norm(name="bn3", scale_init=last_scale)(y)
         else:
             y = conv(self.width, (3, 3), strides, padding=pad1, name="conv1")(x)
-            y = nn.relu(norm(name="bn1")(y))
+            y = relu(norm(name="bn1")(y))
             y = conv(self.width, (3, 3), padding=pad1, name="conv2")(y)
             y = norm(name="bn2", scale_init=last_scale)(y)
         y = DropPath(self.drop_path, name="drop_path")(y, train)
         if self.stride != 1 or x.shape[-1] != features:
             x = conv(features, (1, 1), strides, padding=((0, 0), (0, 0)), name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -152,7 +153,7 @@ class ResNet(nn.Module):
             name="conv1",
             **dtypes,
         )(x)
-        x = nn.relu(BatchNorm(use_running_average=not train, name="bn1", **dtypes)(x))
+        x = relu(BatchNorm(use_running_average=not train, name="bn1", **dtypes)(x))
         x = MaxPool(name="maxpool")(x)
         maps, index, total = [], 0, sum(blocks)
         for stage, count in enumerate(blocks):

@@ -129,4 +129,5 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    platform.use_huge_pages()  # and PyTorch's steps too
     sys.exit(command(sys.argv))

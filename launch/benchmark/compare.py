@@ -1,9 +1,10 @@
 """Whole training steps side by side: variants of ours, and PyTorch's.
 
 Each variant has a process of its own, since two frameworks would fight for one process's threads.
-The processes take turns, one step at a time and in changing order, while the others sleep; so a
-change of the machine's speed meets all. A ratio is of two steps of one round; quoted is the median
-over rounds, and of those the median over several starts of all processes.
+The processes take turns in changing order, while the others sleep, so that a change of the
+machine's speed meets all. A turn is two steps, of which the second is timed: the first pays for
+memory that the system took back during the pause. A ratio is of two steps of one round; quoted is
+the median over rounds, and of those the median over several starts of all processes.
 """
 
 import json
@@ -133,7 +134,7 @@ def measure(
                 turn = number % len(workers)
                 for index in [*range(turn, len(workers)), *range(turn)]:
                     seconds[index].append(workers[index].step())
-                left = sum(map(statistics.mean, seconds)) * (rounds - number - 1)
+                left = 2 * sum(map(statistics.mean, seconds)) * (rounds - number - 1)
                 print(
                     f"start {start + 1}/{starts}, round {number + 1}/{rounds}, about "
                     f"{duration(left)} left of this start",

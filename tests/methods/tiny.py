@@ -10,7 +10,8 @@ from flax import linen as nn
 from ctssl_jax import augment, sharding
 from ctssl_jax.augment import Intensity, ViewGroup
 from ctssl_jax.methods import BYOL, MoCo, SimCLR, SparK, SwAV
-from ctssl_jax.nn.resnet import BatchNorm, ResNet
+from ctssl_jax.nn.normalisation import BatchNorm
+from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import OptimConfig, OptimizerName, lr_schedule, make_optimizer
 from ctssl_jax.train import init_state, make_step
 

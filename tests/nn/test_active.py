@@ -12,7 +12,8 @@ from ctssl_jax import sharding
 from ctssl_jax.nn.active import ABSENT, SparseForm, encode, rearrange, tile
 from ctssl_jax.nn.convolution import Conv
 from ctssl_jax.nn.masked import random_mask
-from ctssl_jax.nn.resnet import BatchNorm, MaxPool, ResNet
+from ctssl_jax.nn.normalisation import BatchNorm
+from ctssl_jax.nn.resnet import MaxPool, ResNet
 
 BATCH = 2
 

@@ -58,3 +58,22 @@ def test_up_convolution_equals_its_definition():
         np.asarray(x), np.asarray(params["kernel"]), np.asarray(params["bias"])
     )
     np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-4)
+
+
+def test_pointwise_weight_gradient_equals_xla():
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((3, 6, 6, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((1, 1, 5, 4)), jnp.float32)
+    pad = ((0, 0), (0, 0))
+
+    def ours(x, kernel):
+        return jnp.sum(jnp.sin(convolve(x, kernel, (1, 1), pad, dimension_numbers=NHWC)))
+
+    def xla(x, kernel):
+        y = lax.conv_general_dilated(x, kernel, (1, 1), pad, dimension_numbers=NHWC)
+        return jnp.sum(jnp.sin(y))
+
+    assert "dot_general" in str(jax.make_jaxpr(jax.grad(ours, 1))(x, kernel))
+    for argument in (0, 1):
+        found, expected = (jax.grad(f, argument)(x, kernel) for f in (ours, xla))
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -7,7 +7,8 @@ import pytest
 from flax import linen as nn
 
 from ctssl_jax.nn.masked import masked_ops, random_mask, upsample_mask
-from ctssl_jax.nn.resnet import BatchNorm, MaxPool, ResNet
+from ctssl_jax.nn.normalisation import BatchNorm
+from ctssl_jax.nn.resnet import MaxPool, ResNet
 
 SIZE, GRID = 96, 3
 
@@ -30,7 +31,7 @@ def test_masked_batchnorm_equals_a_gather_of_visible_positions():
     mask = np.asarray(mask_of(4))
     scale, bias = rng.standard_normal(5), rng.standard_normal(5)
     module = BatchNorm(use_running_average=False)
-    variables = module.init(jax.random.key(0), x)
+    variables = module.init(jax.random.key(0), jnp.asarray(x))
     variables["params"] = {"scale": jnp.float32(scale), "bias": jnp.float32(bias)}
     with masked_ops(jnp.asarray(mask)):
         y, updates = module.apply(variables, jnp.asarray(x), mutable=["batch_stats"])
