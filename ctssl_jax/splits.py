@@ -6,6 +6,7 @@ from ctssl_jax.errors import ConfigError
 
 FOLD = "fold"
 FEWEST_FOLDS = 3  # one is tested, one validated on, and something is left to train on
+LONGEST = 6  # digits in the number of a fold: a report reads names that nobody checked
 
 
 def parts(split: str) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def fold_names(count: int, flag: str) -> list[str]:
 def fold_number(split: str) -> int | None:
     """The number of a fold; None where a split is not one."""
     number = split.removeprefix(FOLD)
-    if not number.isdecimal() or split != f"{FOLD}{int(number)}":
+    if len(number) > LONGEST or not number.isdecimal() or split != f"{FOLD}{int(number)}":
         return None
     return int(number)
 
