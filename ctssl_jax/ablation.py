@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ctssl_jax import run_folder
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig
 from ctssl_jax.errors import ConfigError
+from ctssl_jax.splits import fold_names
 
 SCRATCH = "scratch"
 RANDOM = "random"  # the arm of frozen features that goes with it
@@ -47,6 +48,8 @@ class AblationConfig:
       seeds: of head, order and augmentation; all arms of a seed share them.
       subset_per_seed: each seed also draws another subset; False: all have that of
         `base.subset_seed`, as in the paper's code.
+      folds: of a cross-validation, for a dataset prepared with as many; each run becomes so many,
+        of which each tests another fold. 0: the splits of `base`.
     """
 
     base: FinetuneConfig
@@ -58,6 +61,7 @@ class AblationConfig:
     counts: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     subset_per_seed: bool = True
+    folds: int = 0
 
     def validate(self) -> None:
         """Raises `UserError` for an axis or arm that will not do, or where a cell is wrong."""
@@ -94,10 +98,13 @@ class AblationConfig:
         sizes = [(1.0, count, f"n{count}") for count in sorted(self.counts)] or [
             (fraction, 0, f"{fraction:g}") for fraction in sorted(self.fractions)
         ]
-        for size, seed, (arm, run) in itertools.product(sizes, self.seeds, self.arms().items()):
+        bases = self._bases()
+        for size, seed, (fold, base), (arm, run) in itertools.product(
+            sizes, self.seeds, bases.items(), self.arms().items()
+        ):
             fraction, count, words = size
             config = dataclasses.replace(
-                self.base,
+                base,
                 encoder_run=run,
                 arm=arm,
                 seed=seed,
@@ -105,12 +112,30 @@ class AblationConfig:
                 fraction=fraction,
                 count=count,
             )
-            name = f"{config.task}-{arm}-{words}-seed{seed}"
+            words = f"{words}-seed{seed}{fold}"
+            name = f"{config.task}-{arm}-{words}"
             yield Cell(name, config, self.base_config, count or fraction)
             if self.frozen:
                 frozen = _frozen(config, arm if run else RANDOM)
-                name = f"{config.task}-{frozen.arm}-frozen-{words}-seed{seed}"
+                name = f"{config.task}-{frozen.arm}-frozen-{words}"
                 yield Cell(name, frozen, EVALUATE, count or fraction)
+
+    def _bases(self) -> dict[str, FinetuneConfig]:
+        """What the runs vary, by what is added to their names: `base`, or one for each fold.
+
+        That fold is tested, the next one validated on, the others are trained on.
+        """
+        if not self.folds:
+            return {"": self.base}
+        names, bases = fold_names(self.folds, "folds"), {}
+        for number, test in enumerate(names):
+            val = names[(number + 1) % self.folds]
+            train = "+".join(name for name in names if name not in (test, val))
+            data = dataclasses.replace(self.base.data, split=train)
+            bases[f"-{test}"] = dataclasses.replace(
+                self.base, data=data, val_split=val, test_split=test
+            )
+        return bases
 
 
 def _split(entry: str) -> tuple[str, str]:

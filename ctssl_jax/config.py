@@ -21,6 +21,7 @@ from ctssl_jax.freezing import FreezeConfig
 from ctssl_jax.methods import Method, SparK, Supervised
 from ctssl_jax.nn.resnet import DEPTHS, STRIDE, ResNet
 from ctssl_jax.optim import OptimConfig, OptimizerName
+from ctssl_jax.splits import parts
 from ctssl_jax.subsets import SubsetBy
 
 
@@ -329,10 +330,12 @@ def _require_subset_and_splits(config: FinetuneConfig | EvaluateConfig) -> None:
         raise ConfigError(f"count={config.count}: must be 0 (by fraction) or more")
     if config.count and config.fraction != 1:
         raise ConfigError(f"count={config.count} and fraction={config.fraction}: give one of them")
-    if len({config.data.split, config.val_split, config.test_split}) != 3:
+    splits = (config.data.split, config.val_split, config.test_split)
+    names = [name for split in splits for name in parts(split)]
+    if len(set(names)) != len(names):
         raise ConfigError(
             f"data.split={config.data.split}, val_split={config.val_split}, "
-            f"test_split={config.test_split}: must be three different splits"
+            f"test_split={config.test_split}: must be three different splits with no part in common"
         )
 
 

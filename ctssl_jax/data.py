@@ -28,6 +28,7 @@ from PIL import Image
 
 from ctssl_jax.augment import IntensityKind
 from ctssl_jax.errors import ConfigError, DataError
+from ctssl_jax.splits import parts
 
 FORMAT = 1
 INTENSITIES = ("hu", "grey8", "grey16")
@@ -45,7 +46,7 @@ class DataConfig:
 
     # A folder written by data_prep. Private: a path may name a patient, so no run folder holds it.
     path: str = dataclasses.field(default="data/lidc", metadata={"private": True})
-    split: str = "train"
+    split: str = "train"  # as every split, also a sum: fold1+fold2
     # Pre-training alone: a file of `data_prep.duplicates` that says which slices to use.
     filter: str = dataclasses.field(default="", metadata={"private": True})
     accept_leakage: bool = False  # run although test data was seen; every result says so
@@ -149,16 +150,27 @@ class Dataset:
         """SHA-256 over all records: two datasets are the same data if these agree."""
         return self.manifest["fingerprint"]
 
-    def source(self, split: str) -> Records:
-        """The records of a split.
+    def summaries(self, split: str) -> list[dict[str, Any]]:
+        """What the manifest says of a split, or of each part of a sum.
 
         Raises:
-          DataError: the split does not exist, is empty, or is not what the manifest says.
+          ConfigError: the split is no name and no sum of names.
+          DataError: there is no such split.
         """
-        splits = self.manifest["splits"]
-        if split not in splits:
-            raise DataError(f"{self.path}: no split {split!r}; there is {', '.join(splits)}")
-        expected = splits[split]["slices"]
+        splits, names = self.manifest["splits"], parts(split)
+        for name in names:
+            if name not in splits:
+                raise DataError(f"{self.path}: no split {name!r}; there is {', '.join(splits)}")
+        return [splits[name] for name in names]
+
+    def source(self, split: str) -> Records:
+        """The records of a split, or of one after the other of a sum, as in `fold1+fold2`.
+
+        Raises:
+          ConfigError: as `summaries`.
+          DataError: likewise, or the split is empty, or is not what the manifest says.
+        """
+        expected = sum(summary["slices"] for summary in self.summaries(split))
         if expected == 0:
             raise DataError(f"{self.path}: split {split!r} is empty; prepare the dataset again")
         records = Records(self.path / self.manifest["records"], split)
@@ -211,7 +223,8 @@ def require_labels(dataset: Dataset, *splits: str) -> None:
     if not dataset.classes:
         raise DataError(f"{dataset.name} has no labels: prepare it with --labels")
     for split in splits:
-        slices, labels = len(dataset.source(split)), dataset.manifest["splits"][split]["labels"]
+        slices = len(dataset.source(split))
+        labels = np.sum([summary["labels"] for summary in dataset.summaries(split)], axis=0)
         if missing := slices - sum(labels):
             raise DataError(
                 f"{dataset.name}: {missing} of {slices} records of split {split!r} have no label; "

@@ -121,6 +121,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         "train_patients": subset.patients,
         "seed": config.seed,
         "subset_seed": config.subset_seed,
+        "test_split": config.test_split,
         "select_by": config.select_by.value,
         "classes": list(dataset.classes),
         "data_fingerprint": dataset.fingerprint,

@@ -84,6 +84,7 @@ def run(
         "train_slices": len(subset.rows),
         "train_patients": subset.patients,
         "seed": config.seed,
+        "test_split": config.test_split,
         "select_by": config.select_by.value,
         "best_epoch": chosen["epoch"],
         "epochs": config.epochs,

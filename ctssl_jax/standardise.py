@@ -1,6 +1,8 @@
 """Mean and standard deviation of a run's input, from the statistics of its dataset."""
 
 import dataclasses
+import functools
+import operator
 import zipfile
 from typing import TypeVar
 
@@ -10,6 +12,7 @@ from ctssl_jax.augment import IntensityMode, Standardise
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import DataError
+from ctssl_jax.splits import parts
 from data_prep.tally import Tally
 
 AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig, EvaluateConfig)
@@ -31,7 +34,7 @@ def resolve(config: AnyConfig, dataset: Dataset) -> AnyConfig:
     if intensity.standardise is Standardise.FIXED:
         return config
     split = config.data.split
-    tally = _read_tally(dataset, split)
+    tally = functools.reduce(operator.add, (_read_tally(dataset, part) for part in parts(split)))
     if intensity.mode is IntensityMode.SLICE_MIN_MAX:
         found = tally.mean_std_min_max()
     else:

@@ -1,8 +1,8 @@
 """Whether test data was seen before: `python -m data_prep.audit --data=DATASET`.
 
 Checks that no patient, series or picture is in two splits of a dataset, and with --pretrain that
-none of its validation and test splits is in the training split of another. Pictures are compared
-bit for bit and as near duplicates (`matching`). Exit code 0: pass; 3: fail.
+none of its validation and test splits, or folds, is in the training split of another. Pictures are
+compared bit for bit and as near duplicates (`matching`). Exit code 0: pass; 3: fail.
 
 The verdict on the dataset itself is written into it, as DATASET/audit.json. Training refuses a
 dataset without that file, or with a verdict of fail, unless it is told to accept the leakage.
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ctssl_jax.errors import DataError, StorageError
+from ctssl_jax.splits import folds_of
 from data_prep.matching import CONTENT, NEAR, OFF, Pairs, exact_pairs, is_blank, near_pairs
 from data_prep.signatures import Signatures, load_signatures, read_manifest
 from data_prep.whole_file import whole_file
@@ -64,7 +65,7 @@ class Verdict:
     Attributes:
         fingerprint: Of the dataset.
         findings: What leaks between its splits.
-        overlap: What of its validation and test splits is in the pre-training sets.
+        overlap: What of its validation and test splits, or folds, is in the pre-training sets.
         label_conflicts: Duplicates with different labels; no leak.
         splits: Of each split the slices, patients, labels and slices per patient.
         classes: Names of the classes.
@@ -161,7 +162,7 @@ def audit(dataset: Path, pretraining: Sequence[Path] = ()) -> Verdict:
         if TRAIN not in other["splits"]:
             raise DataError(f"--pretrain: {other['name']} has no split {TRAIN!r}")
         seen = (f"{other['name']} {TRAIN}", load_signatures(place, TRAIN))
-        for name in HELD_OUT:
+        for name in (*HELD_OUT, *folds_of(splits)):  # each fold is tested once
             if name in splits:
                 overlap += compare(seen, (name, splits[name]))[0]
     return dataclasses.replace(verdict, overlap=tuple(overlap))

@@ -11,7 +11,7 @@ from data_prep.irregular import Irregular
 from data_prep.preparation import Manifest, prepare, refuse_taken
 from data_prep.records import PUBLIC_KEY, load_key
 from data_prep.source import Source
-from data_prep.split import split_fractions
+from data_prep.split import fold_fractions, split_fractions
 
 
 def new_parser(
@@ -24,8 +24,8 @@ def new_parser(
         doc: One line of help.
         example: Flags of an example call.
         source: Help of --source; without it the command has no --source and no --key.
-        val: Default of --val_fraction.
-        test: Default of --test_fraction.
+        val: Share of the patients in val without --val_fraction.
+        test: Share of the patients in test without --test_fraction.
     """
     call = f"python -m data_prep.{name}"
     parser = argparse.ArgumentParser(
@@ -44,8 +44,18 @@ def new_parser(
             "without it ~/.config/ctssl_jax/pseudonym.key, made on first use",
         )
     parser.add_argument("--out", type=Path, required=True, help="dataset folder to make")
-    parser.add_argument("--val_fraction", type=float, default=val, help="share of patients")
-    parser.add_argument("--test_fraction", type=float, default=test, help="share of patients")
+    for split, share in (("val", val), ("test", test)):
+        # Without a default, so that what is asked for can be told from what is not.
+        text = f"share of patients (default: {share:g})"
+        parser.add_argument(f"--{split}_fraction", type=float, default=argparse.SUPPRESS, help=text)
+    parser.set_defaults(usual_fractions={"val_fraction": val, "test_fraction": test})
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=0,
+        help="for cross-validation: splits fold0, fold1, ... of equally many patients in place of "
+        "train, val and test; 0: these",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
     parser.add_argument(
         "--workers",
@@ -122,11 +132,15 @@ def run_source(
             raise ConfigError(f"--max_rejected={args.max_rejected}: must be 0 to 1")
         if args.workers < 0:
             raise ConfigError(f"--workers={args.workers}: must be 0 (this process) or more")
+        fractions = _fractions(args)
+        source = make_source(args)
+        if args.folds:
+            _require_open_splits(source, args)
         manifest = prepare(
-            make_source(args),
+            source,
             args.out,
             key=load_key(args.key) if "key" in args else PUBLIC_KEY,
-            fractions=split_fractions(args.val_fraction, args.test_fraction),
+            fractions=fractions,
             seed=args.seed,
             workers=args.workers,
             max_rejected=args.max_rejected,
@@ -137,6 +151,33 @@ def run_source(
         print((args.out / "quality.txt").read_text(), end="")
 
     return run(task, parser, argv)
+
+
+def _fractions(args: argparse.Namespace) -> dict[str, float]:
+    """The share of the patients that each split is to get.
+
+    Raises:
+        ConfigError: If the flags do not agree, or there are too few folds.
+    """
+    given = {name: value for name, value in vars(args).items() if name in args.usual_fractions}
+    if not args.folds:
+        shares = args.usual_fractions | given
+        return split_fractions(shares["val_fraction"], shares["test_fraction"])
+    if given:
+        flags = " and ".join(f"--{name}={value:g}" for name, value in given.items())
+        raise ConfigError(f"--folds={args.folds} and {flags}: give one or the other")
+    return fold_fractions(args.folds)
+
+
+def _require_open_splits(source: Source, args: argparse.Namespace) -> None:
+    """Raises ConfigError if the source itself says what is train, val or test."""
+    if any(item.split for item in source.items()):
+        mend = (
+            "give --split_by=patient"
+            if "split_by" in args
+            else "leave the column `split` out of --labels"
+        )
+        raise ConfigError(f"--folds={args.folds}: the source has splits of its own: {mend}")
 
 
 def run(

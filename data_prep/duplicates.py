@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int64, UInt64
 
 from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.splits import parts
 from data_prep.signatures import Signatures, load_signatures, read_manifest
 from data_prep.whole_file import whole_file
 
@@ -110,8 +111,9 @@ def choose(
 def write_filter(args: argparse.Namespace) -> dict[str, Any]:
     """Chooses by the command's flags and writes the filter; returns its content."""
     manifest = read_manifest(args.data)
-    if not manifest["splits"].get(args.split, {}).get("slices"):
-        raise DataError(f"--data has no split {args.split!r}, or it is empty")
+    for part in parts(args.split):
+        if not manifest["splits"].get(part, {}).get("slices"):
+            raise DataError(f"--data has no split {part!r}, or it is empty")
     signatures = load_signatures(args.data, args.split)
     like: Like | None = None
     parameters: dict[str, Any] = {"volume": args.volume}

@@ -69,5 +69,5 @@ def make_plan(
         for group in part.groups:
             split = group.split or split_of[patients[group.patient]]
             plan[split].add(name, group)
-    order = [split for split in SPLITS if split in plan]
+    order = [split for split in dict.fromkeys((*SPLITS, *fractions)) if split in plan]
     return {split: plan[split] for split in [*order, *sorted(set(plan) - set(order))]}

@@ -19,6 +19,7 @@ from jaxtyping import Int, Int16, Int32, Shaped, UInt8, UInt64
 from PIL import Image
 
 from ctssl_jax.errors import DataError
+from ctssl_jax.splits import parts
 from data_prep.whole_file import whole_file
 
 SIDE = 24  # of a thumbnail, in pixels
@@ -180,13 +181,15 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
 
 
 def load_signatures(dataset: Path, split: str) -> Signatures:
-    """The signatures of a split, read from the dataset folder.
+    """The signatures of a split, or of a sum of splits, read from the dataset folder.
 
     A dataset that was prepared before there were any has its records read instead.
 
     Raises:
         DataError: If they are damaged or not as many as the manifest says.
     """
+    if len(parts(split)) > 1:
+        return Signatures.concatenate(load_signatures(dataset, part) for part in parts(split))
     manifest = read_manifest(dataset)
     path = dataset / "signatures" / f"{split}.npy"
     found = load_file(path) if path.exists() else signatures_of_records(dataset, split)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 
 from ctssl_jax.errors import ConfigError
+from ctssl_jax.splits import fold_names
 
 
 def split_by_patient(
@@ -56,6 +57,12 @@ def split_fractions(val: float, test: float) -> dict[str, float]:
             "and together below 1"
         )
     return {"train": 1 - val - test, "val": val, "test": test}
+
+
+def fold_fractions(folds: int) -> dict[str, float]:
+    """Returns the equal share of each fold of a cross-validation; raises as `fold_names`."""
+    names = fold_names(folds, "--folds")
+    return dict.fromkeys(names, 1 / len(names))
 
 
 def shared_patients(places: Iterable[tuple[str, str]]) -> int:

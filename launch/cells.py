@@ -18,7 +18,7 @@ from ctssl_jax.metrics import read_metrics
 
 COLUMNS = (
     *("task", "arm", "classifier", "fraction", "train_slices", "train_patients", "seed"),
-    *("best_epoch", "val_auc", "test_auc", "test_f1", "test_accuracy", "test_slices"),
+    *("test_split", "best_epoch", "val_auc", "test_auc", "test_f1", "test_accuracy", "test_slices"),
     *("config_hash", "run"),
 )
 CLASSIFIERS = ("finetuned", "knn", "linear")

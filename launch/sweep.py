@@ -30,8 +30,10 @@ from typing import NamedTuple, NoReturn
 from ctssl_jax import distributed, main, platform
 from ctssl_jax.ablation import AblationConfig, Cell
 from ctssl_jax.config import FinetuneConfig
-from ctssl_jax.errors import ConfigError, Preempted, UserError
+from ctssl_jax.data import open_dataset
+from ctssl_jax.errors import ConfigError, DataError, Preempted, UserError
 from ctssl_jax.metrics import duration
+from ctssl_jax.splits import folds_of
 from ctssl_jax.supervisor import Supervisor
 from launch import cells as folder
 from launch import local, pool
@@ -119,17 +121,31 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         tell(sweep, own.price_per_hour)
     elif own.parallel == 1:
         main.provide_phantom(config.base.data.path)
+        _require_folds(config)
         todo = sweep.todo()
         ends = in_turn(todo, workdir, supervisor)
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
     else:  # JAX is left to the children
         if config.base.data.path == main.PHANTOM:
             main.prepare_phantom()
+        _require_folds(config)
         todo = sweep.todo()
         places = local.environments(os.environ, own.parallel, 0, own.gpus)
         commands = [(cell.name, [sys.executable, "-m", *_words(cell, workdir)]) for cell in todo]
         ends = pool.run(commands, places, supervisor)
         follow(sweep, todo, ends, functools.partial(print, flush=True), lambda write: write())
+
+
+def _require_folds(config: AblationConfig) -> None:
+    """Raises `DataError` where the dataset has not the folds that the cells are to test."""
+    if not (folds := config.folds):
+        return
+    dataset = open_dataset(config.base.data.path)
+    if len(folds_of(dataset.manifest["splits"])) != folds:
+        raise DataError(
+            f"folds={folds}: {dataset.name} has the splits "
+            f"{', '.join(dataset.manifest['splits'])}; prepare it with --folds={folds}"
+        )
 
 
 def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Iterator[pool.Ended]:

@@ -70,6 +70,35 @@ def test_frozen_features_are_of_the_same_encoder_and_slices(runs):
         assert frozen.size == tuned.method.view.size
 
 
+def test_folds_take_turns_and_all_arms_of_one_share_its_splits(runs):
+    config = AblationConfig(
+        FinetuneConfig(),
+        *("", (f"{runs}/SparK",)),
+        **{"frozen": True, "fractions": (0.5,), "seeds": (3, 4), "folds": 4},
+    )
+    config.validate()
+    cells = list(config.cells())
+    assert len({cell.name for cell in cells}) == len(cells) == 2 * 4 * 4
+    splits = [
+        (cell.config.test_split, cell.config.val_split, cell.config.data.split) for cell in cells
+    ]
+    turns = [
+        ("fold0", "fold1", "fold2+fold3"),
+        ("fold1", "fold2", "fold0+fold3"),
+        ("fold2", "fold3", "fold0+fold1"),
+        ("fold3", "fold0", "fold1+fold2"),
+    ]
+    assert splits == [turn for turn in turns for _ in range(4)] * 2
+    assert [cell.config.subset_seed for cell in cells] == [3] * 16 + [4] * 16
+    assert [cell.name for cell in cells[4:8]] == [
+        "task-scratch-0.5-seed3-fold1",
+        "task-random-frozen-0.5-seed3-fold1",
+        "task-spark-0.5-seed3-fold1",
+        "task-spark-frozen-0.5-seed3-fold1",
+    ]
+    assert config.base.data.split == "train"
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -80,6 +109,8 @@ def test_frozen_features_are_of_the_same_encoder_and_slices(runs):
         ({"counts": (0, 5)}, "counts="),
         ({"fractions": (1.5,)}, "fraction=1.5"),
         ({"scratch": False}, "no arm"),
+        ({"folds": 2}, "folds=2: must be 3 or more"),
+        ({"folds": -5}, "folds=-5: must be 3 or more"),
     ],
 )
 def test_axis_that_will_not_do_is_named(change, named):

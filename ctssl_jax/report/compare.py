@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ctssl_jax.report.folds import pool, unpool
 from ctssl_jax.report.pairs import Pair, Place, Sampled, all_pairs
 from ctssl_jax.report.robustness import Robustness, robustness
 from ctssl_jax.report.runs import Cases, Run, is_number
@@ -78,7 +79,8 @@ class Cell:
 
     def sizes(self, unit: str) -> list[int]:
         """The distinct numbers of training "slices" or "patients", small to large."""
-        counts: list[Any] = [run.results.get(f"train_{unit}") for run in self.runs]
+        parts = [part for run in self.runs for part in run.parts()]
+        counts: list[Any] = [run.results.get(f"train_{unit}") for run in parts]
         return sorted({int(count) for count in counts if is_number(count)})
 
 
@@ -86,6 +88,7 @@ class Cell:
 class Task:
     """All cells that may be compared: one task, one data fingerprint, one set of test cases.
 
+    `folds` is how many folds it was cross-validated in, 0 where it was not.
     `pairs` sets every two arms of a size against each other; `robustness` follows each arm over the
     sizes and is None where there are no two of them.
     """
@@ -99,6 +102,7 @@ class Task:
     cells: tuple[Cell, ...]
     pairs: tuple[Pair, ...]
     robustness: Robustness | None
+    folds: int = 0
 
     def arms(self) -> list[str]:
         """Arms with a cell, scratch first, then the methods in their usual order."""
@@ -135,15 +139,18 @@ def arm_order(arm: str) -> tuple[int, str]:
 
 def compare(runs: list[Run]) -> Comparison:
     """Sorts runs into tasks and cells and computes every interval and difference."""
-    refused = _repeats(runs)
-    refused |= _other_settings([run for run in runs if run.folder not in refused])
-    runs = [replace(run, problem=refused.get(run.folder, run.problem)) for run in runs]
+    runs = pool(_marked(runs, _repeats(runs)))
+    runs = _marked(runs, _other_settings(runs))
     groups: dict[str, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in _fine_tuned(runs):
         groups[run.results["task"]][_comparable(run)].append(run)
     conflicts = [_conflict(name, list(kinds)) for name, kinds in groups.items() if len(kinds) > 1]
     tasks = [_task(group) for kinds in groups.values() for group in kinds.values()]
-    return Comparison(runs, tasks, conflicts, _encoder_notes(tasks))
+    return Comparison(unpool(runs), tasks, conflicts, _encoder_notes(tasks))
+
+
+def _marked(runs: list[Run], refused: dict[Path, str]) -> list[Run]:
+    return [replace(run, problem=refused.get(run.folder, run.problem)) for run in runs]
 
 
 def _fine_tuned(runs: list[Run]) -> list[Run]:
@@ -229,6 +236,7 @@ def _task(runs: list[Run]) -> Task:
         cells=tuple(_cell(place, of, against_scratch.get(place)) for place, of in sampled.items()),
         pairs=pairs,
         robustness=robustness(sampled, pairs, claimed=SPARK),
+        folds=len(runs[0].folds),
     )
 
 

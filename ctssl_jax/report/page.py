@@ -14,6 +14,7 @@ from ctssl_jax.report import findings, words
 from ctssl_jax.report.compare import RESAMPLES, Comparison, arm_name
 from ctssl_jax.report.data_card import data_cards
 from ctssl_jax.report.deviations import deviations
+from ctssl_jax.report.folds import fold_of
 from ctssl_jax.report.frozen import Neighbours, encoder_name
 from ctssl_jax.report.pretraining import Pretraining
 from ctssl_jax.report.runs import Run, is_number
@@ -23,6 +24,7 @@ from ctssl_jax.report.words import count, percent, section_titles, short, three_
 FILTERS = (
     "cell_leakage",
     "count",
+    "cross_validation",
     "interval",
     "number",
     "patients",
@@ -121,6 +123,7 @@ def run_row(run: Run, method: str) -> dict[str, Any]:
     if run.results:
         parts = [run.results["task"][:40], arm_name(run.results["arm"])]
         parts.append(percent(run.results["fraction"]))
+        parts.append("" if (fold := fold_of(run)) is None else f"fold {fold}")
     seed = run.results.get("seed", run.config.get("seed"))
     steps, _ = run.series("step")
     _, speed = run.series("images_per_second")

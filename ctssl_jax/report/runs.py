@@ -57,7 +57,8 @@ class Cases:
 class Run:
     """One run folder. `folder` is for the screen: it may hold a name and never goes on a page.
 
-    A fine-tuning run without a `problem` has `results` and `cases`.
+    A fine-tuning run without a `problem` has `results` and `cases`. A cross-validation is one run
+    (`report.folds`), whose `folds` are the runs that it is made of.
     """
 
     folder: Path
@@ -71,6 +72,11 @@ class Run:
     results: dict[str, Any] = field(default_factory=dict)
     cases: Cases | None = None
     problem: str = ""
+    folds: tuple["Run", ...] = ()
+
+    def parts(self) -> tuple["Run", ...]:
+        """The runs on disk: itself, or those of each fold."""
+        return self.folds or (self,)
 
     def series(self, name: str) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Steps and values of one logged number, where both are finite."""
@@ -290,7 +296,9 @@ def _cases(path: Path, results: dict[str, Any], split: Any) -> Cases:
         raise Unusable(
             f"results.json says AUC {results['test']['auc']:.3f}, its predictions give {own:.3f}"
         )
-    patients = [name or f"record {record}" for name, record in zip(named, records, strict=True)]
+    patients = [
+        name or f"{split} record {record}" for name, record in zip(named, records, strict=True)
+    ]
     content = json.dumps([records, patients, labels.tolist()])
     digest = sha256(content.encode()).hexdigest()
     return Cases(digest, np.array(patients), labels, scores, all(named))

@@ -20,9 +20,10 @@ def summary(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
 
 def _size_sentence(task: Task) -> str:
     seeds = sizes(sorted({len(cell.runs) for cell in task.cells}))
-    marked = [run for run in task.runs() if leakage(run.results)]
+    marked = [part for run in task.runs() for part in run.parts() if leakage(part.results)]
+    folds = f"cross-validated in {task.folds} folds, " if task.folds else ""
     return (
-        f"{count(task.test_cases)} test cases from {patients(task)}, "
+        f"{count(task.test_cases)} test cases from {patients(task)}, {folds}"
         f"{seeds} {'seed' if seeds == '1' else 'seeds'} at each size."
         + (" Test data was seen in training: results below are marked." if marked else "")
     )
@@ -109,7 +110,19 @@ def run_leakage(run: Run) -> str:
 
 def cell_leakage(cell: Cell) -> str:
     """What the runs of a cell say, each once."""
-    return "; ".join(dict.fromkeys(filter(None, (leakage(run.results) for run in cell.runs))))
+    found = (leakage(part.results) for run in cell.runs for part in run.parts())
+    return "; ".join(dict.fromkeys(filter(None, found)))
+
+
+def cross_validation(task: Task) -> str:
+    """How the test cases of a cross-validated task were tested; nothing of another task."""
+    if not task.folds:
+        return ""
+    return (
+        f"The task was cross-validated in {task.folds} folds: in each run every patient was tested "
+        "once, by a network that had not seen that patient in fine-tuning, and the scores of the "
+        f"{task.folds} networks are ranked together."
+    )
 
 
 def section_titles(tasks: list[Task]) -> list[str]:

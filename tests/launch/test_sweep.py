@@ -12,13 +12,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from configs import spark
 from ctssl_jax import checkpoint, finetune, main
 from ctssl_jax.config import config_record
 from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
 from ctssl_jax.methods.base import Start, init_encoder
+from ctssl_jax.metrics import read_predictions
+from ctssl_jax.report.compare import compare
+from ctssl_jax.report.runs import find_runs
+from data_prep import phantom
+from data_prep.preparation import prepare
+from data_prep.records import PUBLIC_KEY
+from data_prep.split import fold_fractions
 from launch import cells as folder
 from launch import sweep
 from launch.command_line import command_line
@@ -112,7 +121,7 @@ def fake_runs(patch, outcomes):
         workdir.mkdir(parents=True)
         (workdir / "STATUS").write_text("done\n")
         score = {"auc": 0.5 + config.seed / 7, "f1": 0.5, "accuracy": 0.5, "n": 8}
-        names = ("task", "arm", "fraction", "seed")
+        names = ("task", "arm", "fraction", "seed", "test_split")
         results = {name: getattr(config, name) for name in names}
         for file in ("config.json", "results.json"):
             (workdir / file).write_text(json.dumps(results | {"val": score, "test": score}))
@@ -159,7 +168,10 @@ def test_interrupted_after_any_cell_the_table_is_the_same(tmp_path, argv, monkey
     assert found[0].count(b"\n") == 5
 
 
-@pytest.mark.parametrize("changes", [[], ["--config.frozen=true", "--config.counts=(8,16)"]])
+@pytest.mark.parametrize(
+    "changes",
+    [[], ["--config.frozen=true", "--config.counts=(8,16)"], ["--config.folds=3"]],
+)
 def test_dry_run_prints_ordinary_commands_that_give_the_very_configs(
     tmp_path, argv, capsys, changes
 ):
@@ -238,6 +250,12 @@ def test_dry_run_says_what_is_left_and_its_cost(tmp_path, argv, capsys, monkeypa
         ("--price_per_hour=-1", 2, "--price_per_hour=-1.0"),
         ("--paralel=2", 2, "paralel"),
         ("--config.encoders=/nowhere", 3, "no run at /nowhere"),
+        ("--config.folds=2", 2, "folds=2: must be 3 or more"),
+        (
+            "--config.folds=3",
+            3,
+            "has the splits train, val, test; prepare it with --folds=3",
+        ),
     ],
 )
 def test_what_will_not_do_is_named_before_any_run(tmp_path, argv, capsys, flag, code, named):
@@ -251,6 +269,52 @@ def test_what_will_not_do_is_named_before_any_run(tmp_path, argv, capsys, flag, 
 def test_config_of_another_kind_is_named(capsys, tmp_path):
     assert sweep.command(["sweep", "--config=configs/spark.py:smoke", f"--workdir={tmp_path}"]) == 2
     assert "give configs/ablation.py" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def folds_path(tmp_path_factory):
+    """The phantom in three folds of two patients."""
+    path = tmp_path_factory.mktemp("data") / "folds"
+    source = phantom.make_source(patients=6, slices=8, size=64, seed=0)
+    prepare(source, path, key=PUBLIC_KEY, fractions=fold_fractions(3))
+    return path
+
+
+def test_folds_are_told_apart_in_the_table(tmp_path, argv, folds_path, monkeypatch):
+    argv = [*argv, "--config.folds=3", f"--config.base.data.path={folds_path}"]
+    ran = fake_runs(monkeypatch, {})
+    assert sweep.command(argv) == 0
+    assert ran == [
+        f"phantom-{arm}-0.5-seed0-fold{fold}" for fold in range(3) for arm in ("scratch", "spark")
+    ]
+    assert [(row["arm"], row["test_split"]) for row in table(tmp_path / "grid")] == [
+        (arm, f"fold{fold}") for arm in ("scratch", "spark") for fold in range(3)
+    ]
+
+
+@pytest.mark.slow
+def test_cross_validation_from_folds_to_report(tmp_path, argv, folds_path):
+    flags = ["--config.folds=3", f"--config.base.data.path={folds_path}", "--config.frozen=true"]
+    argv, workdir = [*argv, *flags], tmp_path / "grid"
+    assert sweep.command([*argv, "--cell=0"]) == 0
+    assert sweep.command(argv) == 0
+    rows = table(workdir)
+    assert len(rows) == 3 * (2 + 2 * 2)  # two arms; their frozen features by two classifiers
+    finetuned = [row for row in rows if row["classifier"] == "finetuned"]
+    for fold in range(3):
+        own = [row["run"] for row in rows if row["test_split"] == f"fold{fold}"]
+        assert len({(workdir / run / "subset.json").read_text() for run in own}) == 1
+    (task,) = compare(find_runs([workdir])).tasks
+    assert (task.folds, task.test_cases, task.test_patients) == (3, 48, 6)
+    for cell in task.cells:
+        runs = [row["run"] for row in finetuned if row["arm"] == cell.arm]
+        scored = [
+            read_predictions(workdir / run / "predictions.csv", f"fold{fold}")
+            for fold, run in enumerate(runs)
+        ]
+        labels = np.concatenate([own.labels for own in scored])
+        scores = np.concatenate([own.scores[:, 1] for own in scored])
+        assert cell.test("auc") == pytest.approx([roc_auc_score(labels, scores)])
 
 
 @pytest.mark.slow
