@@ -205,8 +205,8 @@ def whole_slices(
 
 
 def image_keys(
-    seed_key: Key[Array, ""], step: int | Int[Array, ""], global_index: Int[Array, "b"]
-) -> Key[Array, "b"]:
+    seed_key: Key[Array, ""], step: int | Int[Array, ""], global_index: Int[Array, " b"]
+) -> Key[Array, " b"]:
     """One key per image, from (seed, step, place in the run): the same on any number of devices."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
         jax.random.fold_in(seed_key, step), global_index
@@ -214,7 +214,7 @@ def image_keys(
 
 
 def make_views(
-    keys: Key[Array, "b"], image: Float[Array, "b h w c"], groups: Sequence[ViewGroup]
+    keys: Key[Array, " b"], image: Float[Array, "b h w c"], groups: Sequence[ViewGroup]
 ) -> tuple[Float[Array, "_ b _ _ c"], ...]:
     """The random views of a batch, in 0..1: per group an array [count, b, size, size, c].
 

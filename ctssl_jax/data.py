@@ -240,7 +240,7 @@ def require_labels(dataset: Dataset, *splits: str) -> None:
 @functools.cache
 def read_labels(
     dataset: Dataset, split: str
-) -> tuple[Int[np.ndarray, "n"], Shaped[np.ndarray, "n"]]:
+) -> tuple[Int[np.ndarray, " n"], Shaped[np.ndarray, " n"]]:
     """Class (-1 = none) and patient pseudonym of each record of a split, by row number.
 
     Reads the split once (about a thousand slices per second) and remembers.
@@ -264,7 +264,7 @@ def pretrain_batches(
     *,
     batch_size: int,
     seed: int,
-    indices: Int[np.ndarray, "m"] | None = None,
+    indices: Int[np.ndarray, " m"] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
@@ -286,7 +286,7 @@ def labelled_batches(
     data: DataConfig,
     *,
     split: str,
-    indices: Int[np.ndarray, "m"] | None,
+    indices: Int[np.ndarray, " m"] | None,
     batch_size: int,
     seed: int,
     process_index: int = 0,
@@ -361,7 +361,7 @@ def _read_ahead(batches: grain.MapDataset, data: DataConfig) -> grain.IterDatase
     )
 
 
-def _load(source: Records, rows: Int[np.ndarray, "b"], data: DataConfig) -> Batch:
+def _load(source: Records, rows: Int[np.ndarray, " b"], data: DataConfig) -> Batch:
     """Image and label of the given rows; zeros and -1 where the row is -1."""
     image = np.zeros((len(rows), data.canvas, data.canvas), np.int16)
     label = np.full(len(rows), -1, np.int32)

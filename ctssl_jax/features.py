@@ -11,11 +11,11 @@ class Features(NamedTuple):
     """Features of a split, or of some of its records, in record order."""
 
     x: Float[np.ndarray, "n d"]
-    labels: Int[np.ndarray, "n"]
-    patients: Shaped[np.ndarray, "n"]
-    records: Int[np.ndarray, "n"]  # row numbers in the split
+    labels: Int[np.ndarray, " n"]
+    patients: Shaped[np.ndarray, " n"]
+    records: Int[np.ndarray, " n"]  # row numbers in the split
 
-    def take(self, rows: Int[np.ndarray, "m"]) -> "Features":
+    def take(self, rows: Int[np.ndarray, " m"]) -> "Features":
         """Those at the given places."""
         return Features(*(part[rows] for part in self))
 

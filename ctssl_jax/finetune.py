@@ -261,7 +261,7 @@ def make_predictor(
 
     def predict(
         params: PyTree, batch_stats: PyTree, batch: dict[str, jax.Array]
-    ) -> tuple[Float[jax.Array, "b k"], Float[jax.Array, "b"]]:
+    ) -> tuple[Float[jax.Array, "b k"], Float[jax.Array, " b"]]:
         view = config.method.view
         image = augment.whole_slices(
             batch["image"], config.intensity, dataset.intensity, view.size, view.interpolation
@@ -282,7 +282,7 @@ def evaluate(
     split: str,
     mesh: Mesh,
     check: Callable[[], None] = lambda: None,
-) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n k"], float]:
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n k"], float]:
     """Labels, class probabilities in the order of the records, and the mean loss of a split.
 
     `check` is called at every batch and may raise.

@@ -74,7 +74,7 @@ def write_seen(
     workdir: Path,
     dataset: Dataset,
     split: str,
-    rows: Int[np.ndarray, "m"] | None,
+    rows: Int[np.ndarray, " m"] | None,
     encoder_run: str = "",
 ) -> None:
     """Leaves the signatures of the slices that a pre-training run sees: its `rows`, or all.

@@ -114,7 +114,7 @@ class Throughput:
         }
 
 
-def classification_metrics(labels: Int[np.ndarray, "n"], scores: Float[np.ndarray, "n k"]) -> dict:
+def classification_metrics(labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n k"]) -> dict:
     """AUC, F1 and accuracy of class probabilities.
 
     Two classes: AUC and F1 of class 1. More: macro one-vs-rest AUC over the classes present, macro
@@ -142,8 +142,8 @@ def classification_metrics(labels: Int[np.ndarray, "n"], scores: Float[np.ndarra
 class Scored(NamedTuple):
     """Labels, patient pseudonyms and class probabilities of a split, in record order."""
 
-    labels: Int[np.ndarray, "n"]
-    patients: Shaped[np.ndarray, "n"]
+    labels: Int[np.ndarray, " n"]
+    patients: Shaped[np.ndarray, " n"]
     scores: Float[np.ndarray, "n k"]
 
     def metrics(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Slices(NamedTuple):
     """What all pictures of a run show: stored slices, their keys, and what the numbers are."""
 
     stored: Int16[np.ndarray, "b h w"]
-    keys: Key[Array, "b"]
+    keys: Key[Array, " b"]
     kind: IntensityKind
 
     def show(self, rows: Iterable[Any], config: PretrainConfig, path: Path) -> None:
@@ -93,7 +93,7 @@ def draw_views(slices: Slices, config: PretrainConfig, workdir: Path) -> None:
     groups, size = config.method.views, max(group.size for group in config.method.views)
 
     @jax.jit
-    def draw(stored: Int16[Array, "b h w"], keys: Key[Array, "b"]) -> Any:
+    def draw(stored: Int16[Array, "b h w"], keys: Key[Array, " b"]) -> Any:
         unit = augment.to_unit(stored, config.intensity, slices.kind)
         whole = augment.resize(unit, size, augment.Interpolation.BILINEAR)
         views = (whole[None], *augment.make_views(keys, unit, groups))

@@ -39,7 +39,7 @@ class Subset(NamedTuple):
       fraction: that was asked for, of the images or patients.
     """
 
-    rows: Int[np.ndarray, "m"]
+    rows: Int[np.ndarray, " m"]
     of: int
     patients: int
     fraction: float
@@ -66,13 +66,13 @@ def training_subset(config: "FinetuneConfig | EvaluateConfig", dataset: data.Dat
 
 
 def subset(
-    labels: Int[np.ndarray, "n"],
-    patients: Shaped[np.ndarray, "n"],
+    labels: Int[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"],
     fraction: float,
     seed: int,
     by: SubsetBy = SubsetBy.IMAGE,
     count: int = 0,
-) -> Int[np.ndarray, "m"]:
+) -> Int[np.ndarray, " m"]:
     """Row numbers, ascending, of a part of the records.
 
     It has `int(fraction * n)` of n images or patients, or `count` where that is not 0. IMAGE and
@@ -113,8 +113,8 @@ def _size(n: int, least: int, fraction: float, count: int, what: str) -> int:
 
 
 def _image_order(
-    labels: Int[np.ndarray, "n"], seed: int, by: SubsetBy
-) -> tuple[Int[np.ndarray, "n"], int]:
+    labels: Int[np.ndarray, " n"], seed: int, by: SubsetBy
+) -> tuple[Int[np.ndarray, " n"], int]:
     """The images in the order in which they are taken, and how many must be."""
     if by is SubsetBy.FIRST:
         return np.arange(len(labels)), 1
@@ -123,12 +123,14 @@ def _image_order(
     return _stratified_order(labels, seed)
 
 
-def _draw(n: int, seed: int) -> Shaped[np.ndarray, "n"]:
+def _draw(n: int, seed: int) -> Shaped[np.ndarray, " n"]:
     # Raw bits: NumPy keeps these, not what `Generator` makes of them, the same across versions.
     return np.random.PCG64(seed).random_raw(n)
 
 
-def _stratified_order(strata: Int[np.ndarray, "n"], seed: int) -> tuple[Int[np.ndarray, "n"], int]:
+def _stratified_order(
+    strata: Int[np.ndarray, " n"], seed: int
+) -> tuple[Int[np.ndarray, " n"], int]:
     """One fixed random order of which every beginning keeps the strata in proportion; their number.
 
     Item number r (from 0) of a stratum of N is due at (r + 1/2) / N of the order: Sainte-Laguë's

@@ -20,7 +20,7 @@ class Kept(NamedTuple):
     `rows` and `summary` are None where no filter is set: the whole split.
     """
 
-    rows: Int[np.ndarray, "m"] | None
+    rows: Int[np.ndarray, " m"] | None
     slices: int
     summary: dict[str, Any] | None
 

@@ -39,7 +39,7 @@ def splits(file: zipfile.ZipFile) -> list[str]:
     return found
 
 
-def small(file: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "n"]:
+def small(file: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, " n"]:
     """An array of one value for each image."""
     if file.getinfo(f"{name}.npy").file_size > MAX_SMALL:
         raise DataError(f"--source: {name} is too large")

@@ -48,7 +48,7 @@ class Stack:
 
     normals: Float[np.ndarray, "n 3"]
     origins: Float[np.ndarray, "n 3"]
-    thickness_mm: Float[np.ndarray, "n"]
+    thickness_mm: Float[np.ndarray, " n"]
     sizes: Int[np.ndarray, "n 2"]
     pixel_mm: Float[np.ndarray, "n 2"]
 
@@ -57,7 +57,7 @@ class Stack:
         normal = self.normals[0]
         return normal if normal[2] >= 0 else -normal
 
-    def positions(self) -> Float[np.ndarray, "n"]:
+    def positions(self) -> Float[np.ndarray, " n"]:
         """Where the slices lie along the normal, mm."""
         return self.origins @ self.normal()
 
@@ -71,7 +71,7 @@ class Stack:
         checks = (self._mixed(), self._doubled(), self._spaced(), self._tilted())
         return [found for check in checks for found in check]
 
-    def _distances(self) -> Float[np.ndarray, "m"]:
+    def _distances(self) -> Float[np.ndarray, " m"]:
         steps = np.diff(np.sort(self.positions()))
         return steps[steps > POSITION_MM]
 
@@ -131,7 +131,7 @@ def _degrees(cosine: float) -> float:
     return float(np.degrees(np.arccos(min(1.0, cosine))))
 
 
-def _spread(values: Float[np.ndarray, "n *rest"]) -> Float[np.ndarray, "*rest"]:
+def _spread(values: Float[np.ndarray, " n *rest"]) -> Float[np.ndarray, "*rest"]:
     """Largest minus smallest, without NaN; 0 if all are NaN."""
     known = np.isfinite(values)
     high = np.where(known, values, -np.inf).max(axis=0)
@@ -140,8 +140,8 @@ def _spread(values: Float[np.ndarray, "n *rest"]) -> Float[np.ndarray, "*rest"]:
 
 
 def _in_run(
-    distances: Float[np.ndarray, "m"], wide: Bool[np.ndarray, "m"]
-) -> Bool[np.ndarray, "m"]:
+    distances: Float[np.ndarray, " m"], wide: Bool[np.ndarray, " m"]
+) -> Bool[np.ndarray, " m"]:
     """Which wide distances are one of at least RUN equal ones in a row."""
     in_run = np.zeros_like(wide)
     start = 0

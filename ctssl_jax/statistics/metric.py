@@ -17,7 +17,7 @@ EXACT_PATIENTS = 300
 """Up to so many patients the AUC counts every pair of them; above, see `auc`."""
 
 
-def roc_auc(labels: Integer[np.ndarray, " n"], scores: Num[np.ndarray, "n *k"]) -> float:
+def roc_auc(labels: Integer[np.ndarray, " n"], scores: Num[np.ndarray, " n *k"]) -> float:
     """Area under the ROC curve: the chance that a positive case scores above a negative one.
 
     Ties count half (Mann-Whitney). One score column, or two, is binary with class 1 positive; more

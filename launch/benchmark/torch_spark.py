@@ -41,7 +41,7 @@ class Visible:
             self._masks[side] = coarsest.repeat_interleave(times, 1).repeat_interleave(times, 2)
         return self._masks[side].unsqueeze(1)
 
-    def rows(self, side: int) -> Int[Tensor, "n"]:
+    def rows(self, side: int) -> Int[Tensor, " n"]:
         """The visible positions' numbers among all of such a map, batch and rows outside."""
         if side not in self._rows:
             self._rows[side] = self.mask(side).flatten().nonzero().squeeze(1)
