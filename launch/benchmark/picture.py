@@ -35,7 +35,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         labels = list(map(str.__add__, labels, ratios))
     axes.bar_label(bars, labels, padding=4)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.35 * max(values))
+    axes.set_xlim(0, 1.5 * max(values))
     axes.set_xlabel("ms a step, less is better")
     axes.set_title(record["title"], loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
