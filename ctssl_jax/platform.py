@@ -13,8 +13,6 @@ CPU_CONVOLUTION_FLAG = (
     "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 )
 JAXLIBS_WITH_FLAG = ("0.10.2", "0.11.2")
-
-
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MALLOC_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -24,7 +22,8 @@ def use_huge_pages() -> None:
 
     XLA takes a step's temporaries from malloc and gives them back, every step: in pages of 4 KiB a
     quarter of a million faults a gigabyte, up to a fifth of a step on CPU. glibc reads the setting
-    when a process begins, so this comes first in a program. `GLIBC_TUNABLES=glibc.malloc.hugetlb=0`
+    when a process begins, so this comes first in a program,
+    before imports that would be made twice. `GLIBC_TUNABLES=glibc.malloc.hugetlb=0`
     in the environment prevents it.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")

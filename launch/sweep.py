@@ -16,6 +16,11 @@ again. `--config.base.FIELD=VALUE` changes the task's config. Several sweeps may
 A broken cell does not keep the others; all are named at the end, and the exit code is the first's.
 """
 
+if __name__ == "__main__":
+    from ctssl_jax import platform
+
+    platform.use_huge_pages()
+
 import argparse
 import functools
 import os
@@ -27,7 +32,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from ctssl_jax import distributed, main, platform
+from ctssl_jax import distributed, main
 from ctssl_jax.ablation import AblationConfig, Cell
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import open_dataset
@@ -261,5 +266,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    platform.use_huge_pages()
     main.end(command(sys.argv))

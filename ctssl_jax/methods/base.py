@@ -194,8 +194,8 @@ def encode_each(
 ) -> tuple[Float[Array, "v b d"], PyTree]:
     """The same for few groups that part no batch but repeat it: views, one after the other.
 
-    Mapped over views, a convolution makes one batch of them with the views leading: no device's
-    slices lie together in it, and under `jit` each device would compute the whole batch.
+    In one batch of them the views would lead: no device's slices lie together in it, and under
+    `jit` each device would compute the whole batch.
     """
     keys = jax.random.split(key, x.shape[0])
     found = [

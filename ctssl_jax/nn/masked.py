@@ -1,6 +1,7 @@
 """SparK's masked sparse convolution as mask-multiplied dense operations.
 
-`with masked_ops(mask):` runs any Linen module with sparse semantics (SparK, Tian et al. 2023, §3.1;
+`with masked_ops(mask):` runs a Linen module made of `MASKED_MODULES`, and of what looks at one
+position only, with sparse semantics (SparK, Tian et al. 2023, §3.1;
 keyu-tian/SparK@a63e386 `encoder.py`):
 
 - outputs of convolutions and max-pooling are multiplied by the mask up-sampled to their resolution,

@@ -110,11 +110,10 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = (kept.value for kept in statistics)
             return ((x - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(dtype)
-        parts = [
-            None if array is None else array.reshape(groups, -1, *array.shape[1:])
-            for array in (x, mask)
-        ]
-        found = normalise(parts[0], scale, bias, parts[1])
+        parted, counted = jax.tree.map(
+            lambda array: array.reshape(groups, -1, *array.shape[1:]), (x, mask)
+        )
+        found = normalise(parted, scale, bias, counted)
         if not self.is_initializing():
             for kept, new in zip(statistics, (found.mean, found.var), strict=True):
                 kept.value = MOMENTUM * kept.value + (1 - MOMENTUM) * new.mean(axis=0)

@@ -16,9 +16,10 @@ def max_pool(x: Float[Array, "b h w c"], before: int, after: int) -> Float[Array
     into maxima of whole maps.
     """
     pad = ((before, after), (before, after))
-    reduce_window = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=pad)
     return lax.platform_dependent(
-        x, cpu=partial(_shifted_maxima, pad=pad), default=lambda x: reduce_window(x)
+        x,
+        cpu=partial(_shifted_maxima, pad=pad),
+        default=partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=pad),
     )
 
 

@@ -16,6 +16,11 @@ All but `reading` and `startup` take random slices and need no data. With --out 
 file of every number and, but for `startup`, a picture beside it.
 """
 
+if __name__ == "__main__":
+    from ctssl_jax import platform
+
+    platform.use_huge_pages()  # and PyTorch's steps too
+
 import dataclasses
 import sys
 from pathlib import Path
@@ -129,5 +134,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    platform.use_huge_pages()  # and PyTorch's steps too
     sys.exit(command(sys.argv))
