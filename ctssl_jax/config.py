@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ctssl_jax.augment import Intensity
+from ctssl_jax.canvas import SMALLEST
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.freezing import FreezeConfig
@@ -94,8 +95,8 @@ class ProbeConfig:
             raise ConfigError(f"probe.every={self.every} needs probe.path: a labelled dataset")
         if self.k <= 0:
             raise ConfigError(f"probe.k={self.k}: must be above 0")
-        if self.canvas < 32:
-            raise ConfigError(f"probe.canvas={self.canvas}: must be at least 32")
+        if self.canvas < SMALLEST:
+            raise ConfigError(f"probe.canvas={self.canvas}: must be at least {SMALLEST}")
         _require_size("probe.size", self.size)
 
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int, Int16, Shaped
-from PIL import Image
+from jaxtyping import Int, Shaped
 
 from ctssl_jax.augment import IntensityKind
+from ctssl_jax.canvas import SMALLEST, to_canvas
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.splits import parts
 
@@ -58,7 +58,7 @@ class DataConfig:
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
-        for field, least in (("canvas", 32), ("num_threads", 1), ("prefetch", 1)):
+        for field, least in (("canvas", SMALLEST), ("num_threads", 1), ("prefetch", 1)):
             value = getattr(self, field)
             if value < least:
                 raise ConfigError(f"data.{field}={value}: must be at least {least}")
@@ -218,6 +218,16 @@ def open_dataset(path: str | Path) -> Dataset:
     return Dataset(path, manifest)
 
 
+def require_canvas(dataset: Dataset, canvas: int, field: str = "data.canvas") -> None:
+    """Raises ConfigError if preparation has left less of the slices than `canvas` pixels a side."""
+    stored = dataset.manifest.get("canvas", canvas)
+    if stored < canvas:
+        raise ConfigError(
+            f"{field}={canvas}: the slices of {dataset.path} were reduced to {stored} px when they "
+            f"were prepared; give --config.{field}={stored}, or prepare them with another --canvas"
+        )
+
+
 def require_labels(dataset: Dataset, *splits: str) -> None:
     """Raises `DataError` unless each split is there, is labelled and holds two or more classes."""
     if not dataset.classes:
@@ -371,15 +381,3 @@ def _load(source: Records, rows: Int[np.ndarray, " b"], data: DataConfig) -> Bat
         image[place] = to_canvas(stored.T if data.transpose else stored, data.canvas)
         label[place] = record["label"]
     return {"image": image, "label": label}
-
-
-def to_canvas(image: Int16[np.ndarray, "h w"], size: int) -> Int16[np.ndarray, "{size} {size}"]:
-    """The slice at `size` x `size` by averaging the pixels of each cell, rounded.
-
-    The aspect ratio is not kept, as in the paper's downstream tasks ("area" interpolation).
-    Enlarging by a whole factor repeats pixels; a slice of the right size is returned as it is.
-    """
-    if image.shape == (size, size):
-        return image
-    resized = Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
-    return np.rint(np.asarray(resized)).astype(np.int16)

@@ -74,6 +74,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
       UserError: one of its kinds, with the line to show.
     """
     dataset = data.open_dataset(config.data.path)
+    data.require_canvas(dataset, config.data.canvas)
     config = resolved(config, dataset)
     audit = leakage.require_audit(dataset, config.data.accept_leakage)
     if not dataset.classes:
@@ -208,6 +209,7 @@ def make_probe(
       UserError: the dataset will not do; found here, before any training.
     """
     dataset = data.open_dataset(config.path)
+    data.require_canvas(dataset, config.canvas, "probe.canvas")
     leakage.require_audit(dataset, accept_leakage)
     data.require_labels(dataset, "train", "val")
     slices, classes = len(dataset.source("train")), len(dataset.classes)

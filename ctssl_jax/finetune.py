@@ -50,6 +50,7 @@ def run(
     """
     supervisor = supervisor or Supervisor()
     dataset = data.open_dataset(config.data.path)
+    data.require_canvas(dataset, config.data.canvas)
     accept = config.data.accept_leakage
     audit = leakage.require_audit(dataset, accept)
     config = resolved(config, dataset)

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ctssl_jax import augment
+from ctssl_jax.canvas import to_canvas
 from ctssl_jax.config import EvaluateConfig
-from ctssl_jax.data import Dataset, to_canvas
+from ctssl_jax.data import Dataset
 from ctssl_jax.features import Features
 from ctssl_jax.pictures import save_grid
 

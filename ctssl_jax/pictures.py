@@ -12,8 +12,9 @@ from PIL import Image
 
 from ctssl_jax import augment, distributed
 from ctssl_jax.augment import Intensity, IntensityKind, IntensityMode
+from ctssl_jax.canvas import to_canvas
 from ctssl_jax.config import PretrainConfig
-from ctssl_jax.data import Dataset, to_canvas
+from ctssl_jax.data import Dataset
 from ctssl_jax.methods.base import TrainState
 from ctssl_jax.nn.resnet import ResNet
 

@@ -64,6 +64,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     """
     supervisor = supervisor or Supervisor()
     dataset = data.open_dataset(config.data.path)
+    data.require_canvas(dataset, config.data.canvas)
     config = resolve(config, dataset)
     audit = leakage.require_audit(dataset, config.data.accept_leakage)
     kept = read_filter(config.data, dataset)

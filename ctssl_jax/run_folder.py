@@ -69,7 +69,7 @@ def open_run(
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
-    told = ("source_kind", "origin", "note")  # where the manifest has them
+    told = ("source_kind", "origin", "note", "canvas")  # where the manifest has them
     data |= {key: dataset.manifest[key] for key in told if key in dataset.manifest}
 
     def make() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ctssl_jax.canvas import SMALLEST
 from ctssl_jax.errors import ConfigError, DataError, UserError
 from data_prep.irregular import Irregular
 from data_prep.preparation import Manifest, prepare, refuse_taken
@@ -57,6 +58,13 @@ def new_parser(
         "train, val and test; 0: these",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    parser.add_argument(
+        "--canvas",
+        type=int,
+        default=0,
+        help="reduce larger slices to so many pixels a side, once, to the values that a run with "
+        "this data.canvas gives its network; 0: store them as they are",
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -130,6 +138,10 @@ def run_source(
         refuse_taken(args.out)
         if not 0 <= args.max_rejected <= 1:
             raise ConfigError(f"--max_rejected={args.max_rejected}: must be 0 to 1")
+        if args.canvas and args.canvas < SMALLEST:
+            raise ConfigError(
+                f"--canvas={args.canvas}: must be 0 (no change) or {SMALLEST} or more"
+            )
         if args.workers < 0:
             raise ConfigError(f"--workers={args.workers}: must be 0 (this process) or more")
         fractions = _fractions(args)
@@ -142,6 +154,7 @@ def run_source(
             key=load_key(args.key) if "key" in args else PUBLIC_KEY,
             fractions=fractions,
             seed=args.seed,
+            canvas=args.canvas,
             workers=args.workers,
             max_rejected=args.max_rejected,
             beam=args.beam,

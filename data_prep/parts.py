@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ctssl_jax.canvas import to_canvas
 from data_prep import records
 from data_prep.records import pseudonym
 from data_prep.signatures import of_records, save_signatures
@@ -31,6 +32,7 @@ class Context(NamedTuple):
     source: Source
     key: bytes
     work: Path
+    canvas: int = 0  # pixels; larger slices are reduced to it, 0: none is
 
     @property
     def parts(self) -> Path:
@@ -137,6 +139,14 @@ def reject_unit(context: Context, unit: Unit, reason: Unusable) -> None:
     maker.finish()
 
 
+def shrink(item: Slice, canvas: int) -> Slice:
+    """The slice at `canvas` x `canvas` pixels, as a run with that `data.canvas` would see it."""
+    between, row, column = item.spacing_mm
+    height, width = item.image.shape
+    spacing = (between, row * height / canvas, column * width / canvas)
+    return replace(item, image=to_canvas(item.image, canvas), spacing_mm=spacing)
+
+
 class _Maker:
     """A part while it is made."""
 
@@ -169,6 +179,8 @@ class _Maker:
         return self._part.slices
 
     def _add_slice(self, item: Slice) -> None:
+        if 0 < self._context.canvas < max(item.image.shape):
+            item = shrink(item, self._context.canvas)
         patient = pseudonym(self._context.key, item.patient)
         series = pseudonym(self._context.key, item.series)
         group = self._part.groups[-1] if self._part.groups else None

@@ -65,6 +65,7 @@ def prepare(
     key: bytes,
     fractions: Mapping[str, float],
     seed: int = 0,
+    canvas: int = 0,
     workers: int = 0,
     max_rejected: float = 1.0,
     beam: str | None = None,
@@ -78,6 +79,7 @@ def prepare(
         key: Secret key of the pseudonyms.
         fractions: Share of the patients of each split, for what the source leaves open.
         seed: Of that split.
+        canvas: Pixels a side to which larger slices are reduced; 0: stored as they are.
         workers: Number of processes; 0: this one.
         max_rejected: Largest share of images that may be damaged or irregular, as a fraction.
         beam: Options of an Apache Beam pipeline that does the work of steps 2 and 4.
@@ -93,7 +95,7 @@ def prepare(
     local: Runner = Pool(workers) if workers else Inline()
     runner = Beam(beam) if beam is not None else local
     with _work_folder(out) as work:
-        context = Context(source, key, work)
+        context = Context(source, key, work, canvas)
         index = Index()
         _scan(context, local, index)
         _read(context, runner, index)
@@ -219,7 +221,7 @@ def _units(context: Context, index: Index) -> Iterator[Unit]:
     The name says all that the part depends on, to nobody without the key. Parts sort by unit.
     """
     source = context.source
-    shared = [source.name, source.intensity, dict(source.options()), __version__]
+    shared = [source.name, source.intensity, dict(source.options()), context.canvas, __version__]
     for name, stamp, items in index.units():
         text = json.dumps([*shared, stamp, [astuple(item) for item in items]])
         digest = hmac.new(context.key, text.encode(), hashlib.sha256).hexdigest()
@@ -304,6 +306,7 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         "source_kind": source.kind,
         "intensity": source.intensity,
         "classes": list(source.classes),
+        **({"canvas": context.canvas} if context.canvas else {}),
         "splits": {split: p.summary(len(source.classes)) for split, p in plan.items()},
         "records": f"{records.NAME}/{records.VERSION}",
         "statistics": statistics,

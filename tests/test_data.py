@@ -9,7 +9,6 @@ import grain
 import numpy as np
 import pytest
 from memory import KEY, write_slices
-from PIL import Image
 
 from ctssl_jax.data import (
     DataConfig,
@@ -18,7 +17,6 @@ from ctssl_jax.data import (
     open_dataset,
     pretrain_batches,
     read_labels,
-    to_canvas,
 )
 from ctssl_jax.errors import ConfigError, DataError
 from data_prep.records import pseudonym
@@ -234,31 +232,6 @@ def test_evaluation_can_be_repeated_and_shared(dataset):
         for step in zip(*parts, strict=True)
     ]
     assert_same(joined, list(whole))
-
-
-# The canvas.
-
-
-def test_canvas_is_the_mean_of_cells():
-    image = np.random.default_rng(0).integers(-1024, 3000, (64, 96)).astype(np.int16)
-    cells = image.reshape(32, 2, 32, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(to_canvas(image, 32), cells, atol=0.501)
-
-
-def test_canvas_repeats_pixels_when_it_enlarges_by_a_whole_factor():
-    image = np.random.default_rng(0).integers(-32768, 32767, (28, 28)).astype(np.int16)
-    np.testing.assert_array_equal(to_canvas(image, 56), image.repeat(2, 0).repeat(2, 1))
-
-
-def test_canvas_equals_pillow_box_for_other_sizes():
-    image = np.random.default_rng(0).integers(-1024, 3000, (75, 50)).astype(np.int16)
-    want = Image.fromarray(image.astype(np.float32)).resize((32, 32), Image.Resampling.BOX)
-    np.testing.assert_array_equal(to_canvas(image, 32), np.rint(np.asarray(want)))
-
-
-def test_canvas_leaves_a_fitting_slice_alone():
-    image = np.arange(1024, dtype=np.int16).reshape(32, 32)
-    assert to_canvas(image, 32) is image
 
 
 # Labels.

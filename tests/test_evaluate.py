@@ -14,6 +14,7 @@ from memory import write_slices
 
 from ctssl_jax import augment, data, distributed, evaluate, main, run_folder, sharding
 from ctssl_jax.augment import Intensity, Interpolation
+from ctssl_jax.canvas import to_canvas
 from ctssl_jax.checkpoint import Checkpoints
 from ctssl_jax.config import EncoderConfig, EvaluateConfig, Metric, Precision, ProbeConfig
 from ctssl_jax.data import DataConfig
@@ -255,7 +256,7 @@ def by_hand():
     def features(params, stats, source, lower, upper, intensity):
         found = []
         for row in range(len(source)):
-            stored = data.to_canvas(source[row]["image"], 48).astype(np.float32)
+            stored = to_canvas(source[row]["image"], 48).astype(np.float32)
             unit = np.clip((stored - lower) / (upper - lower), 0, 1)[None, ..., None]
             view = augment.resize(jnp.asarray(unit), 64, Interpolation.BICUBIC)
             view = (np.asarray(view) - intensity.mean[0]) / intensity.std[0]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ctssl_jax import data, neighbours
+from ctssl_jax.canvas import to_canvas
 from ctssl_jax.config import EvaluateConfig
 from ctssl_jax.features import Features
 from ctssl_jax.neighbours import NEAREST, QUERIES, TILE, draw_neighbours, nearest
@@ -62,7 +63,7 @@ def test_tiles_and_rows_are_the_query_and_its_neighbours(tmp_path, phantom_path,
         stored = source(dataset, split)[record]
         assert int(row["label"]) == stored["label"]
         assert record in subset if rank else record == [0, 1, 2, 4, 5, 7][query]
-        unit = np.clip((data.to_canvas(stored["image"], TILE) - low) / (high - low), 0, 1)
+        unit = np.clip((to_canvas(stored["image"], TILE) - low) / (high - low), 0, 1)
         top, left = query * (TILE + GAP), rank * (TILE + GAP)
         tile = picture[top : top + TILE, left : left + TILE]
         assert np.abs(tile - unit * 255).max() <= 0.51

@@ -263,6 +263,7 @@ def test_a_card_says_what_the_data_is(tmp_path):
         splits={"train": {"slices": 1425, "patients": 271, "series": 300, "labels": [1191, 234]}},
         origin={"citation": "Zhao et al. 2020", "licence": "none stated", "download": "somewhere"},
         source_kind="covid_ct",
+        canvas=224,
         audit={"verdict": "pass"},
         filter={"method": "dhash", "kept": 400, "slices": 1425},
     )
@@ -274,6 +275,7 @@ def test_a_card_says_what_the_data_is(tmp_path):
     assert facts["Pixels"] == "8-bit grey; no Hounsfield units"
     assert (facts["Licence"], facts["To be cited"]) == ("none stated", "Zhao et al. 2020")
     assert facts["Seen in pre-training"] == "SparK: 2 equal slices, 3 nearly equal slices"
+    assert facts["Reduced to"] == "224 px a side, when prepared"
     assert facts["Fewer slices"] == "dhash keeps 400 of 1,425"
     assert facts["Leakage between splits"].startswith("None found")
     write_report([tmp_path], tmp_path / "out")
@@ -291,7 +293,16 @@ def test_the_verdict_of_an_audit_is_told_in_words():
 @pytest.mark.parametrize("strange", [None, [], [None], {"a": []}, {"a": 1}, "x", -1, 1e999, True])
 def test_strange_values_make_no_card_fail(tmp_path, strange):
     run = write_finetuning(tmp_path / "a", arm="spark")
-    for name in ("name", "intensity", "classes", "splits", "origin", "source_kind", "note"):
+    for name in (
+        "name",
+        "intensity",
+        "classes",
+        "splits",
+        "origin",
+        "source_kind",
+        "note",
+        "canvas",
+    ):
         edit_json(run / "data.json", **{name: strange})
     edit_json(run / "data.json", filter=strange, audit={"verdict": "fail", "findings": strange})
     edit_json(run / "results.json", pretraining_overlap={"near": strange})

@@ -50,6 +50,7 @@ def _card(fingerprint: str, runs: list[Run]) -> DataCard:
     facts = {
         "Pixels": INTENSITIES.get(str(data.get("intensity")), ""),
         "Prepared from": text(data.get("source_kind")),
+        "Reduced to": _reduced(data.get("canvas")),
         **_origin(data.get("origin")),
         "Note": text(data.get("note")),
         "Fewer slices": _filters(runs),
@@ -68,6 +69,10 @@ def _card(fingerprint: str, runs: list[Run]) -> DataCard:
 def _origin(origin: Any) -> dict[str, str]:
     known = origin if isinstance(origin, dict) else {}
     return {"Licence": text(known.get("licence")), "To be cited": text(known.get("citation"))}
+
+
+def _reduced(canvas: Any) -> str:
+    return f"{_whole(canvas)} px a side, when prepared" if is_number(canvas) else ""
 
 
 def _splits(data: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -18,7 +18,7 @@ from ctssl_jax.methods.base import Progress, encode_each
 from ctssl_jax.nn.active import encode
 from ctssl_jax.nn.decoder import SparKHead
 from ctssl_jax.nn.masked import random_mask
-from launch.benchmark.steps import KIND, SLICES, flops, prepare, views
+from launch.benchmark.steps import KIND, SLICES, Prepared, compile_step, flops, prepare, views
 
 STEP = "training step"  # the row that shares are of
 
@@ -38,26 +38,22 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Part:
     return Part(lambda: jax.block_until_ready(program(*arguments)), flops(program))
 
 
-def whole_step(config: PretrainConfig) -> Part:
-    """The training step, with augmentation, on a state that it changes."""
-    step, state, batch, key = prepare(config)
-    program = step.lower(state, batch, key).compile()
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = program(state, batch, key)
-        jax.block_until_ready((state, metrics))
-
+def whole_step(prepared: Prepared) -> Part:
+    """The training step, with augmentation; it uses up what was prepared."""
+    run, program = compile_step(prepared)
     return Part(run, flops(program))
 
 
 def augment(config: PretrainConfig) -> dict[str, Part]:
     """Stored slices to network input, and the step."""
-    _, _, batch, key = prepare(config)
+    prepared = prepare(config)
     mesh = sharding.make_mesh()
     same, shared = sharding.replicated(mesh), sharding.split(mesh)
     program = jax.jit(partial(views, config), in_shardings=(same, shared))
-    return {"augmentation": compiled(program, key, batch), STEP: whole_step(config)}
+    return {
+        "augmentation": compiled(program, prepared.key, prepared.batch),
+        STEP: whole_step(prepared),
+    }
 
 
 def breakdown(config: PretrainConfig) -> dict[str, Part]:
@@ -91,7 +87,7 @@ def breakdown(config: PretrainConfig) -> dict[str, Part]:
         "loss and gradients": compiled(gradient, state.params),
         **inner(config, program.encoder, state, made, keys),
         "optimizer": compiled(update, state, state.params),
-        STEP: whole_step(config),
+        STEP: whole_step(prepare(config)),
     }
 
 
@@ -169,13 +165,13 @@ PARTS: dict[str, Callable[[PretrainConfig], dict[str, Part]]] = {
 def interleave(parts: Mapping[str, Part], repeats: int) -> Seconds:
     """Seconds of each part, taken by turns so that a change of the machine's speed meets all.
 
-    Each runs once before, to warm up.
+    At each turn a part runs twice and the second is timed: the first finds the caches full of what
+    others left, and pays for memory that the system took back.
     """
-    for part in parts.values():
-        part.run()
     seconds: Seconds = {name: [] for name in parts}
     for _ in range(repeats):
         for name, part in parts.items():
+            part.run()
             began = time.perf_counter()
             part.run()
             seconds[name].append(time.perf_counter() - began)

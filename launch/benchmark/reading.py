@@ -7,6 +7,7 @@ from ctssl_jax import data
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.standardise import resolve
 from launch.benchmark.parts import STEP, Part, Seconds, interleave, whole_step
+from launch.benchmark.steps import prepare
 
 READING = "reading"
 CHUNK = 10  # batches that are timed together: threads finish theirs in bursts
@@ -33,7 +34,7 @@ def measure(config: PretrainConfig, repeats: int) -> tuple[dict[str, Part], Seco
         for _ in itertools.islice(batches, CHUNK):
             pass
         seconds.append((time.perf_counter() - began) / CHUNK)
-    parts = {STEP: whole_step(config)}
+    parts = {STEP: whole_step(prepare(config))}
     return {READING: Part(lambda: None, 0.0), **parts}, {
         READING: seconds,
         **interleave(parts, repeats),

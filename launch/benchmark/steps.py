@@ -1,7 +1,7 @@
 """The training step of a config on random slices: what is timed."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,22 @@ def prepare(config: PretrainConfig) -> Prepared:
         sharding.put_batch(random_batch(config), mesh),
         sharding.replicate(key, mesh),
     )
+
+
+def compile_step(prepared: Prepared) -> tuple[Callable[[], None], jax.stages.Compiled]:
+    """The step, waited for and ready to go on from its own state, and its program.
+
+    The state of `prepared` is used up: the step writes the next one over it.
+    """
+    step, state, batch, key = prepared
+    program = step.lower(state, batch, key).compile()
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = program(state, batch, key)
+        jax.block_until_ready((state, metrics))
+
+    return run, program
 
 
 def random_batch(config: PretrainConfig) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from ctssl_jax import main, platform
 from ctssl_jax.config import PretrainConfig
-from launch.benchmark.steps import flops, prepare, without_augmentation
+from launch.benchmark.steps import compile_step, flops, prepare, without_augmentation
 
 WARM_STEPS = 2
 
@@ -48,19 +48,13 @@ def ours(config: PretrainConfig) -> tuple[Callable[[], None], dict[str, Any]]:
     """Our step, waited for, and what its compiler says of it."""
     import jax
 
-    step, state, batch, key = prepare(without_augmentation(config))
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    compiled = step.lower(state, batch, key).compile()
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = compiled(state, batch, key)
-        jax.block_until_ready((state, metrics))
-
-    memory = compiled.memory_analysis()
+    prepared = prepare(without_augmentation(config))
+    parameters = sum(x.size for x in jax.tree.leaves(prepared.state.params))
+    run, program = compile_step(prepared)
+    memory = program.memory_analysis()
     return run, {
         "parameters": parameters,
-        "flops": flops(compiled),
+        "flops": flops(program),
         "temporary_bytes": memory.temp_size_in_bytes if memory else None,
     }
 
