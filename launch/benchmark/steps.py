@@ -83,14 +83,22 @@ def views(
 
 
 def without_augmentation(config: PretrainConfig) -> PretrainConfig:
-    """The config with views of the same number and size, each the whole slice, resized."""
+    """The config with views of the same number and size, each the whole slice, resized.
+
+    The canvas is the largest view, for a reduction from 512 px would be work that others lack.
+    """
     method: Any = config.method
     plain = {
         name: ViewGroup(value.count, value.size, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
         for name, value in vars(method).items()
         if isinstance(value, ViewGroup)
     }
-    return dataclasses.replace(config, method=dataclasses.replace(method, **plain))
+    canvas = max(view.size for view in plain.values())
+    return dataclasses.replace(
+        config,
+        method=dataclasses.replace(method, **plain),
+        data=dataclasses.replace(config.data, canvas=canvas),
+    )
 
 
 def flops(program: jax.stages.Compiled) -> float:
