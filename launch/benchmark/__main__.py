@@ -79,9 +79,11 @@ def measure(options: Options, config: PretrainConfig) -> None:
         f"{type(config.method).__name__}, ResNet-{config.encoder.depth}, "
         f"{config.method.views[0].size} px, batch {config.batch_size}, {config.precision.value}"
     )
+    # Compared steps have the canvas of their views: `steps.without_augmentation`.
+    canvas = "" if options.part == "compare" else f", canvas {config.data.canvas}"
     print(
         f"{environment['device_count']} x {environment['device']}, jax {environment['jax']}, "
-        f"commit {environment['commit']}: {title}, canvas {config.data.canvas}",
+        f"commit {environment['commit']}: {title}{canvas}",
         flush=True,
     )
     found, table = timed(options, config)
