@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ctssl_jax.errors import DataError
+from ctssl_jax.splits import folds_of
 from data_prep.parts import Group, Part, Shard
 from data_prep.split import split_by_patient
 
@@ -56,6 +58,9 @@ def make_plan(
     """Assigns patients to splits and groups to shards.
 
     The split is over the identifiers of the source, so that another key gives the same one.
+
+    Raises:
+        DataError: If there are more folds than patients.
     """
     classes: dict[str, set[str]] = defaultdict(set)
     for _, part in parts:
@@ -63,6 +68,11 @@ def make_plan(
             if not group.split:
                 classes[patients[group.patient]].update(group.labels)
     strata = {patient: tuple(sorted(labels)) for patient, labels in classes.items()}
+    if len(folds := folds_of(fractions)) > len(strata):
+        raise DataError(
+            f"--folds={len(folds)}: the source has {len(strata)} patients, and each fold needs "
+            "one: prepare it with fewer folds, or without"
+        )
     split_of = split_by_patient(strata, fractions, seed, strata)
     plan: dict[str, SplitPlan] = defaultdict(SplitPlan)
     for name, part in parts:

@@ -157,9 +157,9 @@ def _results(weights: "Weights") -> str:
     seen = results["pretraining_overlap"]
     overlap = sum(n for n in seen.values() if n is not True) if isinstance(seen, dict) else seen
     return (
-        f"Test split, {test['n']:,} slices of {test['patients']:,} patients: {', '.join(parts)}; "
-        "95 % intervals by bootstrap over patients, of this one run. Trained on "
-        f"{results['train_slices']:,} slices of {results['train_patients']:,} patients from "
-        f"{results['arm']}; epoch {results['best_epoch']}, chosen on validation. Slices or "
+        f"Test split `{split}`, {test['n']:,} slices of {test['patients']:,} patients: "
+        f"{', '.join(parts)}; 95 % intervals by bootstrap over patients, of this one run. "
+        f"Trained on {results['train_slices']:,} slices of {results['train_patients']:,} patients "
+        f"from {results['arm']}; epoch {results['best_epoch']}, chosen on validation. Slices or "
         f"patients of validation and test that the pre-training had seen: {overlap or 'none'}."
     )
