@@ -59,7 +59,7 @@ def require_audit(dataset: Dataset, accept: bool) -> Stamp:
         )
         raise DataError(
             f"{dataset.path} leaks between its splits ({found}): prepare it anew, split by "
-            f"patient; {ACCEPT}"
+            f"patient and with --join_duplicates; {ACCEPT}"
         )
     return {"verdict": "fail", "accepted": True, "findings": findings}
 

@@ -59,6 +59,12 @@ def new_parser(
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
     parser.add_argument(
+        "--join_duplicates",
+        action="store_true",
+        help="patients who share equal or nearly equal slices count as one for the split, so that "
+        "the audit passes",
+    )
+    parser.add_argument(
         "--canvas",
         type=int,
         default=0,
@@ -147,7 +153,9 @@ def run_source(
         fractions = _fractions(args)
         source = make_source(args)
         if args.folds:
-            _require_open_splits(source, args)
+            _require_open_splits(source, args, f"--folds={args.folds}")
+        if args.join_duplicates:
+            _require_open_splits(source, args, "--join_duplicates")
         manifest = prepare(
             source,
             args.out,
@@ -155,6 +163,7 @@ def run_source(
             fractions=fractions,
             seed=args.seed,
             canvas=args.canvas,
+            join=args.join_duplicates,
             workers=args.workers,
             max_rejected=args.max_rejected,
             beam=args.beam,
@@ -182,7 +191,7 @@ def _fractions(args: argparse.Namespace) -> dict[str, float]:
     return fold_fractions(args.folds)
 
 
-def _require_open_splits(source: Source, args: argparse.Namespace) -> None:
+def _require_open_splits(source: Source, args: argparse.Namespace, flag: str) -> None:
     """Raises ConfigError if the source itself says what is train, val or test."""
     if any(item.split for item in source.items()):
         mend = (
@@ -190,7 +199,7 @@ def _require_open_splits(source: Source, args: argparse.Namespace) -> None:
             if "split_by" in args
             else "leave the column `split` out of --labels"
         )
-        raise ConfigError(f"--folds={args.folds}: the source has splits of its own: {mend}")
+        raise ConfigError(f"{flag}: the source has splits of its own: {mend}")
 
 
 def run(

@@ -49,15 +49,21 @@ class SplitPlan:
         }
 
 
-def make_plan(
+def assign(
     parts: Iterable[tuple[str, Part]],
     patients: Mapping[str, str],
     fractions: Mapping[str, float],
     seed: int,
-) -> dict[str, SplitPlan]:
-    """Assigns patients to splits and groups to shards.
+) -> dict[str, str]:
+    """The split of each patient that the source leaves open.
 
-    The split is over the identifiers of the source, so that another key gives the same one.
+    It is over the identifiers of the source, so that another key gives the same one.
+
+    Args:
+        parts: What was read.
+        patients: Identifier by pseudonym.
+        fractions: Share of the patients of each split.
+        seed: Another seed gives another split.
 
     Raises:
         DataError: If there are more folds than patients.
@@ -70,10 +76,20 @@ def make_plan(
     strata = {patient: tuple(sorted(labels)) for patient, labels in classes.items()}
     if len(folds := folds_of(fractions)) > len(strata):
         raise DataError(
-            f"--folds={len(folds)}: the source has {len(strata)} patients, and each fold needs "
-            "one: prepare it with fewer folds, or without"
+            f"--folds={len(folds)}: there are {len(strata)} patients to be told apart, and each "
+            "fold needs one: prepare it with fewer folds, or without"
         )
-    split_of = split_by_patient(strata, fractions, seed, strata)
+    return split_by_patient(strata, fractions, seed, strata)
+
+
+def make_plan(
+    parts: Iterable[tuple[str, Part]],
+    patients: Mapping[str, str],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> dict[str, SplitPlan]:
+    """Assigns patients to splits, as `assign` does, and groups to shards."""
+    split_of = assign(parts, patients, fractions, seed)
     plan: dict[str, SplitPlan] = defaultdict(SplitPlan)
     for name, part in parts:
         for group in part.groups:

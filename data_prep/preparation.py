@@ -48,9 +48,10 @@ from data_prep.progress import Progress
 from data_prep.quality import TILES, Quality, Tile, write_report
 from data_prep.records import pseudonym
 from data_prep.runners import Beam, GaveUp, Inline, Pool, Runner
-from data_prep.signatures import load_file, save_signatures
+from data_prep.signatures import Signatures, load_file, of_records, save_signatures
 from data_prep.source import Finding, Item, Rejected, Source, Unusable
 from data_prep.tally import Tally
+from data_prep.together import join_duplicates
 
 Manifest = dict[str, Any]
 
@@ -66,6 +67,7 @@ def prepare(
     fractions: Mapping[str, float],
     seed: int = 0,
     canvas: int = 0,
+    join: bool = False,
     workers: int = 0,
     max_rejected: float = 1.0,
     beam: str | None = None,
@@ -80,6 +82,7 @@ def prepare(
         fractions: Share of the patients of each split, for what the source leaves open.
         seed: Of that split.
         canvas: Pixels a side to which larger slices are reduced; 0: stored as they are.
+        join: Whether patients who share equal or nearly equal slices count as one for the split.
         workers: Number of processes; 0: this one.
         max_rejected: Largest share of images that may be damaged or irregular, as a fraction.
         beam: Options of an Apache Beam pipeline that does the work of steps 2 and 4.
@@ -101,11 +104,17 @@ def prepare(
         _read(context, runner, index)
         parts = Parts(context, index)
         quality = _require_quality(parts, index, out, max_rejected, show_paths)
-        plan = make_plan(parts, index.patients(key), fractions, seed)
+        patients = index.patients(key)
+        if join:
+            patients = join_duplicates(parts.signatures(), parts, patients, fractions, seed)
+        plan = make_plan(parts, patients, fractions, seed)
         _write(context, runner, plan)
         folder = work / "dataset"
         manifest = _assemble(context, plan, folder)
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
+        if join:
+            told = f"{len(patients)} patients, {len(set(patients.values()))} of them told apart"
+            manifest["note"] = "; ".join(filter(None, [manifest.get("note"), told]))
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         _report(folder, quality, parts, index)
         audit.audit(folder)
@@ -240,6 +249,16 @@ class Parts:
             part = finished(self._context, name)
             assert part is not None, "every unit was read"
             yield name, part
+
+    def signatures(self) -> Signatures:
+        """Of all records, computed anew."""
+        intensity = self._context.source.intensity
+
+        def described(name: str, part: Part) -> Signatures:
+            stored = records.read(self._context.parts / f"{name}.array_record", 0, part.slices)
+            return of_records(map(records.decode, stored), intensity)
+
+        return Signatures.concatenate(described(*one) for one in self)
 
     def tiles(self, findings: Iterable[Finding]) -> list[Tile]:
         """The middle slices of up to `TILES` series: irregular ones first, then evenly chosen."""

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from multiprocessing import get_context
+from multiprocessing.synchronize import Semaphore
 from typing import Any, Protocol
 
 from ctssl_jax.errors import ConfigError
 
 WORKER_MEMORY = 8 * 2**30  # bytes of address space; a unit that wants more is given up
 WORKER_SECONDS = 1800.0  # for one task
+START_SECONDS = 10.0  # in which a process has started, or has failed to
 
 Function = Callable[[Any, Any], Any]
 
@@ -70,22 +73,31 @@ class Pool:
         """See `Runner`. A few tasks per process are under way at any time, however many come."""
         from pebble import ProcessPool
 
+        remaining = iter(tasks)
+        first = list(islice(remaining, self.workers))
+        if not first:
+            return
+        # Not fork: libraries of this process have threads. A server forks clean copies instead.
+        processes = get_context("forkserver")
+        begun = processes.Semaphore(0)
         pool = ProcessPool(
-            self.workers,
+            len(first),
             initializer=_begin,
-            initargs=(context, self.memory),
-            # Not fork: libraries of this process have threads. A server forks clean copies instead.
-            context=get_context("forkserver"),
+            initargs=(context, self.memory, begun),
+            context=processes,
         )
         waiting: dict[Any, Any] = {}
         try:
-            for task in tasks:
+            for task in chain(first, remaining):
                 future = pool.schedule(_call, args=[function, task], timeout=self.seconds)
                 waiting[future] = task
                 if len(waiting) >= 3 * self.workers:
                     yield from _done(waiting)
             while waiting:
                 yield from _done(waiting)
+            # One that is stopped while it starts would end with a traceback on the terminal.
+            for _ in first:
+                begun.acquire(timeout=START_SECONDS)
         finally:
             pool.stop()
             pool.join()
@@ -134,10 +146,11 @@ class Beam:
 _context: Any = None  # of a worker process
 
 
-def _begin(context: Any, memory: int) -> None:
+def _begin(context: Any, memory: int, begun: Semaphore) -> None:
     global _context
     _context = context
     resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
+    begun.release()
 
 
 def _call(function: Function, task: Any) -> Any:

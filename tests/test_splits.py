@@ -157,7 +157,7 @@ def test_flags_that_do_not_agree_are_refused(tmp_path, capsys, flags, message):
 def test_more_folds_than_patients_are_refused(tmp_path, capsys):
     flags = ["--patients=3", "--slices=1", "--size=32", "--workers=0"]
     assert phantom.main([f"--out={tmp_path / 'set'}", *flags, "--folds=4"]) == DataError.exit_code
-    assert "--folds=4: the source has 3 patients, and each fold" in capsys.readouterr().err
+    assert "--folds=4: there are 3 patients to be told apart" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
     assert phantom.main([f"--out={tmp_path / 'set'}", *flags, "--folds=3"]) == 0
 
