@@ -258,7 +258,7 @@ class Parts:
             stored = records.read(self._context.parts / f"{name}.array_record", 0, part.slices)
             return of_records(map(records.decode, stored), intensity)
 
-        return Signatures.concatenate(described(*one) for one in self)
+        return Signatures.concatenate(described(*one) for one in self if one[1].slices)
 
     def tiles(self, findings: Iterable[Finding]) -> list[Tile]:
         """The middle slices of up to `TILES` series: irregular ones first, then evenly chosen."""

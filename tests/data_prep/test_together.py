@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from memory import KEY, MemorySource
 from PIL import Image
+from toy import write_toy
 
 from data_prep import covid_ct
 from data_prep.preparation import prepare
@@ -93,6 +94,14 @@ def test_where_nothing_is_shared_nothing_changes(tmp_path):
         for join in (False, True)
     ]
     assert prints[0] == prints[1]
+
+
+def test_a_file_that_cannot_be_read_is_no_hindrance(tmp_path):
+    files = {f"p{n}": {"slices": 2} for n in range(4)} | {"q": {"read": "unusable"}}
+    source = write_toy(tmp_path / "in", files)
+    halves = {"train": 0.5, "test": 0.5}
+    manifest = prepare(source, tmp_path / "set", key=KEY, fractions=halves, join=True)
+    assert sum(split["slices"] for split in manifest["splits"].values()) == 8
 
 
 def test_splits_of_the_source_leave_no_room(tmp_path, capsys):
