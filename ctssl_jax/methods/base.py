@@ -181,6 +181,24 @@ def apply_in_groups(
     return grouped, updates.get("batch_stats", {})
 
 
+def apply_each(
+    module: nn.Module, params: PyTree, stats: PyTree, x: Float[Array, "v b *d"], key: jax.Array
+) -> tuple[Any, PyTree]:
+    """The same for few groups that part no batch but repeat it: views, one after the other.
+
+    In one batch of them the views would lead: no device's slices lie together in it, and under
+    `jit` each device would gather, or compute, the whole batch.
+    """
+    keys = jax.random.split(key, x.shape[0])
+    found = [
+        apply_in_groups(module, params, stats, view[None], view_key)
+        for view, view_key in zip(x, keys, strict=True)
+    ]
+    y, stats = zip(*found, strict=True)
+    joined = jax.tree.map(lambda *values: jnp.concatenate(values), *y)
+    return joined, jax.tree.map(lambda *values: sum(values) / len(values), *stats)
+
+
 def encode(
     encoder: ResNet, params: PyTree, stats: PyTree, x: Float[Array, "g b h w c"], key: jax.Array
 ) -> tuple[Float[Array, "g b d"], PyTree]:
@@ -192,18 +210,9 @@ def encode(
 def encode_each(
     encoder: ResNet, params: PyTree, stats: PyTree, x: Float[Array, "v b h w c"], key: jax.Array
 ) -> tuple[Float[Array, "v b d"], PyTree]:
-    """The same for few groups that part no batch but repeat it: views, one after the other.
-
-    In one batch of them the views would lead: no device's slices lie together in it, and under
-    `jit` each device would compute the whole batch.
-    """
-    keys = jax.random.split(key, x.shape[0])
-    found = [
-        encode(encoder, params, stats, view[None], view_key)
-        for view, view_key in zip(x, keys, strict=True)
-    ]
-    y, stats = zip(*found, strict=True)
-    return jnp.concatenate(y), jax.tree.map(lambda *values: sum(values) / len(values), *stats)
+    """Features (fp32) of views in training mode, one after the other as in `apply_each`."""
+    stages, stats = apply_each(encoder, params, stats, x, key)
+    return jax.vmap(pool)(stages[-1]), stats
 
 
 def merge_views(x: Float[Array, "v b *d"]) -> Float[Array, "1 n *d"]:

@@ -21,7 +21,7 @@ from ctssl_jax.methods.base import (
     Progress,
     PyTree,
     TrainState,
-    apply_in_groups,
+    apply_each,
     ema,
     encode_each,
     init_encoder,
@@ -123,7 +123,7 @@ class BYOL:
     ) -> tuple[Float[Array, "v b d"], PyTree]:
         """Projections of both views, each with its own batch statistics, and the new ones."""
         y, encoder_stats = encode_each(encoder, params["encoder"], stats["encoder"], x, key)
-        z, projector_stats = apply_in_groups(
+        z, projector_stats = apply_each(
             self.head(), params["projector"], stats["projector"], y, key
         )
         return z, {"encoder": encoder_stats, "projector": projector_stats}
@@ -148,7 +148,7 @@ class BYOL:
             x,
             online_key,
         )
-        prediction, predictor_stats = apply_in_groups(
+        prediction, predictor_stats = apply_each(
             self.head(),
             params["head"]["predictor"],
             stats["head"]["predictor"],

@@ -124,17 +124,23 @@ def test_four_devices_equal_one(trained, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one.aux, four.aux)
 
 
-def flops(state, step, devices):
-    """Of the program that one of so many devices runs."""
+def compiled(name, devices):
+    """The program that one of so many devices runs."""
+    state, step = tiny.training(tiny.METHODS[name], total_steps=32)
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    compiled = sharding.jit_step(step, mesh).lower(state, tiny.host_batch(), jax.random.key(3))
-    return compiled.compile().cost_analysis()["flops"]
+    lowered = sharding.jit_step(step, mesh).lower(state, tiny.host_batch(), jax.random.key(3))
+    return lowered.compile()
 
 
 def test_four_devices_share_the_work(name):
     """What `jit` cannot split it computes everywhere, and the numbers are right all the same."""
-    state, step = tiny.training(tiny.METHODS[name], total_steps=32)
-    assert flops(state, step, 4) < 0.26 * flops(state, step, 1)
+    one, four = (compiled(name, devices).cost_analysis()["flops"] for devices in (1, 4))
+    assert four < 0.26 * one
+
+
+def test_a_device_is_sent_no_slices_but_where_slices_are_compared(name):
+    gathered = " all-gather(" in compiled(name, 4).as_text()
+    assert gathered == (name != "byol")  # which compares a slice with itself alone
 
 
 def test_the_step_compiles_once(trained, name):
