@@ -37,10 +37,10 @@ from ctssl_jax.nn.resnet import ResNet
 def sinkhorn(scores: Float[Array, "n k"], epsilon: float, iterations: int) -> Float[Array, "n k"]:
     """Soft assignments of n vectors to k prototypes that use every prototype equally (§3.1).
 
-    Each row sums to 1; the columns tend to n / k with the iterations. In logarithms and fp32,
-    because exp(scores / epsilon) leaves the range of half precision.
+    Each row sums to 1; the columns tend to n / k with the iterations. In logarithms and at least
+    fp32, because exp(scores / epsilon) leaves the range of half precision.
     """
-    q = scores.astype(jnp.float32) / epsilon
+    q = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / epsilon
     for _ in range(iterations):
         q = q - logsumexp(q, axis=0, keepdims=True)
         q = q - logsumexp(q, axis=1, keepdims=True)
@@ -54,7 +54,8 @@ def swapped_loss(
 
     Mean over samples, over the v - 1 other views and over the codes (Eq. 2 and §3.2, multi-crop).
     """
-    log_p = jax.nn.log_softmax(scores.astype(jnp.float32) / temperature)
+    full = jnp.promote_types(scores.dtype, jnp.float32)
+    log_p = jax.nn.log_softmax(scores.astype(full) / temperature)
     pairs = -jnp.einsum("abk,vbk->av", codes, log_p, precision="highest") / scores.shape[1]
     a, v = pairs.shape
     return jnp.where(jnp.eye(a, v, dtype=bool), 0.0, pairs).sum() / (a * (v - 1))
