@@ -6,7 +6,9 @@ DEMO ?= runs/demo
 # `make test ORACLES=` leaves the PyTorch oracles out; their tests are then skipped.
 ORACLES ?= $(VENV)/.oracles-installed
 
-.PHONY: install demo test check clean
+SMOKE ?= runs/smoke
+
+.PHONY: install demo smoke test check clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +34,17 @@ demo: install
 	$(RUN) -m launch.sweep --config=configs/ablation.py:demo $(METHODS:%=--config.encoders=$(DEMO)/%) --workdir=$(DEMO)/ablation
 	$(RUN) -m ctssl_jax.report $(DEMO) --out=$(DEMO)/report
 	@echo "open $(DEMO)/report/report.html"
+
+# Every kind of run for some steps, for a Python on which the tests are not run: what is missing in its
+# versions of the libraries shows here.
+smoke: install
+	test -d data/phantom || $(RUN) -m data_prep.phantom --out=data/phantom
+	set -e; for method in $(METHODS) simclr; do \
+	  $(RUN) -m ctssl_jax.main --config=configs/$$method.py:smoke --workdir=$(SMOKE)/$$method; \
+	done
+	$(RUN) -m launch.sweep --config=configs/ablation.py:smoke --config.frozen=true --config.encoders=$(SMOKE)/spark --workdir=$(SMOKE)/ablation
+	$(RUN) -m ctssl_jax.report $(SMOKE) --out=$(SMOKE)/report
+	$(RUN) -m pytest tests/test_jax_interface.py
 
 test: install $(ORACLES)
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -100,7 +100,8 @@ def on_first(work: Callable[[], Any]) -> Any:
     """
     import jax
     import numpy as np
-    from jax.experimental import multihost_utils
+
+    from ctssl_jax import sharding
 
     if jax.process_count() == 1:
         return work()
@@ -111,9 +112,9 @@ def on_first(work: Callable[[], Any]) -> Any:
         except UserError as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
     content = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    padded = np.resize(content, length) if is_first() else np.zeros(length, np.uint8)
-    outcome = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    length = int(sharding.from_first(np.int32([len(content)]))[0])
+    content = sharding.from_first(content if is_first() else np.zeros(length, np.uint8))
+    outcome = json.loads(content.tobytes())
     if "error" in outcome:
         raise getattr(errors, outcome["error"])(outcome["message"])
     return outcome["value"]

@@ -94,6 +94,16 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def from_first(values: np.ndarray) -> np.ndarray:
+    """The values, none below 0, that process 0 gives; every process must give as many."""
+    mesh = make_mesh()
+    mine = values if jax.process_index() == 0 else np.zeros_like(values)
+    rows = np.broadcast_to(mine, (jax.local_device_count(), *mine.shape))
+    everywhere = jax.make_array_from_process_local_data(split(mesh), rows)
+    largest = jax.jit(lambda x: x.max(axis=0), out_shardings=replicated(mesh))
+    return np.asarray(largest(everywhere))
+
+
 def jit_init(init: Callable[..., PyTree], state: PyTree) -> Callable[..., PyTree]:
     """Compiles `init(key, ...) -> state`, placed as `state` (see `state_shardings`) says."""
     return jax.jit(init, out_shardings=state)
@@ -108,8 +118,13 @@ def jit_step(
     """
     same, shared = replicated(mesh), split(mesh)
     state = same if state is None else state
+
+    def on_mesh(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `base.split_as_batch`
+            return step(*arguments)
+
     return jax.jit(
-        step, in_shardings=(state, shared, same), out_shardings=(state, same), donate_argnums=0
+        on_mesh, in_shardings=(state, shared, same), out_shardings=(state, same), donate_argnums=0
     )
 
 

@@ -23,6 +23,10 @@ class Index:
         )
         self._db.execute("CREATE TABLE rejected (number INTEGER PRIMARY KEY, reason, fault, path)")
 
+    def close(self) -> None:
+        """Frees the file."""
+        self._db.close()
+
     def add(self, item: Item, unit: str, patient: str, stamp: str) -> None:
         """Adds an item; the stamp changes when its file does."""
         row = (item.number, unit, patient, stamp, json.dumps(astuple(item)))

@@ -20,7 +20,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple
 from itertools import islice
 from pathlib import Path
@@ -97,9 +97,8 @@ def prepare(
     refuse_taken(out)
     local: Runner = Pool(workers) if workers else Inline()
     runner = Beam(beam) if beam is not None else local
-    with _work_folder(out) as work:
+    with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
-        index = Index()
         _scan(context, local, index)
         _read(context, runner, index)
         parts = Parts(context, index)

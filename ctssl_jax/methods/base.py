@@ -96,6 +96,18 @@ def started(initial: Initial, start: Start) -> Initial:
     )
 
 
+def split_as_batch(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """`x`, told to lie over the devices as the batch does: each holds a part of the leading axis.
+
+    The devices are those of the program that is traced (`sharding.jit_step`); elsewhere `x` is
+    returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(mesh.axis_names))
+
+
 @runtime_checkable
 class Method(Protocol):
     """The interface; `simclr.SimCLR` is the shortest example."""

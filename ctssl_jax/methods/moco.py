@@ -11,7 +11,6 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
@@ -30,6 +29,7 @@ from ctssl_jax.methods.base import (
     init_encoder,
     init_head,
     l2_normalise,
+    split_as_batch,
 )
 from ctssl_jax.nn.heads import MLP
 from ctssl_jax.nn.resnet import ResNet
@@ -171,7 +171,7 @@ class MoCo:
             order = jax.random.permutation(shuffle_key, x.shape[0])
         # Told to lie as the batch does: left alone, `jit` gives every device all shuffled images
         # and has each of them compute all keys.
-        shuffled, _ = shard_alike(x[order], x)
+        shuffled = split_as_batch(x[order])
         z, stats = self.embed(encoder, aux["params"], aux["batch_stats"], shuffled, apply_key)
         return jax.lax.stop_gradient(jnp.zeros_like(z).at[order].set(z)), stats
 

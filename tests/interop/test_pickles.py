@@ -6,7 +6,6 @@ import zipfile
 
 import numpy as np
 import pytest
-import safetensors.torch
 from oracles import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -15,6 +14,8 @@ from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.interop import __main__ as command
 from ctssl_jax.interop import pickles
 from ctssl_jax.interop.pickles import convert
+
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 
 class Runs:
@@ -160,7 +161,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
         raise SafetensorError("No space left on device")
 
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
-    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    monkeypatch.setattr(safetensors_torch, "save_file", fail)
     arguments = [f"--source={tmp_path}/a.pth", f"--out={tmp_path}/a.safetensors"]
     assert command.main(["convert", *arguments]) == 5
     assert "No space left" in capsys.readouterr().err
