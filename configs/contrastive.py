@@ -6,13 +6,8 @@ Not a config of its own. Source: Wolf et al. 2023, Wolfda95/SSL-MedicalImagining
 
 from typing import Any
 
-from ctssl_jax.augment import (
-    Intensity,
-    IntensityMode,
-    Interpolation,
-    RotateInterpolation,
-    ViewGroup,
-)
+from ctssl_jax.augment import Intensity, IntensityMode, Interpolation, ViewGroup
+from ctssl_jax.augment.views import RotateInterpolation
 from ctssl_jax.config import Precision, PretrainConfig
 
 

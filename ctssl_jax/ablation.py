@@ -5,10 +5,10 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ctssl_jax import run_folder
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig
+from ctssl_jax.dataset.splits import fold_names
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.splits import fold_names
+from ctssl_jax.run import folder as run_folder
 
 SCRATCH = "scratch"
 RANDOM = "random"  # the arm of frozen features that goes with it

@@ -15,15 +15,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from ctssl_jax.augment import Intensity
-from ctssl_jax.canvas import SMALLEST
 from ctssl_jax.data import DataConfig
+from ctssl_jax.dataset.canvas import SMALLEST
+from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.freezing import FreezeConfig
 from ctssl_jax.methods import Method, SparK, Supervised
 from ctssl_jax.nn.resnet import DEPTHS, STRIDE, ResNet
 from ctssl_jax.optim import OptimConfig, OptimizerName
-from ctssl_jax.splits import parts
-from ctssl_jax.subsets import SubsetBy
+from ctssl_jax.optim.freezing import FreezeConfig
+from ctssl_jax.run.subset import SubsetBy
 
 
 class Precision(enum.Enum):

@@ -1,7 +1,7 @@
 """From a dataset folder (written by `data_prep`) to batches of raw slices: Grain pipelines.
 
 The host reads, brings slices to one canvas and batches, the same for every method; intensity and
-augmentation are the device's (`augment.py`). A batch is a dict of NumPy arrays:
+augmentation are the device's (`augment/views.py`). A batch is a dict of NumPy arrays:
 
     image  int16 [b, S, S]   stored values, see `Dataset.intensity`
     label  int32 [b]         class, -1 = none
@@ -26,9 +26,9 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from ctssl_jax.augment import IntensityKind
-from ctssl_jax.canvas import SMALLEST, to_canvas
+from ctssl_jax.dataset.canvas import SMALLEST, to_canvas
+from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError
-from ctssl_jax.splits import parts
 
 FORMAT = 1
 INTENSITIES = ("hu", "grey8", "grey16")

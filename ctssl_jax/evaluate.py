@@ -30,19 +30,23 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int16
 
-from ctssl_jax import augment, data, distributed, leakage, run_folder, sharding
+from ctssl_jax import data
 from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
-from ctssl_jax.checkpoint import load_encoder
+from ctssl_jax.augment import views as augment
 from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig, first_difference, to_json
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError, DivergedError
-from ctssl_jax.features import Features, save_embeddings
+from ctssl_jax.frozen.features import Features, save_embeddings
+from ctssl_jax.frozen.neighbours import draw_neighbours
+from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
-from ctssl_jax.neighbours import draw_neighbours
 from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
-from ctssl_jax.standardise import resolve
-from ctssl_jax.subsets import training_subset
+from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run import leakage
+from ctssl_jax.run.checkpoint import load_encoder
+from ctssl_jax.run.standardise import resolve
+from ctssl_jax.run.subset import training_subset
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
 Embed = Callable[[PyTree, PyTree, Any], jax.Array]

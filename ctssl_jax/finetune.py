@@ -19,19 +19,23 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from ctssl_jax import augment, data, distributed, leakage, run_folder, sharding
-from ctssl_jax.checkpoint import BestWeights, Checkpoints, load_start
+from ctssl_jax import data
+from ctssl_jax.augment import views as augment
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.freezing import FreezeConfig, finetune_optimizer
-from ctssl_jax.layer_decay import scale_by_layer
+from ctssl_jax.hosts import distributed, sharding
+from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import PyTree, Start, TrainState
 from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
-from ctssl_jax.standardise import resolve
-from ctssl_jax.subsets import Subset, training_subset
-from ctssl_jax.supervisor import Supervisor
+from ctssl_jax.optim.freezing import FreezeConfig, finetune_optimizer
+from ctssl_jax.optim.layer_decay import scale_by_layer
+from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run import leakage
+from ctssl_jax.run.checkpoint import BestWeights, Checkpoints, load_start
+from ctssl_jax.run.standardise import resolve
+from ctssl_jax.run.subset import Subset, training_subset
 from ctssl_jax.train import Due, attend, fit, init_state, make_step
 
 Predictor = Callable[[PyTree, PyTree, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]

@@ -27,8 +27,6 @@ from typing import NamedTuple, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from ctssl_jax import distributed, platform
-from ctssl_jax.cluster import Cluster, find_cluster
 from ctssl_jax.errors import (
     ConfigError,
     DeviceError,
@@ -37,8 +35,10 @@ from ctssl_jax.errors import (
     StorageError,
     UserError,
 )
-from ctssl_jax.lifeline import Lifeline
-from ctssl_jax.supervisor import Supervisor, dump_stacks
+from ctssl_jax.hosts import distributed, platform
+from ctssl_jax.hosts.cluster import Cluster, find_cluster
+from ctssl_jax.hosts.roll_call import Lifeline
+from ctssl_jax.hosts.signals import Supervisor, dump_stacks
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PHANTOM = "data/phantom"  # as configs/phantom.py names it
@@ -166,7 +166,7 @@ def provide_phantom(path: str) -> None:
 def prepare_phantom() -> None:
     """Makes the embedded phantom if it is not there; does not start JAX."""
     if not Path(PHANTOM).exists():
-        from data_prep import phantom
+        from data_prep.phantom import source as phantom
 
         print(f"preparing the embedded CT phantom in {PHANTOM}", flush=True)
         phantom.prepare(Path(PHANTOM))

@@ -9,17 +9,20 @@ from typing import NamedTuple
 import jax
 import optax
 
-from ctssl_jax import data, distributed, evaluate, leakage, pictures, run_folder, sharding
+from ctssl_jax import data, evaluate
 from ctssl_jax.augment import IntensityKind
-from ctssl_jax.checkpoint import Checkpoints, load_start
 from ctssl_jax.config import PretrainConfig
+from ctssl_jax.hosts import distributed, sharding
+from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Start, TrainState
 from ctssl_jax.metrics import Writer
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
-from ctssl_jax.standardise import resolve
-from ctssl_jax.supervisor import Supervisor
-from ctssl_jax.thinning import read_filter
+from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run import leakage, pictures
+from ctssl_jax.run.checkpoint import Checkpoints, load_start
+from ctssl_jax.run.slice_filter import read_filter
+from ctssl_jax.run.standardise import resolve
 from ctssl_jax.train import Due, Step, attend, fit, init_state, make_step
 
 

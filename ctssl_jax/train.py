@@ -16,24 +16,16 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from ctssl_jax import augment, sharding
 from ctssl_jax.augment import Intensity, IntensityKind
+from ctssl_jax.augment import views as augment
 from ctssl_jax.errors import DivergedError, Preempted
-from ctssl_jax.methods.base import (
-    Batch,
-    Method,
-    Out,
-    Progress,
-    PyTree,
-    Start,
-    TrainState,
-    started,
-)
+from ctssl_jax.hosts import sharding
+from ctssl_jax.hosts.signals import Supervisor
+from ctssl_jax.methods.base import Batch, Method, Out, Progress, PyTree, Start, TrainState, started
 from ctssl_jax.metrics import Throughput, Writer, duration
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule
-from ctssl_jax.supervisor import Supervisor
-from ctssl_jax.watch import Watch, in_words
+from ctssl_jax.run.health import Watch, in_words
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]

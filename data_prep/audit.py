@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from ctssl_jax.dataset.matching import CONTENT, NEAR, OFF, Pairs, exact_pairs, is_blank, near_pairs
+from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
+from ctssl_jax.dataset.splits import folds_of
 from ctssl_jax.errors import DataError, StorageError
-from ctssl_jax.splits import folds_of
-from data_prep.matching import CONTENT, NEAR, OFF, Pairs, exact_pairs, is_blank, near_pairs
-from data_prep.signatures import Signatures, load_signatures, read_manifest
-from data_prep.whole_file import whole_file
+from ctssl_jax.files import whole_file
 
 FORMAT = 1
 EXAMPLES = 10

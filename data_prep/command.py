@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ctssl_jax.canvas import SMALLEST
+from ctssl_jax.dataset.canvas import SMALLEST
 from ctssl_jax.errors import ConfigError, DataError, UserError
 from data_prep.irregular import Irregular
-from data_prep.preparation import Manifest, prepare, refuse_taken
-from data_prep.records import PUBLIC_KEY, load_key
+from data_prep.pipeline.prepare import Manifest, prepare, refuse_taken
+from data_prep.pipeline.records import PUBLIC_KEY, load_key
+from data_prep.pipeline.split import fold_fractions, split_fractions
 from data_prep.source import Source
-from data_prep.split import fold_fractions, split_fractions
 
 
 def new_parser(

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctssl_jax.errors import DataError
-from data_prep import command, images
-from data_prep.images import ImageSource
+from data_prep import command
 from data_prep.origin import Origin
+from data_prep.pipeline.split import shared_patients
+from data_prep.readers import images
+from data_prep.readers.images import ImageSource
 from data_prep.source import Item
-from data_prep.split import shared_patients
 
 CITATION = (
     "Yang, He, Zhao, Zhang, Zhang, Xie: COVID-CT-Dataset: a CT scan dataset about COVID-19. "

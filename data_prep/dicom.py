@@ -13,15 +13,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_prep import command, listing
-from data_prep.dicom_header import Header, read_header
-from data_prep.dicom_pixels import read_pixels, to_hounsfield
+from data_prep import command
 from data_prep.irregular import Irregular
 from data_prep.origin import Origin
-from data_prep.series import Stack
+from data_prep.readers import listing
+from data_prep.readers.dicom_header import Header, read_header
+from data_prep.readers.dicom_pixels import read_pixels, to_hounsfield
+from data_prep.readers.stack import Stack
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
 
-# What --irregular is about; see `series`.
+# What --irregular is about; see `readers/stack.py`.
 STACK = "a series with missing or repeated slices, gantry tilt, changing distances or mixed sizes"
 
 

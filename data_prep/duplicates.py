@@ -26,10 +26,10 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int64, UInt64
 
+from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
+from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from ctssl_jax.splits import parts
-from data_prep.signatures import Signatures, load_signatures, read_manifest
-from data_prep.whole_file import whole_file
+from ctssl_jax.files import whole_file
 
 FORMAT = 1
 THRESHOLD = 6  # bits of 64

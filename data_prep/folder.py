@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ctssl_jax.errors import DataError
-from data_prep import command, images, labels, listing, volume_header
+from data_prep import command
 from data_prep.dicom import STACK, DicomSource
-from data_prep.images import ImageSource
 from data_prep.irregular import Irregular
+from data_prep.pipeline.split import patient_finder, shared_patients
+from data_prep.readers import images, labels, listing, volume_header
+from data_prep.readers.images import ImageSource
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Source, Unusable
-from data_prep.split import patient_finder, shared_patients
 from data_prep.volumes import VolumeSource
 
 _IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")

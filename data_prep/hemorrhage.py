@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctssl_jax.errors import DataError
-from data_prep import command, images
-from data_prep.images import ImageSource
+from data_prep import command
 from data_prep.origin import Origin
+from data_prep.readers import images
+from data_prep.readers.images import ImageSource
+from data_prep.readers.tables import read_table
 from data_prep.source import Item
-from data_prep.tables import read_table
 
 CITATION = "Kitamura: Head CT - hemorrhage. Kaggle, 2018"
 LICENCE = "none stated"

@@ -23,10 +23,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ctssl_jax.errors import ConfigError, DataError
-from data_prep import command, npz
+from data_prep import command
 from data_prep.origin import Origin
+from data_prep.pipeline.split import shared_patients
+from data_prep.readers import npz
 from data_prep.source import Item, Place, Slice, Unusable
-from data_prep.split import shared_patients
 
 CITATION = (
     "Yang, Shi, Wei, Liu, Zhao, Ke, Pfister, Ni: MedMNIST v2 - A large-scale lightweight benchmark "

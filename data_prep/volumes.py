@@ -17,14 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Num
 
-from data_prep import command, listing
+from data_prep import command
 from data_prep.irregular import Irregular
-from data_prep.records import to_hu
-from data_prep.series import TILT_DEGREES
+from data_prep.pipeline.records import to_hu
+from data_prep.pipeline.split import patient_finder
+from data_prep.readers import listing
+from data_prep.readers.stack import TILT_DEGREES
+from data_prep.readers.volume import Volume, read_volume
+from data_prep.readers.volume_header import read_header
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
-from data_prep.split import patient_finder
-from data_prep.volume import Volume, read_volume
-from data_prep.volume_header import read_header
 
 FAT_HU = -50  # every CT holds fat or air
 MAX_LABELS = 128  # a segmentation has so few values

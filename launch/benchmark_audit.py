@@ -20,10 +20,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ctssl_jax.data import open_dataset
+from ctssl_jax.dataset.matching import NEAR, near_pairs
+from ctssl_jax.dataset.signatures import Signatures, of_records
 from ctssl_jax.errors import UserError
-from data_prep.matching import NEAR, near_pairs
-from data_prep.quality import Tile, to_display
-from data_prep.signatures import Signatures, of_records
+from data_prep.pipeline.quality import Tile, to_display
 
 TURNS = (
     None,

@@ -45,7 +45,7 @@ def instance_uid(series: int, index: int) -> str:
 
 def template(size: int) -> bytes:
     """A DICOM file of series 0, slice 0, without its pixels, which come last."""
-    from data_prep.phantom import dicom_of
+    from data_prep.phantom.source import dicom_of
     from data_prep.source import Slice
 
     stored = np.zeros((size, size), np.uint16)

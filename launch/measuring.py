@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ctssl_jax import main, run_folder
+from ctssl_jax import main
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.errors import ConfigError, Interrupted, StorageError, UserError
+from ctssl_jax.run import folder as run_folder
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ctssl_jax import platform
+from ctssl_jax.hosts import platform
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def phantom_path(tmp_path_factory) -> Path:
     """A small phantom: 6 patients of 8 slices at 64 px, 4 for training."""
-    from data_prep import phantom
+    from data_prep.phantom import source as phantom
 
     path = tmp_path_factory.mktemp("data") / "phantom"
     phantom.prepare(path, patients=6, slices=8, size=64, val=0.17, test=0.17)
@@ -34,7 +34,7 @@ def one_device():
     """Runs of a module on one of the four devices: what is fake costs three times the time."""
     import jax
 
-    from ctssl_jax import sharding
+    from ctssl_jax.hosts import sharding
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "all_devices", lambda: jax.devices()[:1])

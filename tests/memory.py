@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.preparation import prepare
+from data_prep.pipeline.prepare import prepare
 from data_prep.source import Item, Place, Slice
 
 KEY = b"0123456789abcdef0123456789abcdef"

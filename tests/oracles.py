@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from launch.benchmark.torch_steps import import_torchvision
+from launch.benchmark.torch.steps import import_torchvision
 
 MISSING = "missing: pip install -r requirements-oracles.txt"
 

@@ -19,7 +19,7 @@ from ctssl_jax.data import (
     read_labels,
 )
 from ctssl_jax.errors import ConfigError, DataError
-from data_prep.records import pseudonym
+from data_prep.pipeline.records import pseudonym
 from data_prep.source import Slice
 
 TRAIN, TEST = 23, 7

@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 from memory import write_slices
 
-from ctssl_jax import augment, data, distributed, evaluate, main, run_folder, sharding
+from ctssl_jax import data, evaluate, main
 from ctssl_jax.augment import Intensity, Interpolation
-from ctssl_jax.canvas import to_canvas
-from ctssl_jax.checkpoint import Checkpoints
+from ctssl_jax.augment import views as augment
 from ctssl_jax.config import EncoderConfig, EvaluateConfig, Metric, Precision, ProbeConfig
 from ctssl_jax.data import DataConfig
+from ctssl_jax.dataset.canvas import to_canvas
+from ctssl_jax.dataset.signatures import load_signatures, save_signatures
 from ctssl_jax.errors import ConfigError, DataError, DivergedError
 from ctssl_jax.evaluate import Features, Fitted, choose, fit_knn, fit_linear
+from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.methods.base import TrainState, init_encoder
 from ctssl_jax.metrics import classification_metrics
-from ctssl_jax.subsets import subset
-from data_prep.signatures import load_signatures, save_signatures
+from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run.checkpoint import Checkpoints
+from ctssl_jax.run.subset import subset
 from data_prep.source import Slice
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -569,7 +572,7 @@ def test_k_above_the_subset_is_left_out():
 
 
 def test_the_report_lists_an_evaluation_and_keeps_it_out_of_the_comparison(evaluated):
-    from ctssl_jax.report.compare import compare
+    from ctssl_jax.report.comparison.compare import compare
     from ctssl_jax.report.runs import find_runs
 
     workdir, _, _ = evaluated

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ctssl_jax import data, finetune
+from ctssl_jax.dataset.signatures import load_file, load_signatures, save_signatures
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.metrics import (
     Scored,
@@ -19,8 +20,7 @@ from ctssl_jax.metrics import (
     read_predictions,
     write_predictions,
 )
-from ctssl_jax.subsets import Subset, SubsetBy, subset, training_subset
-from data_prep.signatures import load_file, load_signatures, save_signatures
+from ctssl_jax.run.subset import Subset, SubsetBy, subset, training_subset
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -151,7 +151,7 @@ def test_repeating_a_finished_run_reads_nothing_again(results, phantom_path, mon
 
 def test_frozen_convolutions_are_the_pretrained_ones(tmp_path, phantom_path, encoder_run):
     """After an epoch of rest, convolutions are as restored and BatchNorm has moved."""
-    from ctssl_jax.checkpoint import load_encoder
+    from ctssl_jax.run.checkpoint import load_encoder
 
     config = smoke(phantom_path, encoder_run=str(encoder_run))
     encoder = config.encoder.build(config.precision)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctssl_jax import platform
+from ctssl_jax.hosts import platform
 
 HERE = Path(__file__).parent
 GOLDEN = Path(os.environ.get("CTSSL_GOLDEN", HERE / "golden" / "spark.json")).absolute()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ctssl_jax import main
-from ctssl_jax.cluster import Cluster
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.errors import ConfigError, Preempted, StorageError
+from ctssl_jax.hosts.cluster import Cluster
 
 
 def answer(capsys, *arguments):
@@ -130,7 +130,7 @@ def test_status_notes_a_failed_run_but_not_a_refused_one(tmp_path):
 
 
 def test_demo_phantom_is_made_where_it_is_missing(tmp_path, monkeypatch):
-    from data_prep import phantom
+    from data_prep.phantom import source as phantom
 
     monkeypatch.chdir(tmp_path)
     made = []

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctssl_jax import sharding, train
-from ctssl_jax.checkpoint import Checkpoints, load_encoder
+from ctssl_jax import train
 from ctssl_jax.errors import ConfigError, DivergedError, Preempted
+from ctssl_jax.hosts import sharding
+from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.metrics import MetricWriter, read_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
-from ctssl_jax.supervisor import Supervisor
+from ctssl_jax.run.checkpoint import Checkpoints, load_encoder
 from ctssl_jax.train import Due, fit, init_state, make_step
 
 pytestmark = pytest.mark.usefixtures("one_device")

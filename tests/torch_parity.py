@@ -6,7 +6,7 @@ from oracles import torch
 
 from ctssl_jax.interop import names
 from ctssl_jax.optim import OptimConfig, make_optimizer
-from launch.benchmark import torch_methods
+from launch.benchmark.torch import methods as torch_methods
 
 LR, DECAY = 0.01, 0.03
 

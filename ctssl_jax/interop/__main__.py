@@ -13,8 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from ctssl_jax import platform
 from ctssl_jax.errors import UserError
+from ctssl_jax.hosts import platform
 
 
 def export_command(flags: argparse.Namespace) -> str:

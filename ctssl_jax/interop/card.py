@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctssl_jax import run_folder
 from ctssl_jax.metrics import read_predictions
+from ctssl_jax.run import folder as run_folder
 from ctssl_jax.statistics import accuracy, auc, bootstrap_interval
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save
 
-from ctssl_jax import checkpoint, run_folder
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.interop import card
 from ctssl_jax.interop.names import classifier_name, counters, to_torch
@@ -30,6 +29,8 @@ from ctssl_jax.interop.recipe import Recipe, of_run
 from ctssl_jax.methods import Supervised
 from ctssl_jax.methods.base import PyTree
 from ctssl_jax.nn.resnet import ResNet, pool
+from ctssl_jax.run import checkpoint
+from ctssl_jax.run import folder as run_folder
 
 METADATA = "ctssl_jax"
 """The one entry of a file's metadata. Safetensors writes several in any order, which would make

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ctssl_jax import checkpoint, run_folder
 from ctssl_jax.augment import Intensity, IntensityMode, ViewGroup
 from ctssl_jax.config import digest, to_json
 from ctssl_jax.errors import ConfigError, DataError, StorageError
@@ -38,6 +37,8 @@ from ctssl_jax.interop.recipe import read_intensity
 from ctssl_jax.methods import SparK
 from ctssl_jax.methods.base import PyTree, Start, abstract_encoder
 from ctssl_jax.nn.resnet import STRIDE, ResNet
+from ctssl_jax.run import checkpoint
+from ctssl_jax.run import folder as run_folder
 
 KIND = "ImportedEncoder"
 DTYPES = ("F16", "F32")

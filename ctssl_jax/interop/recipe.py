@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int16
 
-from ctssl_jax import augment
 from ctssl_jax.augment import AIR_HU, Intensity, IntensityKind, IntensityMode, Standardise
-from ctssl_jax.resample import Interpolation
-from ctssl_jax.windows import GREY_RANGE, Window
+from ctssl_jax.augment import views as augment
+from ctssl_jax.augment.resample import Interpolation
+from ctssl_jax.dataset.windows import GREY_RANGE, Window
 
 SIZE = 224  # pixels; of an encoder that no view tells
 VALUES = {

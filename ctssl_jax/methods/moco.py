@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.gauges import embedding_gauges
 from ctssl_jax.methods.base import (
     Batch,
     Initial,
@@ -31,6 +30,7 @@ from ctssl_jax.methods.base import (
     l2_normalise,
     split_as_batch,
 )
+from ctssl_jax.methods.gauges import embedding_gauges
 from ctssl_jax.nn.heads import MLP
 from ctssl_jax.nn.resnet import ResNet
 

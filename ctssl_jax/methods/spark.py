@@ -14,15 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.methods.base import (
-    Batch,
-    Initial,
-    Out,
-    Progress,
-    PyTree,
-    TrainState,
-    init_encoder,
-)
+from ctssl_jax.methods.base import Batch, Initial, Out, Progress, PyTree, TrainState, init_encoder
 from ctssl_jax.nn.active import SparseForm, encode
 from ctssl_jax.nn.decoder import SparKHead
 from ctssl_jax.nn.masked import random_mask, upsample_mask

@@ -11,15 +11,7 @@ from jaxtyping import Array, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.methods.base import (
-    Batch,
-    Initial,
-    Out,
-    Progress,
-    PyTree,
-    TrainState,
-    init_encoder,
-)
+from ctssl_jax.methods.base import Batch, Initial, Out, Progress, PyTree, TrainState, init_encoder
 from ctssl_jax.nn.heads import torch_uniform
 from ctssl_jax.nn.resnet import ResNet, pool
 

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.gauges import embedding_gauges, perplexity
 from ctssl_jax.methods.base import (
     Batch,
     Initial,
@@ -30,6 +29,7 @@ from ctssl_jax.methods.base import (
     merge_views,
     part_views,
 )
+from ctssl_jax.methods.gauges import embedding_gauges, perplexity
 from ctssl_jax.nn.heads import MLP, torch_uniform
 from ctssl_jax.nn.resnet import ResNet
 

@@ -1,7 +1,7 @@
 """Run folders in, one offline page out: `python -m ctssl_jax.report RUNS... --out=FOLDER`.
 
-Reads what runs wrote and nothing else: no data, no checkpoint, no JAX. Read `compare.py` for what
-is computed, `page.py` for how it is worded.
+Reads what runs wrote and nothing else: no data, no checkpoint, no JAX. Read
+`comparison/compare.py` for what is computed, `page.py` for how it is worded.
 """
 
 import os
@@ -10,13 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ctssl_jax.errors import ConfigError, StorageError
-from ctssl_jax.report.compare import compare
-from ctssl_jax.report.frozen import neighbours_section
+from ctssl_jax.report.comparison.compare import compare
+from ctssl_jax.report.figures.picture import Picture
 from ctssl_jax.report.page import render
-from ctssl_jax.report.picture import Picture
-from ctssl_jax.report.pretraining import pretraining_section
 from ctssl_jax.report.runs import Run, find_runs
-from ctssl_jax.report.study import task_pictures
+from ctssl_jax.report.sections.neighbours import neighbours_section
+from ctssl_jax.report.sections.pretraining import pretraining_section
+from ctssl_jax.report.sections.study import task_pictures
 from ctssl_jax.report.words import section_titles
 
 

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ctssl_jax.report import findings, words
-from ctssl_jax.report.compare import RESAMPLES, Comparison, arm_name
-from ctssl_jax.report.data_card import data_cards
-from ctssl_jax.report.deviations import deviations
-from ctssl_jax.report.folds import fold_of
-from ctssl_jax.report.frozen import Neighbours, encoder_name
-from ctssl_jax.report.pretraining import Pretraining
+from ctssl_jax.report import words
+from ctssl_jax.report.comparison.compare import RESAMPLES, Comparison, arm_name
+from ctssl_jax.report.comparison.folds import fold_of
 from ctssl_jax.report.runs import Run, is_number
-from ctssl_jax.report.study import TaskPictures
+from ctssl_jax.report.sections import findings
+from ctssl_jax.report.sections.data_card import data_cards
+from ctssl_jax.report.sections.deviations import deviations
+from ctssl_jax.report.sections.neighbours import Neighbours, encoder_name
+from ctssl_jax.report.sections.pretraining import Pretraining
+from ctssl_jax.report.sections.study import TaskPictures
 from ctssl_jax.report.words import count, percent, section_titles, short, three_digits
 
 FILTERS = (

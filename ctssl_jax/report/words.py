@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
 
-from ctssl_jax.report.compare import SCRATCH, Cell, Comparison, Task, arm_name
+from ctssl_jax.report.comparison.compare import SCRATCH, Cell, Comparison, Task, arm_name
 from ctssl_jax.report.runs import Run, is_number
 from ctssl_jax.statistics import Difference, Interval, Spread
 

@@ -16,7 +16,8 @@ import numpy as np
 import pydicom
 from pydicom.data import get_testdata_file
 
-from ctssl_jax import augment, data
+from ctssl_jax import data
+from ctssl_jax.augment import views as augment
 
 ROWS = [
     ("SparK", "spark", ""),

@@ -17,7 +17,7 @@ file of every number and, but for `startup`, a picture beside it.
 """
 
 if __name__ == "__main__":
-    from ctssl_jax import platform
+    from ctssl_jax.hosts import platform
 
     platform.use_huge_pages()  # and PyTorch's steps too
 
@@ -26,9 +26,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ctssl_jax import platform, run_folder, sharding
 from ctssl_jax.config import PretrainConfig, config_record
 from ctssl_jax.errors import ConfigError
+from ctssl_jax.hosts import platform, sharding
+from ctssl_jax.run import folder as run_folder
 from launch import measuring
 from launch.benchmark import compare, parts, picture, reading, startup
 from launch.benchmark.steps import SLICES

@@ -11,8 +11,8 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array
 
-from ctssl_jax import sharding
 from ctssl_jax.config import PretrainConfig
+from ctssl_jax.hosts import sharding
 from ctssl_jax.methods import SparK
 from ctssl_jax.methods.base import Progress, encode_each
 from ctssl_jax.nn.active import encode

@@ -5,7 +5,7 @@ import time
 
 from ctssl_jax import data
 from ctssl_jax.config import PretrainConfig
-from ctssl_jax.standardise import resolve
+from ctssl_jax.run.standardise import resolve
 from launch.benchmark.parts import STEP, Part, Seconds, interleave, whole_step
 from launch.benchmark.steps import prepare
 

@@ -8,16 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ctssl_jax import sharding
-from ctssl_jax.augment import (
-    IntensityKind,
-    ViewGroup,
-    image_keys,
-    make_views,
-    normalise,
-    to_unit,
-)
+from ctssl_jax.augment import IntensityKind, ViewGroup, image_keys, make_views, normalise, to_unit
 from ctssl_jax.config import PretrainConfig
+from ctssl_jax.hosts import sharding
 
 SLICES = 250_000  # of the imagined training split: schedules need its length
 KIND: IntensityKind = "hu"

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from ctssl_jax import main, platform
+from ctssl_jax import main
 from ctssl_jax.config import PretrainConfig
+from ctssl_jax.hosts import platform
 from launch.benchmark.steps import compile_step, flops, prepare, without_augmentation
 
 WARM_STEPS = 2
@@ -61,7 +62,7 @@ def ours(config: PretrainConfig) -> tuple[Callable[[], None], dict[str, Any]]:
 
 def torch(config: PretrainConfig, kind: str) -> tuple[Callable[[], None], dict[str, Any]]:
     """PyTorch's step."""
-    from launch.benchmark.torch_steps import make_step
+    from launch.benchmark.torch.steps import make_step
 
     made = make_step(config, channels_last=kind.endswith(":channels_last"))
 

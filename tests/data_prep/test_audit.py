@@ -9,9 +9,8 @@ import pytest
 from memory import write_slices
 from PIL import Image
 
-from ctssl_jax.errors import DataError
-from data_prep import audit, matching
-from data_prep.matching import (
+from ctssl_jax.dataset import matching
+from ctssl_jax.dataset.matching import (
     aligned_cosine,
     exact_pairs,
     features,
@@ -19,7 +18,9 @@ from data_prep.matching import (
     symmetries,
     to_waves,
 )
-from data_prep.signatures import SIDE, Signatures, describe, load_signatures, thumbnail
+from ctssl_jax.dataset.signatures import SIDE, Signatures, describe, load_signatures, thumbnail
+from ctssl_jax.errors import DataError
+from data_prep import audit
 from data_prep.source import Slice
 
 

@@ -14,9 +14,10 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from ctssl_jax.errors import DataError
-from data_prep import dicom, dicom_file, dicom_header
+from data_prep import dicom
 from data_prep.dicom import DicomSource
 from data_prep.irregular import Irregular
+from data_prep.readers import dicom_file, dicom_header
 
 RNG = np.random.default_rng(0)
 KEPT = Irregular.ACCEPT_2D

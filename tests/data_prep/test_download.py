@@ -15,8 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from data_prep import download, organsmnist, unpack
-from data_prep.download import MB, Remote, fetch
+from data_prep import organsmnist
+from data_prep.download import fetch, unpack
+from data_prep.download import fetch as download
+from data_prep.download.fetch import MB, Remote
 
 CONTENT = bytes(range(256)) * 20_000  # 5.12 MB
 

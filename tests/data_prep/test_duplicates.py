@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from memory import write_slices
 
+from ctssl_jax.dataset.signatures import DTYPES, SIDE, Signatures, load_signatures
 from data_prep import duplicates
 from data_prep.duplicates import choose, keep_greedily, like_features, like_hash, volumes
-from data_prep.signatures import DTYPES, SIDE, Signatures, load_signatures
 from data_prep.source import Slice
 
 

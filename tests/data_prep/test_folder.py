@@ -7,12 +7,14 @@ import SimpleITK
 from PIL import Image
 
 from ctssl_jax.errors import ConfigError, DataError
-from data_prep import folder, listing, phantom
+from data_prep import folder
 from data_prep.folder import Format, make_source
-from data_prep.images import ImageSource
 from data_prep.irregular import Irregular
-from data_prep.preparation import prepare
-from data_prep.records import pseudonym
+from data_prep.phantom import source as phantom
+from data_prep.pipeline.prepare import prepare
+from data_prep.pipeline.records import pseudonym
+from data_prep.readers import listing
+from data_prep.readers.images import ImageSource
 
 KEY = b"0123456789abcdef"
 TRAIN = {"train": 1.0}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import records
+from data_prep.pipeline import records
 
 NAME, MRN, UID, DATE = "Canary^Yellowbird", "MRN7741903", "1.2.840.99991.7.42", "19470815"
 FOLDER = "Yellowbird_Tweety_MRN7741903"

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from data_prep import phantom
 from data_prep.dicom import DicomSource
-from data_prep.phantom import patient_slices
-from data_prep.preparation import prepare
+from data_prep.phantom import source as phantom
+from data_prep.phantom.source import patient_slices
+from data_prep.pipeline.prepare import prepare
 
 
 def test_phantom_is_a_function_of_its_seed():

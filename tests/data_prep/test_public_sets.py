@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from ctssl_jax.errors import ConfigError, DataError
-from data_prep import covid_ct, folder, hemorrhage, npz, organsmnist
-from data_prep.preparation import prepare
+from data_prep import covid_ct, folder, hemorrhage, organsmnist
+from data_prep.pipeline.prepare import prepare
+from data_prep.readers import npz
 from data_prep.source import Item, Unusable
 
 KEY = b"0123456789abcdef"

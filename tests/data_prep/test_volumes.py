@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from data_prep import volume as volume_module
-from data_prep import volume_header, volumes
+from data_prep import volumes
 from data_prep.irregular import Irregular
-from data_prep.preparation import prepare
-from data_prep.records import pseudonym
+from data_prep.pipeline.prepare import prepare
+from data_prep.pipeline.records import pseudonym
+from data_prep.readers import volume as volume_module
+from data_prep.readers import volume_header
 from data_prep.source import Finding, Rejected, Slice, Unusable, Unwanted
 from data_prep.volumes import Values, VolumeSource, read_volume
 

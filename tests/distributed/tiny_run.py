@@ -30,8 +30,8 @@ def build(ask, name):
     from ctssl_jax import methods
     from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
     from ctssl_jax.data import DataConfig
-    from ctssl_jax.freezing import FreezeConfig
     from ctssl_jax.optim import OptimConfig, OptimizerName
+    from ctssl_jax.optim.freezing import FreezeConfig
 
     dtype = jnp.float64 if ask.get("float64") else jnp.float32
     encoder = tiny.TinyEncoder(dtype=dtype, param_dtype=dtype)
@@ -85,8 +85,10 @@ def instrument(ask, workdir):
     """Puts the pauses where a run comes by."""
     import jax
 
-    from ctssl_jax import checkpoint, finetune, pretrain, sharding
-    from ctssl_jax.supervisor import Supervisor
+    from ctssl_jax import finetune, pretrain
+    from ctssl_jax.hosts import sharding
+    from ctssl_jax.hosts.signals import Supervisor
+    from ctssl_jax.run import checkpoint
 
     at = {"step": 0}
     put_batch, jit_step, save = sharding.put_batch, sharding.jit_step, checkpoint.Checkpoints.save

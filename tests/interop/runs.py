@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from configs import finetune_covid_ct, phantom, spark
-from ctssl_jax import checkpoint
 from ctssl_jax.config import config_record
 from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.run import checkpoint
 
 SPLITS = {
     name: {"slices": 8, "patients": 2, "series": 2, "labels": [4, 4]}

@@ -10,8 +10,9 @@ import runs
 from oracles import timm_models, torch
 from safetensors.numpy import load_file, save_file
 
-from ctssl_jax import checkpoint, leakage, main, pretrain, run_folder
+from ctssl_jax import main, pretrain
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.dataset.signatures import load_file as load_signature_file
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.interop import __main__ as command
 from ctssl_jax.interop.export import METADATA, Layout, export, read
@@ -21,7 +22,8 @@ from ctssl_jax.methods import BYOL, MoCo, SparK
 from ctssl_jax.methods.base import Initial, Start, started
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.report.runs import read_run
-from data_prep.signatures import load_file as load_signature_file
+from ctssl_jax.run import checkpoint, leakage
+from ctssl_jax.run import folder as run_folder
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctssl_jax import platform
 from ctssl_jax.errors import ConfigError, DataError, DeviceError, Interrupted
+from ctssl_jax.hosts import platform
 from launch.benchmark import __main__ as benchmark
 from launch.benchmark import compare, parts, reading, startup, steps, worker
 

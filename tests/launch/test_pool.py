@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ctssl_jax.errors import Preempted
-from ctssl_jax.supervisor import Supervisor
-from launch import pool
+from ctssl_jax.hosts.signals import Supervisor
+from launch.sweep import pool
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,8 +65,8 @@ time.sleep(60)
 PARENT = """
 import os, sys
 from ctssl_jax.errors import Preempted
-from ctssl_jax.supervisor import Supervisor
-from launch import pool
+from ctssl_jax.hosts.signals import Supervisor
+from launch.sweep import pool
 supervisor = Supervisor()
 commands = [(name, [sys.executable, "-c", SLEEPER, f"{sys.argv[1]}/{name}"]) for name in "abc"]
 with supervisor.listen():

@@ -7,7 +7,7 @@ import time
 import pytest
 from recipes import AGAIN, LAUNCH, NEVER, ROOT, Fakes, parse
 
-from launch.sweep import Flags
+from launch.sweep.__main__ import Flags
 
 PRETRAIN, SWEEP = LAUNCH / "slurm_pretrain.sbatch", LAUNCH / "slurm_sweep.sbatch"
 FLAGS = {

@@ -17,20 +17,21 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from configs import spark
-from ctssl_jax import checkpoint, finetune, main
+from ctssl_jax import finetune, main
 from ctssl_jax.config import config_record
 from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
 from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.metrics import read_predictions
-from ctssl_jax.report.compare import compare
+from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.runs import find_runs
-from data_prep import phantom
-from data_prep.preparation import prepare
-from data_prep.records import PUBLIC_KEY
-from data_prep.split import fold_fractions
-from launch import cells as folder
-from launch import sweep
-from launch.command_line import command_line
+from ctssl_jax.run import checkpoint
+from data_prep.phantom import source as phantom
+from data_prep.pipeline.prepare import prepare
+from data_prep.pipeline.records import PUBLIC_KEY
+from data_prep.pipeline.split import fold_fractions
+from launch.sweep import __main__ as sweep
+from launch.sweep import folder
+from launch.sweep.command_line import command_line
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -20,7 +20,9 @@ from ctssl_jax.interop import names
 from ctssl_jax.methods import SparK, Supervised
 from ctssl_jax.methods.spark import reconstruction_loss
 from ctssl_jax.optim import OptimConfig, OptimizerName
-from launch.benchmark import torch_methods, torch_spark, torch_steps
+from launch.benchmark.torch import methods as torch_methods
+from launch.benchmark.torch import spark as torch_spark
+from launch.benchmark.torch import steps as torch_steps
 
 METHODS = ["spark", "moco", "swav", "byol", "simclr"]
 

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import tiny
 
-from ctssl_jax import finetune, methods, pretrain, sharding
-from ctssl_jax.checkpoint import Checkpoints, load_encoder
+from ctssl_jax import finetune, methods, pretrain
 from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import DataConfig
-from ctssl_jax.freezing import FreezeConfig
+from ctssl_jax.hosts import sharding
 from ctssl_jax.interop.names import named_leaves
 from ctssl_jax.methods.base import Method, Progress, init_encoder
 from ctssl_jax.metrics import read_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import OptimConfig, OptimizerName
+from ctssl_jax.optim.freezing import FreezeConfig
+from ctssl_jax.run.checkpoint import Checkpoints, load_encoder
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "parameters.json"
 CONTRASTIVE = [name for name in tiny.METHODS if name != "spark"]
@@ -156,7 +157,7 @@ def test_training_lowers_the_loss(trained, name):
 
 
 def test_the_metrics_are_read_aloud(trained, name):
-    from ctssl_jax import watch
+    from ctssl_jax.run import health as watch
 
     _, history = trained(name)["long"]
     values = {key: float(value) for key, value in history[-1].items()}

@@ -1,6 +1,6 @@
 """PyTorch's contrastive steps compute what ours compute, on an encoder that compiles at once.
 
-`launch.benchmark.torch_methods` against the methods: loss, gradients, one update, teacher, queue,
+`launch.benchmark.torch.methods` against the methods: loss, gradients, one update, teacher, queue,
 prototypes.
 """
 
@@ -19,7 +19,7 @@ from ctssl_jax.interop import names
 from ctssl_jax.methods.base import Progress, TrainState
 from ctssl_jax.methods.moco import NO_RECORD
 from ctssl_jax.optim import OptimizerName, decay_mask
-from launch.benchmark import torch_methods
+from launch.benchmark.torch import methods as torch_methods
 
 CONTRASTIVE = ["moco", "swav", "byol", "simclr"]
 

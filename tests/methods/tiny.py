@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ctssl_jax import augment, sharding
 from ctssl_jax.augment import Intensity, ViewGroup
+from ctssl_jax.augment import views as augment
+from ctssl_jax.hosts import sharding
 from ctssl_jax.methods import BYOL, MoCo, SimCLR, SparK, SwAV
 from ctssl_jax.nn.normalisation import BatchNorm
 from ctssl_jax.nn.resnet import ResNet

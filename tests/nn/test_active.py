@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ctssl_jax import sharding
+from ctssl_jax.hosts import sharding
 from ctssl_jax.nn.active import ABSENT, SparseForm, encode, rearrange, tile
 from ctssl_jax.nn.convolution import Conv
 from ctssl_jax.nn.masked import random_mask

@@ -1,0 +1,1 @@
+"""The dataset folder, the contract between both packages; nothing here needs JAX."""

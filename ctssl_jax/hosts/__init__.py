@@ -1,0 +1,1 @@
+"""Machines, processes and devices that take part in a run."""

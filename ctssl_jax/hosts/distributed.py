@@ -1,0 +1,120 @@
+"""Several processes as one run: their start, and what one of them does for all.
+
+A machine that vanishes without closing its connections (see `roll_call`) is noticed by JAX, which
+aborts (SIGABRT) after `HEARTBEAT_S`.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ctssl_jax import errors
+from ctssl_jax.errors import DeviceError, UserError
+from ctssl_jax.hosts.cluster import Cluster
+from ctssl_jax.hosts.roll_call import Lifeline, Relay
+
+HEARTBEAT_S = 100
+
+
+def join(cluster: Cluster, timeout: float, on_loss: Callable[[int], None]) -> Lifeline:
+    """Meets the other processes, then starts JAX among them; call before JAX's first array.
+
+    Args:
+      cluster: all processes, and which is this.
+      timeout: seconds to wait for the others.
+      on_loss: called with an exit code, in a thread, when another process is gone.
+
+    Raises:
+      DeviceError: some did not come; the message says which.
+      ConfigError: they disagree about how many they are.
+    """
+    import jax
+
+    if cluster.process == 0:
+        try:
+            Relay(cluster, timeout).start()
+        except OSError as error:
+            raise DeviceError(
+                f"port {cluster.port + 1} of {cluster.host} cannot be used ({error.strerror}): "
+                "give another --coordinator"
+            ) from None
+    lifeline = Lifeline(cluster, timeout)
+    lifeline.guard(on_loss)
+    # Which step is saved before a pre-emption is agreed in `sharding.Votes`, for any signal; JAX's
+    # own service would take SIGTERM over.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        cluster.coordinator,
+        cluster.processes,
+        cluster.process,
+        initialization_timeout=max(round(timeout), 10),
+        heartbeat_timeout_seconds=HEARTBEAT_S,
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=cluster.coordinator if cluster.local else None,
+    )
+    return lifeline
+
+
+def require_devices() -> None:
+    """Starts JAX's devices; raises `DeviceError` where there are none of the wanted kind."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where the plugin is not installed
+        reason = " ".join(str(error).split())[:300] or "JAX finds none"
+        raise DeviceError(
+            f"no device ({reason}): see JAX_PLATFORMS, drivers and whether another process has them"
+        ) from None
+
+
+def who() -> str:
+    """This process among all, for its one line at the start."""
+    import jax
+
+    kind = jax.local_devices()[0].device_kind
+    return (
+        f"process {jax.process_index()}/{jax.process_count()}: {jax.local_device_count()} of "
+        f"{jax.device_count()} devices ({kind})"
+    )
+
+
+def is_first() -> bool:
+    """Whether this process writes the run folder and speaks for all."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """A line for people, once for all processes."""
+    if is_first():
+        print(line, flush=True)
+
+
+def on_first(work: Callable[[], Any]) -> Any:
+    """Does something on process 0 alone; every process gets its result, plain data, or its error.
+
+    Raises:
+      UserError: what `work` raised, on every process.
+    """
+    import jax
+    import numpy as np
+
+    from ctssl_jax.hosts import sharding
+
+    if jax.process_count() == 1:
+        return work()
+    outcome: dict[str, Any] = {}
+    if is_first():
+        try:
+            outcome = {"value": work()}
+        except UserError as error:
+            outcome = {"error": type(error).__name__, "message": str(error)}
+    content = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    length = int(sharding.from_first(np.int32([len(content)]))[0])
+    content = sharding.from_first(content if is_first() else np.zeros(length, np.uint8))
+    outcome = json.loads(content.tobytes())
+    if "error" in outcome:
+        raise getattr(errors, outcome["error"])(outcome["message"])
+    return outcome["value"]

@@ -1,0 +1,128 @@
+"""Fine-tuning that freezes the encoder's convolutions first: one optimizer in three groups."""
+
+import dataclasses
+import enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from ctssl_jax.errors import ConfigError
+from ctssl_jax.optim.optimizer import OptimConfig, PyTree, Schedule, make_optimizer
+
+
+def start_at(inner: optax.GradientTransformation, step: int) -> optax.GradientTransformation:
+    """`inner`, asleep until `step`: no updates, and its own state (moments, counter) untouched."""
+
+    def init(params: PyTree) -> PyTree:
+        return jnp.zeros((), jnp.int32), inner.init(params)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None
+    ) -> tuple[PyTree, PyTree]:
+        count, inner_state = state
+        awake = count >= step
+        new_updates, new_state = inner.update(updates, inner_state, params)
+
+        def pick(new: Array, old: Array) -> Array:
+            return jnp.where(awake, new, old)
+
+        chosen = jax.tree.map(lambda u: jnp.where(awake, u, jnp.zeros_like(u)), new_updates)
+        return chosen, (count + 1, jax.tree.map(pick, new_state, inner_state))
+
+    return optax.GradientTransformation(init, update)
+
+
+class FreezeMode(enum.Enum):
+    """How the encoder joins in after `freeze_epochs` (see `finetune_optimizer`)."""
+
+    AS_MEANT = "as_meant"
+    AS_RUN = "as_run"
+
+
+@dataclasses.dataclass
+class FreezeConfig:
+    """Frozen-then-unfrozen fine-tuning.
+
+    Attributes:
+      epochs: convolutions rest this long; classifier and BatchNorm train from the start.
+      mode: AS_MEANT, what Lightning's BackboneFinetuning documents: the encoder joins at
+        `encoder_lr_ratio` of the peak rate and doubles each epoch up to it. AS_RUN, what the
+        paper's notebooks do, their optimizer having one parameter group: everything at the peak in
+        the epoch of unfreezing, everything at 2 * `encoder_lr_ratio` of it from the next one on.
+      encoder_lr_ratio: the encoder's first learning rate, as a share of the peak.
+      scratch: freeze a randomly initialised encoder too, as the paper's baseline did.
+    """
+
+    epochs: int = 10
+    mode: FreezeMode = FreezeMode.AS_MEANT
+    encoder_lr_ratio: float = 0.1
+    scratch: bool = False
+
+    def validate(self) -> None:
+        """Raises `ConfigError` naming the field."""
+        if self.epochs < 0:
+            raise ConfigError(f"freeze.epochs={self.epochs}: must not be negative")
+        if not 0 < self.encoder_lr_ratio <= 1:
+            raise ConfigError(f"freeze.encoder_lr_ratio={self.encoder_lr_ratio}: must be in (0, 1]")
+
+
+def freeze_schedules(
+    lr: float, freeze: FreezeConfig, steps_per_epoch: int
+) -> tuple[Schedule, Schedule]:
+    """Learning rates of encoder and head by step, by whole epochs (Wolf et al. 2023, notebooks)."""
+    ratio = freeze.encoder_lr_ratio
+
+    def unfrozen_epochs(step: Any) -> Any:
+        return jnp.asarray(step) // steps_per_epoch - freeze.epochs
+
+    def encoder(step: Any) -> Float[Array, ""]:
+        since = unfrozen_epochs(step)
+        if freeze.epochs == 0:
+            return jnp.full((), lr, jnp.result_type(float))
+        if freeze.mode is FreezeMode.AS_RUN:
+            return jnp.where(since <= 0, lr, 2 * ratio * lr)
+        ramp = jnp.minimum(ratio * 2.0 ** jnp.clip(since, 0, 30), 1.0)
+        return jnp.where(since < 0, lr, lr * ramp)  # before: BatchNorm alone, with the head
+
+    def head(step: Any) -> Float[Array, ""]:
+        if freeze.epochs and freeze.mode is FreezeMode.AS_RUN:
+            return encoder(step)
+        return jnp.full((), lr, jnp.result_type(float))
+
+    return encoder, head
+
+
+def finetune_optimizer(
+    config: OptimConfig, freeze: FreezeConfig, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Three groups: head, the encoder's BatchNorm (never frozen) and its convolutions.
+
+    Returns:
+      The optimizer, and the head's learning rate by step.
+    """
+    encoder_lr, head_lr = freeze_schedules(config.lr, freeze, steps_per_epoch)
+    frozen_steps = freeze.epochs * steps_per_epoch
+
+    def decay(step: Any) -> Float[Array, ""]:
+        return jnp.full((), config.weight_decay, jnp.result_type(float))
+
+    def labels(params: PyTree) -> PyTree:
+        def group(path: tuple[Any, ...], leaf: Any) -> str:
+            if path[0].key == "head":
+                return "head"
+            return "convolution" if leaf.ndim > 1 else "batchnorm"
+
+        return jax.tree_util.tree_map_with_path(group, params)
+
+    def from_unfreezing(step: Any) -> Float[Array, ""]:  # the sleeper counts its own steps
+        return encoder_lr(step + frozen_steps)
+
+    groups = {
+        "head": make_optimizer(config, head_lr, decay),
+        "batchnorm": make_optimizer(config, encoder_lr, decay),
+        "convolution": start_at(make_optimizer(config, from_unfreezing, decay), frozen_steps),
+    }
+    return optax.multi_transform(groups, labels), head_lr

@@ -1,0 +1,1 @@
+"""What is computed of runs: averages, intervals, tests."""

@@ -1,0 +1,49 @@
+"""What a cell's runs make of the test cases, case by case: ROC curves and confusion matrices.
+
+A class is predicted where its score is the largest, as everywhere in this project. With two classes
+the ROC curve is that of class 1, with more the plain mean of one class against the rest, over the
+classes present.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ctssl_jax.report.comparison.compare import Cell
+from ctssl_jax.report.runs import Cases
+
+FALSE_POSITIVES = np.linspace(0, 1, 101)
+"""Rates of false positives at which ROC curves are read, so that they can be averaged."""
+
+
+def roc_curves(cell: Cell) -> Float[np.ndarray, "runs 101"]:
+    """True positive rate of each run at `FALSE_POSITIVES`."""
+    return np.stack([_roc(run.cases) for run in cell.runs if run.cases])
+
+
+def _roc(cases: Cases) -> Float[np.ndarray, "101"]:
+    from sklearn.metrics import roc_curve
+
+    classes = cases.scores.shape[1]
+    present = np.unique(cases.labels)
+    curves = []
+    for label in present if classes > 2 else (1,):
+        positive = cases.labels == label
+        if not 0 < positive.sum() < len(positive):
+            continue
+        false, true, _ = roc_curve(positive, cases.scores[:, label], drop_intermediate=False)
+        # Where the curve rises at one rate, NumPy takes the upper end: the best at that rate.
+        curves.append(np.interp(FALSE_POSITIVES, false, true))
+    return np.mean(curves, axis=0) if curves else np.full(len(FALSE_POSITIVES), np.nan)
+
+
+def confusion(cell: Cell) -> Int[np.ndarray, "runs k k"]:
+    """Test cases of each run by true class (rows) and predicted class (columns)."""
+    from sklearn.metrics import confusion_matrix
+
+    found = []
+    for run in cell.runs:
+        if run.cases:
+            scores = run.cases.scores
+            labels = np.arange(scores.shape[1])
+            found.append(confusion_matrix(run.cases.labels, scores.argmax(axis=1), labels=labels))
+    return np.stack(found)

@@ -1,0 +1,78 @@
+"""The pictures of a task: scores against training size, ROC curves, confusion matrices."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from ctssl_jax.report.comparison.compare import Task, arm_name
+from ctssl_jax.report.figures import curves as figures
+from ctssl_jax.report.figures import outcomes as outcome_figures
+from ctssl_jax.report.figures import tables
+from ctssl_jax.report.figures.picture import Picture, drawn
+from ctssl_jax.report.words import number, sizes
+
+
+@dataclass(frozen=True)
+class TaskPictures:
+    """What is shown of one task; `confusions` are one for each training size, with its slices."""
+
+    auc: Picture
+    others: Picture
+    roc: Picture
+    confusions: list[tuple[str, Picture]]
+
+    def pictures(self) -> list[Picture]:
+        """All that is shown."""
+        return [self.auc, self.others, self.roc, *(picture for _, picture in self.confusions)]
+
+
+def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
+    """Draws a task; `number` tells the files of one task from those of another."""
+    return TaskPictures(
+        auc=_against_size(task, title, ("auc",), f"auc-{number}"),
+        others=_against_size(task, title, ("f1", "accuracy"), f"f1-accuracy-{number}"),
+        roc=drawn(
+            f"roc-{number}",
+            f"{title}: ROC curves of every start, one panel for each number of training slices. "
+            "Their areas are the AUC of the table.",
+            partial(outcome_figures.roc_of_sizes, task),
+            tables.roc(task),
+        ),
+        confusions=_confusions(task, title, f"confusion-{number}"),
+    )
+
+
+def _against_size(task: Task, title: str, metrics: tuple[str, ...], name: str) -> Picture:
+    """Scores against training size, told in words for those who do not see it."""
+    told = [
+        f"{figures.METRICS[metric]} of {arm_name(arm)}: "
+        + ", ".join(
+            f"{number(cell.spread(metric).mean)} at {sizes(cell.sizes('slices'))}"
+            for cell in task.cells
+            if cell.arm == arm
+        )
+        for metric in metrics
+        for arm in task.arms()
+    ]
+    return drawn(
+        name,
+        f"{title}: means by number of training slices. {'; '.join(told)}.",
+        partial(figures.against_size, task, metrics),
+        tables.against_size(task, metrics),
+    )
+
+
+def _confusions(task: Task, title: str, name: str) -> list[tuple[str, Picture]]:
+    found = []
+    fractions = sorted({cell.fraction for cell in task.cells})
+    for place, fraction in enumerate(fractions, start=1):
+        cells = [cell for cell in task.cells if cell.fraction == fraction]
+        slices = sizes(cells[0].sizes("slices"))
+        picture = drawn(
+            f"{name}-{place}",
+            f"{title}: confusion matrices of every start with {slices} training slices: the share "
+            "of each true class that is given to each class.",
+            partial(outcome_figures.confusion_of_size, cells, task.classes),
+            tables.confusions(cells, task.classes),
+        )
+        found.append((slices, picture))
+    return found

@@ -1,0 +1,1 @@
+"""What a run is besides its training: its folder, what opens it, what it records."""

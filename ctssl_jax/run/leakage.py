@@ -1,0 +1,140 @@
+"""The gate: no run on data that leaks into its test, unless told to, and then marked.
+
+A dataset carries the verdict of `data_prep.audit`. A pre-training run leaves the signatures of the
+slices that it saw, `seen.npy`; what is fine-tuned from its encoder, or evaluated, is compared with
+them. Where something leaks a run is refused. With `config.data.accept_leakage=true` it is done, and
+every result of it says so.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ctssl_jax.data import Dataset
+from ctssl_jax.dataset.signatures import Signatures, load_file, load_signatures, save_signatures
+from ctssl_jax.errors import DataError
+from ctssl_jax.hosts import distributed
+from data_prep.audit import FORMAT, compare
+
+SEEN = "seen.npy"
+ACCEPT = "to run all the same, with every result marked, set --config.data.accept_leakage=true"
+UNKNOWN = "unknown"
+
+Stamp = dict[str, Any]
+
+
+def require_audit(dataset: Dataset, accept: bool) -> Stamp:
+    """What the audit of a dataset says, for `data.json` and `results.json`.
+
+    Returns:
+      `verdict`; if that is "fail" also `accepted` and `findings`, each with its `check`, `splits`
+      and `count`.
+
+    Raises:
+      DataError: there is no audit of this very dataset, or it found leaks that are not accepted.
+    """
+    file = dataset.path / "audit.json"
+    command = f"run `python -m data_prep.audit --data={dataset.path}`"
+    try:
+        audit = json.loads(file.read_text())
+        known = audit["format"], audit["fingerprint"]
+        passed, findings = audit["verdict"] == "pass", audit["findings"]
+        findings = [{key: row[key] for key in ("check", "splits", "count")} for row in findings]
+    except FileNotFoundError:
+        raise DataError(f"{dataset.path}: not audited for leaks: {command}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: unreadable: {command}") from error
+    if known != (FORMAT, dataset.fingerprint):
+        raise DataError(f"{file}: the audit is of other data: {command}")
+    if passed:
+        return {"verdict": "pass"}
+    if not accept:
+        found = "; ".join(
+            f"{' and '.join(row['splits'])} share {row['count']} {_noun(row['check'])}"
+            for row in findings
+        )
+        raise DataError(
+            f"{dataset.path} leaks between its splits ({found}): prepare it anew, split by "
+            f"patient and with --join_duplicates; {ACCEPT}"
+        )
+    return {"verdict": "fail", "accepted": True, "findings": findings}
+
+
+def with_earlier(audit: Stamp, encoder_run: str) -> Stamp:
+    """The audit of a run's data, or that of the run it starts from if that one leaks."""
+    earlier = pretraining_audit(encoder_run)
+    return earlier if isinstance(earlier, dict) and earlier["verdict"] == "fail" else audit
+
+
+def write_seen(
+    workdir: Path,
+    dataset: Dataset,
+    split: str,
+    rows: Int[np.ndarray, " m"] | None,
+    encoder_run: str = "",
+) -> None:
+    """Leaves the signatures of the slices that a pre-training run sees: its `rows`, or all.
+
+    And of those that the encoder saw which it starts from. Where that is not known, as of an
+    import, none are left: what the run's encoder has seen is then not known either.
+    """
+    resumed = (workdir / SEEN).exists()  # and the folder is of the same data and filter
+    earlier = Path(encoder_run) / SEEN
+    if resumed or not distributed.is_first() or (encoder_run and not earlier.exists()):
+        return
+    signatures = load_signatures(dataset.path, split)
+    seen = [signatures if rows is None else signatures.take(rows)]
+    save_signatures(workdir / SEEN, [*seen, load_file(earlier)] if encoder_run else seen)
+
+
+def require_unseen(
+    dataset: Dataset, splits: tuple[str, ...], encoder_run: str, accept: bool
+) -> Stamp | str | None:
+    """What of the given splits the encoder has seen in pre-training, for `results.json`.
+
+    Returns:
+      None without an encoder run; "unknown" if it left no signatures, as older versions did not;
+      else the number of patients, series, equal and nearly equal slices that were seen, as
+      `patients`, `series`, `exact` and `near`, and whether that was `accepted`.
+
+    Raises:
+      DataError: some were seen, and that is not accepted.
+    """
+    if not encoder_run:
+        return None
+    file = Path(encoder_run) / SEEN
+    if not file.exists():
+        return UNKNOWN
+    seen = load_file(file)
+    held_out = Signatures.concatenate(load_signatures(dataset.path, split) for split in splits)
+    counts = Counter(dict.fromkeys(("patients", "series", "exact", "near"), 0))
+    for finding in compare(("pre-training", seen), (" and ".join(splits), held_out))[0]:
+        counts[finding.check] = finding.count
+    if not counts.total():
+        return dict(counts)
+    if not accept:
+        found = ", ".join(f"{count} {_noun(check)}" for check, count in counts.items() if count)
+        raise DataError(
+            f"{dataset.path}: the encoder of config.encoder_run has seen {found} of the splits "
+            f"{' and '.join(splits)}: pre-train without them; {ACCEPT}"
+        )
+    return {**counts, "accepted": True}
+
+
+def pretraining_audit(encoder_run: str) -> Stamp | str | None:
+    """What the gate said of the data that an encoder was pre-trained on, for `results.json`.
+
+    None without an encoder run; "unknown" if it does not say, as older versions did not.
+    """
+    file = Path(encoder_run) / "data.json"
+    if not encoder_run:
+        return None
+    return json.loads(file.read_text()).get("audit", UNKNOWN) if file.exists() else UNKNOWN
+
+
+def _noun(check: str) -> str:
+    return {"exact": "equal slices", "near": "nearly equal slices"}.get(check, check)

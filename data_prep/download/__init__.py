@@ -1,0 +1,1 @@
+"""Fetching public datasets: the one place that opens a connection."""

@@ -1,0 +1,1 @@
+"""The embedded CT phantom."""

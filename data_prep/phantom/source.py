@@ -1,0 +1,287 @@
+"""An embedded CT phantom, to try everything without data: `python -m data_prep.phantom --out=DATA`.
+
+Each patient is a procedural torso (`anatomy`) with scanner noise. Half of the slices, whatever
+their height in the body, hold a lesion: a nodule in the lung or a mass in a soft organ. The
+phantom is a function of its seed and of nothing else.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int16
+
+from ctssl_jax.errors import ConfigError
+from data_prep import command
+from data_prep.phantom.anatomy import FIELD_OF_VIEW_MM, LENGTH_MM, Mask, Patient, Plane
+from data_prep.pipeline.prepare import Manifest, refuse_taken
+from data_prep.pipeline.prepare import prepare as prepare_source
+from data_prep.pipeline.records import PUBLIC_KEY, to_hu
+from data_prep.pipeline.split import split_fractions
+from data_prep.source import Item, Place, Slice
+
+CLASSES = ("no lesion", "lesion")
+PADDING = -2000
+
+
+@dataclass(frozen=True)
+class PhantomSource:
+    """Artificial patients; an item is one of them.
+
+    Attributes:
+        patients: Number of patients.
+        slices: Slices of each patient.
+        size: Rows and columns of a slice.
+        seed: Of anatomy, lesions and noise.
+    """
+
+    patients: int
+    slices: int
+    size: int
+    seed: int
+
+    name: ClassVar[str] = "phantom"
+    kind: ClassVar[str] = "phantom"
+    intensity: ClassVar[str] = "hu"
+    classes: ClassVar[tuple[str, ...]] = CLASSES
+    origin: ClassVar[None] = None
+
+    def options(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"slices": self.slices, "size": self.size, "seed": self.seed}
+
+    def notes(self) -> list[str]:
+        """See `Source`."""
+        return []
+
+    def items(self) -> Iterator[Item]:
+        """See `Source`."""
+        for patient in range(self.patients):
+            yield Item(patient + 1, path="", patient=str(patient))
+
+    def place(self, item: Item) -> Place:
+        """See `Source`."""
+        return Place(item.patient, item.patient)
+
+    def read(self, items: Sequence[Item]) -> Iterator[Slice]:
+        """See `Source`."""
+        for item in items:
+            yield from patient_slices(
+                int(item.patient), slices=self.slices, size=self.size, seed=self.seed
+            )
+
+
+def patient_slices(patient: int, *, slices: int, size: int, seed: int) -> Iterator[Slice]:
+    """Yields one patient's slices from the kidneys to the collar bones."""
+    body = Patient(seed * 100_003 + patient)
+    rng = np.random.default_rng([seed, patient, 1])
+    noise_hu = rng.uniform(9, 22)
+    distance, pixel = LENGTH_MM / slices, FIELD_OF_VIEW_MM / size
+    labels = rng.permuted(np.arange(slices) % 2)
+    for index in range(slices):
+        z = (index + 0.5) / slices
+        image = render(body, z, size, bool(labels[index]), noise_hu, rng)
+        yield Slice(
+            image,
+            str(patient),
+            f"{patient}-series",
+            index,
+            position_mm=z * LENGTH_MM,
+            spacing_mm=(distance, pixel, pixel),
+            label=int(labels[index]),
+        )
+
+
+def render(
+    body: Patient, z: float, size: int, lesion: bool, noise_hu: float, rng: np.random.Generator
+) -> Int16[np.ndarray, "{size} {size}"]:
+    """Returns one slice in HU: anatomy drawn at twice the size, averaged, with noise."""
+    fine, lung, soft = body.draw(z, 2 * size)
+    if lesion:
+        add_lesion(fine, lung, soft, rng)
+    image = _halved(fine)
+    grain = rng.normal(size=(size, size))
+    grain = 0.6 * grain + 0.2 * (np.roll(grain, 1, 0) + np.roll(grain, 1, 1))
+    attenuation = 0.45 + np.clip((image + 1000) / 1100, 0, 1)
+    return to_hu(image + 1.45 * noise_hu * attenuation * grain)
+
+
+def add_lesion(hu: Plane, lung: Mask, soft: Mask, rng: np.random.Generator) -> None:
+    """Paints a nodule into the lung or a mass into a soft organ, in place."""
+    in_lung = lung.mean() > 0.03 and (rng.uniform() < 0.7 or soft.mean() < 0.02)
+    step = FIELD_OF_VIEW_MM / len(hu)
+    x, y = np.meshgrid(*2 * [np.arange(len(hu)) * step])
+    radius = rng.uniform(15, 28) if in_lung else rng.uniform(22, 36)
+    sites = _eroded(lung if in_lung else soft, int(0.6 * radius / step))
+    if not sites.any():
+        sites = lung | soft
+    row, column = rng.choice(np.argwhere(sites))
+    dx, dy = x - column * step, y - row * step
+    angle = np.arctan2(dy, dx)
+    lobes = sum(
+        rng.normal(0, 0.07) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5)
+    )
+    distance = np.hypot(dx, dy * rng.uniform(0.8, 1.25)) / (radius * (1 + lobes))
+    share = np.clip((1 - distance) * radius / 2.5, 0, 1)
+    if in_lung:
+        value = np.full_like(hu, rng.uniform(60, 160))
+    else:
+        value = np.where(distance > 0.6, rng.uniform(300, 420), rng.uniform(-90, -30))
+    hu += share * (value - hu)
+
+
+def _eroded(mask: Mask, pixels: int) -> Mask:
+    """Returns the mask less a border of about `pixels`."""
+    inner = mask.copy()
+    for axis in (0, 1):
+        for shift in (-pixels, pixels):
+            inner &= np.roll(mask, shift, axis)
+    return inner
+
+
+def _halved(plane: Plane) -> Float[np.ndarray, "h2 w2"]:
+    size = len(plane) // 2
+    return plane.reshape(size, 2, size, 2).mean((1, 3))
+
+
+def write_dicom(folder: Path, *, patients: int, slices: int, size: int, seed: int) -> None:
+    """Writes each patient as one DICOM series in a folder of its own, the files in no order.
+
+    Stored values alternate between the two ways of scanners: unsigned 12-bit with the intercept
+    -1024, and signed with padding -2000 outside the scanner's circle.
+
+    Args:
+        folder: Where the patients' folders go; made if need be.
+        patients: Number of patients.
+        slices: Slices of each patient.
+        size: Rows and columns of a slice.
+        seed: Of anatomy, lesions and noise.
+    """
+    axis = (np.arange(size) - (size - 1) / 2) / (size / 2)
+    outside = np.hypot(*np.meshgrid(axis, axis)) > 1
+    for patient in range(patients):
+        home = folder / f"patient{patient:03d}"
+        home.mkdir(parents=True)
+        signed = patient % 2 == 1
+        shuffled = np.random.default_rng([seed, patient, 2]).permutation(slices)
+        for item in patient_slices(patient, slices=slices, size=size, seed=seed):
+            stored = item.image + 1024
+            if signed:
+                stored[outside] = PADDING
+            else:
+                stored = stored.clip(0, 4095).astype(np.uint16)
+            name = f"phantom-{seed}-{patient}"
+            dataset = dicom_of(stored, item, name, signed)
+            dataset.save_as(
+                home / f"{shuffled[item.slice_index]:04d}.dcm", enforce_file_format=True
+            )
+
+
+def dicom_of(stored: np.ndarray, item: Slice, name: str, signed: bool) -> Any:
+    """Returns a CT Image Storage object of one slice; its UIDs are a function of the name."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    def uid(*parts: object) -> UID:
+        return generate_uid(entropy_srcs=[name, *map(str, parts)])
+
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid(item.slice_index)
+    data.StudyInstanceUID, data.SeriesInstanceUID = uid("study"), uid("series")
+    data.FrameOfReferenceUID = uid("frame")
+    data.PatientName, data.PatientID = "Phantom", name
+    data.PatientBirthDate = data.PatientSex = data.AccessionNumber = data.StudyID = ""
+    data.StudyDate = data.StudyTime = data.ReferringPhysicianName = (
+        data.PositionReferenceIndicator
+    ) = ""
+    data.Modality, data.Manufacturer = "CT", "ctssl_jax"
+    data.ImageType = ["DERIVED", "PRIMARY", "AXIAL"]
+    data.SeriesNumber, data.AcquisitionNumber, data.InstanceNumber = 1, 1, item.slice_index + 1
+    distance, *pixel = item.spacing_mm
+    data.PixelSpacing, data.SliceThickness = [f"{mm:.6f}" for mm in pixel], f"{distance:.6f}"
+    data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    corner = (pixel[0] - FIELD_OF_VIEW_MM) / 2
+    data.ImagePositionPatient = [f"{mm:.4f}" for mm in (corner, corner, item.position_mm)]
+    data.KVP = "120"
+    data.RescaleIntercept, data.RescaleSlope, data.RescaleType = -1024, 1, "HU"
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.Rows, data.Columns = stored.shape
+    data.BitsAllocated, data.PixelRepresentation = 16, int(signed)
+    data.BitsStored = 16 if signed else 12
+    data.HighBit = data.BitsStored - 1
+    if signed:
+        data.PixelPaddingValue = PADDING
+    data.PixelData = stored.tobytes()
+    return data
+
+
+def prepare(
+    out: Path,
+    *,
+    patients: int = 24,
+    slices: int = 24,
+    size: int = 96,
+    seed: int = 0,
+    val: float = 0.2,
+    test: float = 0.2,
+) -> Manifest:
+    """Writes the phantom as a dataset folder.
+
+    Args:
+        out: Dataset folder to make.
+        patients: Number of patients.
+        slices: Slices of each patient.
+        size: Rows and columns of a slice.
+        seed: Of anatomy, lesions, noise and split.
+        val: Share of the patients in the split val.
+        test: Share of the patients in the split test.
+    """
+    return prepare_source(
+        make_source(patients, slices, size, seed),
+        out,
+        key=PUBLIC_KEY,
+        fractions=split_fractions(val, test),
+        seed=seed,
+    )
+
+
+def make_source(patients: int, slices: int, size: int, seed: int) -> PhantomSource:
+    """The source; raises ConfigError where a number is too small."""
+    if min(patients, slices) < 1 or size < 16:
+        raise ConfigError(
+            f"--patients={patients} --slices={slices} --size={size}: at least 1, 1 and 16"
+        )
+    return PhantomSource(patients, slices, size, seed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = command.new_parser(
+        "phantom",
+        "An artificial CT torso with and without lesions -> dataset folder",
+        "--out=data/phantom --patients=24 --slices=24 --size=96",
+        val=0.2,
+        test=0.2,
+    )
+    parser.add_argument("--patients", type=int, default=24, help="number of patients")
+    parser.add_argument("--slices", type=int, default=24, help="slices of each patient")
+    parser.add_argument("--size", type=int, default=96, help="rows and columns in pixels")
+    parser.add_argument(
+        "--dicom", type=Path, help="write the patients as DICOM series into this new folder as well"
+    )
+
+    def from_flags(args: argparse.Namespace) -> PhantomSource:
+        shape = {"patients": args.patients, "slices": args.slices, "size": args.size}
+        source = make_source(**shape, seed=args.seed)
+        if args.dicom:
+            refuse_taken(args.dicom, "--dicom")
+            write_dicom(args.dicom, seed=args.seed, **shape)
+        return source
+
+    return command.run_source(from_flags, parser, argv)

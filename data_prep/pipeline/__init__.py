@@ -1,0 +1,1 @@
+"""The steps from the files of a source to a dataset folder."""

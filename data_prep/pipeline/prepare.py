@@ -1,0 +1,383 @@
+"""From a source to a dataset folder, on any number of cores, and again after a kill.
+
+1. scan    each item's unit and patient, from its header            -> an index that leaves no trace
+2. read    each unit's slices                                       -> parts (`parts`)
+3. plan    patients to splits, parts to shards
+4. write   shards, signatures, statistics, quality report, manifest -> the dataset folder
+
+Steps 2 and 4 are done by a runner (`runners`). What is finished stays in a work folder beside the
+dataset, `.NAME.work`, until the dataset is complete: the same command goes on where an earlier one
+was killed, and the result is the same, byte for byte. The dataset folder is whole or absent.
+"""
+
+import fcntl
+import functools
+import hashlib
+import hmac
+import json
+import operator
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, astuple
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl_jax import __version__
+from ctssl_jax.dataset.histogram import Tally
+from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
+from ctssl_jax.errors import DataError, StorageError
+from data_prep import audit
+from data_prep.pipeline import records
+from data_prep.pipeline.join_duplicates import join_duplicates
+from data_prep.pipeline.plan import SplitPlan, make_plan
+from data_prep.pipeline.progress import Progress
+from data_prep.pipeline.quality import TILES, Quality, Tile, write_report
+from data_prep.pipeline.records import pseudonym
+from data_prep.pipeline.runners import Beam, GaveUp, Inline, Pool, Runner
+from data_prep.pipeline.scan import Index
+from data_prep.pipeline.work import (
+    Context,
+    Group,
+    Part,
+    Unit,
+    finished,
+    read_unit,
+    reject_unit,
+    save_tally,
+    write_shard,
+)
+from data_prep.source import Finding, Item, Rejected, Source, Unusable
+
+Manifest = dict[str, Any]
+
+FORMAT = 1
+SCAN_AT_ONCE = 64  # items of one task
+
+
+def prepare(
+    source: Source,
+    out: str | Path,
+    *,
+    key: bytes,
+    fractions: Mapping[str, float],
+    seed: int = 0,
+    canvas: int = 0,
+    join: bool = False,
+    workers: int = 0,
+    max_rejected: float = 1.0,
+    beam: str | None = None,
+    show_paths: bool = False,
+) -> Manifest:
+    """Writes one dataset folder and returns its manifest.
+
+    Args:
+        source: What to read.
+        out: The folder to make; it must not exist or must be empty.
+        key: Secret key of the pseudonyms.
+        fractions: Share of the patients of each split, for what the source leaves open.
+        seed: Of that split.
+        canvas: Pixels a side to which larger slices are reduced; 0: stored as they are.
+        join: Whether patients who share equal or nearly equal slices count as one for the split.
+        workers: Number of processes; 0: this one.
+        max_rejected: Largest share of images that may be damaged or irregular, as a fraction.
+        beam: Options of an Apache Beam pipeline that does the work of steps 2 and 4.
+        show_paths: Whether to print the paths of what was rejected.
+
+    Raises:
+        DataError: If `out` is taken, there is no slice, or too many images were rejected; then the
+            quality report is in the folder `OUT.rejected`.
+        StorageError: If the disk refuses.
+    """
+    out = Path(out)
+    refuse_taken(out)
+    local: Runner = Pool(workers) if workers else Inline()
+    runner = Beam(beam) if beam is not None else local
+    with _work_folder(out) as work, closing(Index()) as index:
+        context = Context(source, key, work, canvas)
+        _scan(context, local, index)
+        _read(context, runner, index)
+        parts = Parts(context, index)
+        quality = _require_quality(parts, index, out, max_rejected, show_paths)
+        patients = index.patients(key)
+        if join:
+            patients = join_duplicates(parts.signatures(), parts, patients, fractions, seed)
+        plan = make_plan(parts, patients, fractions, seed)
+        _write(context, runner, plan)
+        folder = work / "dataset"
+        manifest = _assemble(context, plan, folder)
+        manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
+        if join:
+            told = f"{len(patients)} patients, {len(set(patients.values()))} of them told apart"
+            manifest["note"] = "; ".join(filter(None, [manifest.get("note"), told]))
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        _report(folder, quality, parts, index)
+        audit.audit(folder)
+        shutil.rmtree(_refused(out), ignore_errors=True)
+        os.replace(folder, out)
+        shutil.rmtree(work)
+    return manifest
+
+
+def _refused(out: Path) -> Path:
+    """Where the quality report of a refused preparation is."""
+    return out.absolute().parent / f"{out.name}.rejected"
+
+
+def refuse_taken(out: Path, flag: str = "--out") -> None:
+    """Raises DataError if `out` is there already and holds anything."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        # Left by a try that was killed just after the dataset was complete.
+        shutil.rmtree(_work(out), ignore_errors=True)
+        raise DataError(f"{flag} {out} exists and is not empty: delete it or choose another")
+
+
+def _work(out: Path) -> Path:
+    return out.absolute().parent / f".{out.name}.work"
+
+
+@contextmanager
+def _work_folder(out: Path) -> Iterator[Path]:
+    """The folder of what is finished; one process at a time works in it."""
+    work = _work(out)
+    try:
+        for folder in (work, work / "parts", work / "shards"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(work / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(f"--out {out}: another preparation is writing it") from error
+            for leftover in work.rglob("*.tmp"):
+                leftover.unlink()
+            yield work
+    except OSError as error:
+        raise StorageError(f"cannot write --out {out}: {error.strerror or 'I/O error'}") from error
+
+
+def _scan(context: Context, runner: Runner, index: Index) -> None:
+    """Places all items. A task is many of them; if it is given up, each of its items is one."""
+    progress = Progress("files looked at")
+    again: list[tuple[Item, ...]] = []
+    for tasks in (_chunks(context.source.items(), SCAN_AT_ONCE), again):
+        for items, placed in runner.run(_place, context, tasks):
+            if isinstance(placed, GaveUp) and len(items) > 1:
+                again += [(item,) for item in items]
+                continue
+            progress.step(len(items))
+            if isinstance(placed, GaveUp):
+                index.reject(items[0], placed.reason, True)
+                continue
+            for item, place in zip(items, placed, strict=True):
+                if isinstance(place, Unusable):
+                    rejected = Rejected.of(item.number, place)
+                    index.reject(item, rejected.reason, rejected.fault)
+                else:
+                    index.add(item, *place)
+    index.complete()
+
+
+def _place(context: Context, items: Sequence[Item]) -> list[tuple[str, str, str] | Unusable]:
+    """Unit, patient and stamp of each item, or why it has none."""
+    placed: list[tuple[str, str, str] | Unusable] = []
+    for item in items:
+        try:
+            unit, patient = astuple(context.source.place(item))
+            if not patient:
+                raise Unusable("no patient")
+            stat = os.stat(item.path) if item.path else None
+            stamp = f"{stat.st_size}-{stat.st_mtime_ns}" if stat else ""
+            placed.append((unit, patient, stamp))
+        except Unusable as error:
+            placed.append(error)
+        except Exception as error:  # a damaged header may raise anything
+            placed.append(Unusable(f"the reader failed ({type(error).__name__})"))
+    return placed
+
+
+def _chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    remaining = iter(items)
+    while chunk := tuple(islice(remaining, size)):
+        yield chunk
+
+
+def _read(context: Context, runner: Runner, index: Index) -> None:
+    """Makes the parts that are not finished."""
+    progress = Progress("files", index.items)
+
+    def missing() -> Iterator[Unit]:
+        for unit in _units(context, index):
+            if finished(context, unit.part) is None:
+                yield unit
+            else:
+                progress.skip(len(unit.items))
+
+    for unit, slices in runner.run(read_unit, context, missing()):
+        if isinstance(slices, GaveUp):
+            reject_unit(context, unit, Unusable(slices.reason))
+            slices = 0
+        progress.step(len(unit.items), slices or 0)
+
+
+def _units(context: Context, index: Index) -> Iterator[Unit]:
+    """Each unit with the name of its part.
+
+    The name says all that the part depends on, to nobody without the key. Parts sort by unit.
+    """
+    source = context.source
+    shared = [source.name, source.intensity, dict(source.options()), context.canvas, __version__]
+    for name, stamp, items in index.units():
+        text = json.dumps([*shared, stamp, [astuple(item) for item in items]])
+        digest = hmac.new(context.key, text.encode(), hashlib.sha256).hexdigest()
+        yield Unit(f"{pseudonym(context.key, name)}-{digest[:32]}", items)
+
+
+class Parts:
+    """The finished parts in the order of their units' pseudonyms, read one at a time."""
+
+    def __init__(self, context: Context, index: Index):
+        self._context = context
+        self._names = sorted(unit.part for unit in _units(context, index))
+
+    def __iter__(self) -> Iterator[tuple[str, Part]]:
+        for name in self._names:
+            part = finished(self._context, name)
+            assert part is not None, "every unit was read"
+            yield name, part
+
+    def signatures(self) -> Signatures:
+        """Of all records, computed anew."""
+        intensity = self._context.source.intensity
+
+        def described(name: str, part: Part) -> Signatures:
+            stored = records.read(self._context.parts / f"{name}.array_record", 0, part.slices)
+            return of_records(map(records.decode, stored), intensity)
+
+        return Signatures.concatenate(described(*one) for one in self if one[1].slices)
+
+    def tiles(self, findings: Iterable[Finding]) -> list[Tile]:
+        """The middle slices of up to `TILES` series: irregular ones first, then evenly chosen."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for finding in findings:
+            found[finding.series].append(finding.finding)
+        groups = [(name, group) for name, part in self for group in part.groups]
+        groups.sort(key=lambda row: row[1].series not in found)
+        marked = [row for row in groups[: TILES // 2] if row[1].series in found]
+        others = groups[len(marked) :]
+        room = min(TILES - len(marked), len(others))
+        chosen = marked + [others[i * len(others) // room] for i in range(room)]
+        return [self._tile(name, group, found[group.series]) for name, group in chosen]
+
+    def _tile(self, name: str, group: Group, found: Sequence[str]) -> Tile:
+        middle = (group.start + group.stop) // 2
+        path = self._context.parts / f"{name}.array_record"
+        (record,) = records.read(path, middle, middle + 1)
+        caption = "\n".join(
+            [group.series, f"{group.slices} slice{'s' * (group.slices > 1)}", *found[:2]]
+        )
+        image = records.decode(record)["image"]
+        return Tile(image, self._context.source.intensity, caption, bool(found))
+
+
+def _write(context: Context, runner: Runner, plan: Mapping[str, SplitPlan]) -> None:
+    """Writes the shards that are not there yet."""
+    shards = [shard for split in plan.values() for shard in split.shards]
+    progress = Progress("shards", len(shards))
+    for _, slices in runner.run(write_shard, context, shards):
+        if isinstance(slices, GaveUp):
+            raise StorageError(f"a shard cannot be written ({slices.reason}): repeat the command")
+        progress.step(1, slices or 0)
+
+
+def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> Manifest:
+    """Puts the dataset folder together; returns its manifest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    target = folder / records.NAME / records.VERSION
+    for made in (target, folder / "signatures", folder / "statistics"):
+        made.mkdir(parents=True)
+    source = context.source
+    statistics = {}
+    for split, planned in plan.items():
+        shards = [context.shards / shard.digest for shard in planned.shards]
+        signatures = (load_file(path.with_suffix(".signatures.npy")) for path in shards)
+        save_signatures(folder / "signatures" / f"{split}.npy", signatures)
+        tallies = [_tally(path.with_suffix(".statistics.npz")) for path in shards]
+        tally = functools.reduce(operator.add, tallies)
+        save_tally(folder / "statistics" / f"{split}.npz", tally)
+        statistics[split] = tally.summary()
+        for number, path in enumerate(shards):
+            name = records.shard_name(split, number, len(shards))
+            os.replace(path.with_suffix(".array_record"), target / name)
+    records.write_metadata(
+        target,
+        {split: [(s.slices, s.size) for s in planned.shards] for split, planned in plan.items()},
+    )
+    digests = sorted(f"{split} {digest}" for split, p in plan.items() for digest in p.digests)
+    notes = source.notes()
+    return {
+        "format": FORMAT,
+        "name": source.name,
+        "source_kind": source.kind,
+        "intensity": source.intensity,
+        "classes": list(source.classes),
+        **({"canvas": context.canvas} if context.canvas else {}),
+        "splits": {split: p.summary(len(source.classes)) for split, p in plan.items()},
+        "records": f"{records.NAME}/{records.VERSION}",
+        "statistics": statistics,
+        "fingerprint": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        "software": {"ctssl_jax": __version__},
+        **({"origin": asdict(source.origin)} if source.origin else {}),
+        **({"note": "; ".join(notes)} if notes else {}),
+    }
+
+
+def _tally(path: Path) -> Tally:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Tally.from_arrays(arrays)
+
+
+def _require_quality(
+    parts: Parts, index: Index, out: Path, limit: float, show_paths: bool
+) -> Quality:
+    """The quality of what was read.
+
+    Raises:
+        DataError: If there is no slice, or more than the limit is rejected; the report is written.
+    """
+    quality = Quality(limit)
+    for rejected in index.rejected():
+        quality.reject(rejected)
+    for _, part in parts:
+        quality.add(part)
+    if show_paths:
+        for rejected in _rejected(parts, index):
+            print(f"file {rejected.number}: {rejected.reason}: {index.path(rejected.number)}")
+    if quality.kept and quality.share <= limit:
+        return quality
+    folder = _refused(out)
+    folder.mkdir(exist_ok=True)
+    _report(folder, quality, parts, index)
+    if not quality.kept:
+        reasons = (quality.faults + quality.unwanted).most_common(5)
+        why = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "it holds no files"
+        raise DataError(f"no CT slices found in --source ({why})")
+    worst = ", ".join(f"{n} x {reason}" for reason, n in quality.faults.most_common(3))
+    raise DataError(
+        f"{quality.share:.1%} of the images were rejected ({worst}), more than --max_rejected="
+        f"{limit:g}: see {folder}, and repeat the command with a higher limit if that is right"
+    )
+
+
+def _report(folder: Path, quality: Quality, parts: Parts, index: Index) -> None:
+    write_report(folder, quality, _rejected(parts, index), parts.tiles(quality.findings))
+
+
+def _rejected(parts: Parts, index: Index) -> Iterator[Rejected]:
+    yield from index.rejected()
+    for _, part in parts:
+        yield from part.rejected

@@ -1,0 +1,1 @@
+"""One format of files each, and what reading them shares."""

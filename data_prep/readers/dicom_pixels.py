@@ -1,0 +1,221 @@
+"""The pixels of a DICOM file: complete, decoded, in HU.
+
+Uncompressed and run-length coded frames are read by pydicom's own Python code, JPEG, JPEG-LS and
+JPEG 2000 by GDCM in SimpleITK. GDCM gets the codestream in a new file with a new header, so that
+nothing else of a damaged file reaches it, and only when its size, depth and end are as they should
+be. Where a JPEG codestream breaks off before its end marker, GDCM returns half an image and no
+error; only a line on stderr tells. The new file holds no identity.
+"""
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK
+from jaxtyping import Float, Int16, Integer
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import pixel_array
+from pydicom.uid import UID
+
+from data_prep.pipeline.records import AIR_HU, to_hu
+from data_prep.readers.dicom_file import NATIVE, open_dicom
+from data_prep.readers.dicom_header import CT_IMAGE_STORAGE, Header, PixelFormat
+from data_prep.readers.silence import hidden_output
+from data_prep.source import Unusable
+
+LOWEST_HU, HIGHEST_HU = -10_240, 30_720  # of the extended scales of scanners, for metal
+RLE = "1.2.840.10008.1.2.5"
+_JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70, 80, 81))
+_JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+_ITEM = b"\xfe\xff\x00\xe0"
+_DAMAGED = (b"Corrupt JPEG data", b"Premature end")  # warnings of libjpeg (its jerror.h)
+_NOT_SIZE = {0xC4, 0xC8, 0xCC}  # markers among C0 to CF that begin no frame
+
+
+def read_pixels(path: str | os.PathLike[str], header: Header) -> list[bytes]:
+    """The stored frames, each as one piece of bytes.
+
+    Raises:
+        Unusable: If bytes are missing, or too many.
+    """
+    with open_dicom(path) as (stream, force):
+        data = pydicom.dcmread(stream, specific_tags=["PixelData"], force=force).get("PixelData")
+    if not isinstance(data, bytes) or not data:
+        raise Unusable("cut off")
+    pixels, count = header.pixels, len(header.frames)
+    if pixels.syntax in NATIVE:
+        size = pixels.rows * pixels.columns * pixels.bits_allocated // 8
+        if len(data) < size * count:
+            raise Unusable("cut off")
+        if len(data) > size * count + (size * count) % 2:
+            raise Unusable("more pixels than the header says")
+        return [data[start : start + size] for start in range(0, size * count, size)]
+    if pixels.syntax not in (RLE, *_JPEG, *_JPEG_2000):
+        raise Unusable("a transfer syntax that is not supported")
+    _require_items(data)
+    try:
+        frames = list(generate_frames(data, number_of_frames=count))
+    except Exception as error:  # pydicom raises all sorts on damaged offsets
+        raise Unusable("the compressed frames cannot be told apart") from error
+    if len(frames) != count:
+        raise Unusable("the compressed frames cannot be told apart")
+    return frames
+
+
+def _require_items(data: bytes) -> None:
+    """Raises unless the items of encapsulated data follow each other to the very end (PS3.5 A.4).
+
+    pydicom searches the end in any bytes if the items do not lead there.
+    """
+    at = 0
+    while at < len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] != _ITEM or at + 8 + length > len(data):
+            raise Unusable("cut off")
+        at += 8 + length
+
+
+def to_hounsfield(data: bytes, header: Header, frame: int) -> Int16[np.ndarray, "h w"]:
+    """One stored frame in HU: its own rescale applied in float64, padding made air.
+
+    Raises:
+        Unusable: If it cannot be decoded.
+    """
+    pixels, place = header.pixels, header.frames[frame]
+    stored = _decode(data, pixels)
+    hu = stored * place.slope + place.intercept
+    if pixels.padding is not None:
+        low, high = pixels.padding
+        hu[(stored >= low) & (stored <= high)] = AIR_HU
+    _require_plausible(hu)
+    return to_hu(hu)
+
+
+def _require_plausible(hu: Float[np.ndarray, "h w"]) -> None:
+    """Raises if a decoder or encoder made noise: padding without a tag is one value, not many."""
+    below = hu[hu < LOWEST_HU]
+    if np.any(hu > HIGHEST_HU) or np.any(below != below[:1]):
+        raise Unusable("values beyond any CT scale")
+
+
+def _decode(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]:
+    if pixels.syntax in (*NATIVE, RLE):
+        values = _decode_simple(data, pixels)
+    else:
+        _require_codestream(data, pixels)
+        values = _decode_gdcm(data, pixels)
+    if values.shape != (pixels.rows, pixels.columns) or values.dtype.kind not in "iu":
+        raise Unusable("the pixels cannot be decoded")
+    return _used_bits(values.astype(np.int32), pixels)
+
+
+def _used_bits(
+    values: Integer[np.ndarray, "h w"], pixels: PixelFormat
+) -> Integer[np.ndarray, "h w"]:
+    """Values of BitsStored bits, signed or not, from all the bits that are allocated."""
+    shift = pixels.high_bit + 1 - pixels.bits_stored
+    used = (values >> shift) & (2**pixels.bits_stored - 1)
+    if pixels.signed:
+        used -= (used >> (pixels.bits_stored - 1)) << pixels.bits_stored
+    # The standard says that other bits mean nothing. Without graphics in them it is as likely
+    # that BitsStored is wrong, and then each of these values would be.
+    plain = used % 2**pixels.bits_allocated, used & (2**pixels.bits_stored - 1)
+    allocated = values % 2**pixels.bits_allocated
+    if shift == 0 and not pixels.overlay and not any(np.array_equal(allocated, p) for p in plain):
+        raise Unusable("bits beyond BitsStored are in use")
+    return used
+
+
+def _file(data: bytes, pixels: PixelFormat) -> pydicom.Dataset:
+    """A DICOM file of one frame and nothing else.
+
+    Its BitsStored are all bits. Given fewer, pydicom and GDCM clear or extend the others, each in
+    its own cases; `_used_bits` does so in all.
+    """
+    bits = pixels.bits_allocated
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = UID(pixels.syntax)
+    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = UID(CT_IMAGE_STORAGE)
+    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = UID("2.25.1")
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.Rows, file.Columns = pixels.rows, pixels.columns
+    file.BitsAllocated, file.BitsStored, file.HighBit = bits, bits, bits - 1
+    file.PixelRepresentation = int(pixels.signed)
+    file.RescaleSlope, file.RescaleIntercept = 1, 0
+    file.PixelData = data if pixels.syntax in NATIVE else encapsulate([data])
+    return file
+
+
+def _decode_simple(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]:
+    file = _file(data, pixels)
+    file["PixelData"].VR = "OW" if pixels.bits_allocated == 16 else "OB"
+    try:
+        # It warns, and goes on, when a run-length code makes more pixels than there should be.
+        with warnings.catch_warnings(action="error"):
+            return np.asarray(pixel_array(file, raw=True, decoding_plugin="pydicom"))
+    except Exception as error:  # pydicom raises all sorts on damaged data
+        raise Unusable("the pixels cannot be decoded") from error
+
+
+def _decode_gdcm(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]:
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    with tempfile.TemporaryDirectory() as folder:
+        name = Path(folder) / "frame.dcm"
+        _file(data, pixels).save_as(name, enforce_file_format=True)
+        reader.SetFileName(str(name))
+        try:
+            with hidden_output() as heard:
+                volume = SimpleITK.GetArrayFromImage(reader.Execute())
+                heard.seek(0)
+                said = heard.read()
+        except RuntimeError as error:
+            raise Unusable("the pixels cannot be decoded") from error
+    if any(words in said for words in _DAMAGED):
+        raise Unusable("the pixels cannot be decoded")
+    return volume[0] if volume.ndim == 3 and len(volume) == 1 else volume
+
+
+def _require_codestream(data: bytes, pixels: PixelFormat) -> None:
+    """Raises unless a codestream has its end, one channel, and the size that the header says."""
+    if not data.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+        raise Unusable("cut off")
+    try:
+        read = _jpeg_2000_size if pixels.syntax in _JPEG_2000 else _jpeg_size
+        rows, columns, channels, bits = read(data)
+    except (IndexError, ValueError) as error:
+        raise Unusable("the pixels cannot be decoded") from error
+    if (rows, columns, channels) != (pixels.rows, pixels.columns, 1):
+        raise Unusable("the compressed image has another size than the header says")
+    if bits > pixels.bits_allocated:
+        raise Unusable("the compressed image has more bits than the header says")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, channels and bits of a JPEG or JPEG-LS codestream (ITU T.81 B.2.2)."""
+    if data[:2] != b"\xff\xd8":
+        raise ValueError
+    at = 2
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in _NOT_SIZE):
+            rows, columns = (int.from_bytes(data[i : i + 2]) for i in (at + 5, at + 7))
+            return rows, columns, data[at + 9], data[at + 4]
+        else:
+            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
+    raise ValueError
+
+
+def _jpeg_2000_size(data: bytes) -> tuple[int, int, int, int]:
+    """The same of a JPEG 2000 codestream (ITU T.800 A.5.1), in a JP2 file or without."""
+    at = data.index(b"\xff\x4f\xff\x51") + 8
+    x_end, y_end, x, y = (int.from_bytes(data[i : i + 4]) for i in range(at, at + 16, 4))
+    channels = int.from_bytes(data[at + 32 : at + 34])
+    return y_end - y, x_end - x, channels, (data[at + 34] & 0x7F) + 1

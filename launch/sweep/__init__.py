@@ -1,0 +1,1 @@
+"""The study: the cells of an ablation's grid as runs."""

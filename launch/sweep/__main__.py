@@ -1,0 +1,270 @@
+"""The study: every initialisation at every training-set size, with several seeds.
+
+    python -m launch.sweep --config=configs/ablation.py:covid_ct \
+        --config.encoders=runs/spark --config.encoders=runs/moco --workdir=runs/covid_ct
+
+Each cell of the grid is a run folder in the workdir, made as the ordinary command makes it.
+Repeating the command goes on: what is done is kept, what is begun goes on, what broke is tried
+again. `--config.base.FIELD=VALUE` changes the task's config. Several sweeps may share a workdir.
+
+    --dry_run           print the cells as ordinary commands, with what they will take; run nothing
+    --price_per_hour=P  of the machine: --dry_run says the cost, too
+    --parallel=N        so many cells at a time, each a process with its share of the CPUs
+    --gpus=0,1,...      for --parallel: parted over the processes
+    --cell=I            the I-th cell alone, from 0: for a task of a Slurm array
+
+A broken cell does not keep the others; all are named at the end, and the exit code is the first's.
+"""
+
+if __name__ == "__main__":
+    from ctssl_jax.hosts import platform
+
+    platform.use_huge_pages()
+
+import argparse
+import functools
+import os
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from ctssl_jax import main
+from ctssl_jax.ablation import AblationConfig, Cell
+from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.data import open_dataset
+from ctssl_jax.dataset.splits import folds_of
+from ctssl_jax.errors import ConfigError, DataError, Preempted, UserError
+from ctssl_jax.hosts import distributed
+from ctssl_jax.hosts.signals import Supervisor
+from ctssl_jax.metrics import duration
+from launch import local
+from launch.sweep import folder, pool
+from launch.sweep.command_line import command_line
+
+NAME = "launch.sweep"
+
+
+class Flags(argparse.ArgumentParser):
+    """The sweep's own flags; what is wrong is a `ConfigError`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            prog=f"python -m {NAME}",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--dry_run", action="store_true")
+        self.add_argument("--price_per_hour", type=float, default=0.0)
+        self.add_argument("--parallel", type=int, default=1)
+        self.add_argument("--gpus", default="")
+        self.add_argument("--cell", type=int)
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse calls it."""
+        raise ConfigError(message)
+
+    def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The flags, and the arguments that are left for `main.parse`."""
+        own, others = self.parse_known_args(argv[1:])
+        if own.parallel < 1:
+            raise ConfigError(f"--parallel={own.parallel}: must be 1 or more")
+        if own.price_per_hour < 0:
+            raise ConfigError(f"--price_per_hour={own.price_per_hour}: must not be negative")
+        own.gpus = [gpu.strip() for gpu in own.gpus.split(",") if gpu.strip()]
+        if own.gpus and own.parallel == 1:
+            raise ConfigError("--gpus goes with --parallel: set CUDA_VISIBLE_DEVICES")
+        return own, [argv[0], *others]
+
+
+class Broken(UserError):
+    """Cells that ended with an error; the exit code is that of the first."""
+
+    def __init__(self, ends: Sequence[pool.Ended], cells: int):
+        named = "; ".join(f"{end.name} ({end.last_line})" for end in ends)
+        super().__init__(
+            f"{len(ends)} of {cells} cells broke, repeat the command to try them again: {named}"
+        )
+        self.exit_code = ends[0].code
+
+
+class Sweep(NamedTuple):
+    """What is asked for: the grid, the numbers of its cells that are to run, where and how."""
+
+    grid: list[Cell]
+    chosen: Sequence[int]
+    workdir: Path
+    parallel: int
+
+    def todo(self) -> list[Cell]:
+        """The chosen cells that are not done."""
+        cells = [self.grid[number] for number in self.chosen]
+        return [cell for cell in cells if folder.state(cell, self.workdir) != folder.DONE]
+
+    def seconds(self, cells: Iterable[Cell]) -> tuple[float, int]:
+        """How long cells will take, and of how many of them that is not known."""
+        expected = folder.expected_seconds(self.grid, self.workdir)
+        each = [expected[cell.name] for cell in cells]
+        known = [seconds for seconds in each if seconds is not None]
+        return sum(known) / self.parallel, len(each) - len(known)
+
+
+def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supervisor) -> None:
+    """Runs all cells that are not done, or tells what there is to do."""
+    if not isinstance(config, AblationConfig):
+        raise ConfigError(f"config is a {type(config).__name__}: give configs/ablation.py")
+    config.validate()
+    grid = list(config.cells())
+    if own.cell is not None and not 0 <= own.cell < len(grid):
+        raise ConfigError(f"--cell={own.cell}: there are the cells 0 to {len(grid) - 1}")
+    chosen = range(len(grid)) if own.cell is None else [own.cell]
+    sweep = Sweep(grid, chosen, workdir, own.parallel)
+    if own.dry_run:
+        tell(sweep, own.price_per_hour)
+    elif own.parallel == 1:
+        main.provide_phantom(config.base.data.path)
+        _require_folds(config)
+        todo = sweep.todo()
+        ends = in_turn(todo, workdir, supervisor)
+        follow(sweep, todo, ends, distributed.say, distributed.on_first)
+    else:  # JAX is left to the children
+        if config.base.data.path == main.PHANTOM:
+            main.prepare_phantom()
+        _require_folds(config)
+        todo = sweep.todo()
+        places = local.environments(os.environ, own.parallel, 0, own.gpus)
+        commands = [(cell.name, [sys.executable, "-m", *_words(cell, workdir)]) for cell in todo]
+        ends = pool.run(commands, places, supervisor)
+        follow(sweep, todo, ends, functools.partial(print, flush=True), lambda write: write())
+
+
+def _require_folds(config: AblationConfig) -> None:
+    """Raises `DataError` where the dataset has not the folds that the cells are to test."""
+    if not (folds := config.folds):
+        return
+    dataset = open_dataset(config.base.data.path)
+    if len(folds_of(dataset.manifest["splits"])) != folds:
+        raise DataError(
+            f"folds={folds}: {dataset.name} has the splits "
+            f"{', '.join(dataset.manifest['splits'])}; prepare it with --folds={folds}"
+        )
+
+
+def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Iterator[pool.Ended]:
+    """Runs cells one after the other in this process; yields each as it ends.
+
+    Where several processes make each run, an error ends them all.
+    """
+    import jax
+
+    from ctssl_jax import evaluate, finetune
+
+    for cell in cells:
+        path = workdir / cell.name
+        distributed.say(cell.name)
+        try:
+            if isinstance(cell.config, FinetuneConfig):
+                finetune.run(cell.config, path, supervisor)
+            else:
+                evaluate.run(cell.config, path)
+        except Exception as error:
+            several = jax.process_count() > 1
+            failure = main.for_user(error, several)
+            if failure is None or several:
+                raise
+            main.mark_ended(path, None, failure.exit_code)
+            if isinstance(failure, Preempted):
+                raise
+            supervisor.resumable = False  # nothing that is not saved will be now
+            yield pool.Ended(cell.name, failure.exit_code, str(failure))
+        else:
+            yield pool.Ended(cell.name, 0, "")
+
+
+def follow(
+    sweep: Sweep,
+    todo: Sequence[Cell],
+    ends: Iterable[pool.Ended],
+    say: Callable[[str], None],
+    once: Callable[[Callable[[], None]], None],
+) -> None:
+    """Tells how the cells end, and keeps `results.csv`; `once` does so for all processes.
+
+    Raises:
+      Broken: some ended with an error.
+    """
+    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    write = functools.partial(folder.write_table, sweep.workdir)
+    left, broken = {cell.name: cell for cell in todo}, list[pool.Ended]()
+    cells = len(sweep.chosen)
+    say(f"[{cells - len(left)}/{cells}] cells are done")
+    for end in ends:
+        del left[end.name]
+        if end.code:
+            broken.append(end)
+            say(f"{end.name} broke (exit code {end.code}): {end.last_line}")
+        once(write)
+        say(f"[{cells - len(left) - len(broken)}/{cells}] {_outlook(sweep, left.values())}")
+    once(write)
+    if broken:
+        raise Broken(broken, cells)
+
+
+def _outlook(sweep: Sweep, left: Collection[Cell]) -> str:
+    seconds, unknown = sweep.seconds(left)
+    if not left or unknown == len(left):
+        return "done"
+    at = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
+    return f"done, about {duration(seconds)} left, until {at}" + _and_unknown(unknown)
+
+
+def _and_unknown(cells: int) -> str:
+    return f", and {cells} cells of a kind that was not yet run" if cells else ""
+
+
+def tell(sweep: Sweep, price_per_hour: float) -> None:
+    """Prints the cells as a shell script of ordinary commands, with what they will take."""
+    counts = Counter[str]()
+    for number in sweep.chosen:
+        cell = sweep.grid[number]
+        state = folder.state(cell, sweep.workdir)
+        counts[state] += 1
+        seconds, unknown = sweep.seconds([cell])
+        about = "" if unknown or state == folder.DONE else f", about {duration(seconds)}"
+        print(f"# {number} {cell.name}: {state}{about}")
+        print(shlex.join(["python", "-m", *_words(cell, sweep.workdir)]))
+    states = ", ".join(f"{number} {state}" for state, number in counts.items())
+    print(f"# {len(sweep.chosen)} cells: {states}")
+    todo = sweep.todo()
+    seconds, unknown = sweep.seconds(todo)
+    if todo and unknown == len(todo):
+        print("# how long they take is known once one is done: --cell=0 runs the smallest")
+    elif todo:
+        cost = f", at {price_per_hour:g} an hour {seconds / 3600 * price_per_hour:.2f}"
+        print(
+            f"# to do: about {duration(seconds)}, {sweep.parallel} at a time"
+            f"{cost if price_per_hour else ''}{_and_unknown(unknown)}"
+        )
+
+
+def _words(cell: Cell, workdir: Path) -> list[str]:
+    return command_line(cell.config, cell.file, workdir / cell.name)
+
+
+def command(argv: list[str]) -> int:
+    """The command; returns its exit code."""
+    try:
+        own, others = Flags().parse(argv)
+    except ConfigError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return error.exit_code
+    computes = own.parallel == 1 and not own.dry_run
+    return main.execute(others, functools.partial(run, own), NAME, devices=computes)
+
+
+if __name__ == "__main__":
+    main.end(command(sys.argv))
