@@ -236,7 +236,7 @@ def test_the_cosine_transform_is_orthonormal():
 
 
 def test_the_symmetries_are_eight_different_ones():
-    image = np.arange(SIDE * SIDE).reshape(1, SIDE, SIDE) % 251
+    image = (np.arange(SIDE * SIDE).reshape(1, SIDE, SIDE) % 251).astype(np.uint8)
     turned = {turn.tobytes() for turn in map(np.ascontiguousarray, symmetries(image))}
     by_hand = {
         np.ascontiguousarray(np.rot90(x, n, (1, 2))).tobytes()

@@ -16,9 +16,9 @@ import pytest
 
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from data_prep import organsmnist
-from data_prep.download import fetch, unpack
 from data_prep.download import fetch as download
-from data_prep.download.fetch import MB, Remote
+from data_prep.download import unpack
+from data_prep.download.fetch import MB, Remote, fetch
 
 CONTENT = bytes(range(256)) * 20_000  # 5.12 MB
 
