@@ -42,12 +42,21 @@ class Metric(enum.Enum):
 
 @dataclasses.dataclass
 class EncoderConfig:
-    """The ResNet; see `nn.resnet.ResNet`. `remat_stages` trades time for memory, 0 to 4."""
+    """The ResNet; see `nn.resnet.ResNet`. `remat_stages` trades time for memory, 0 to 4.
+
+    The default of `zero_init_residual` is that of a run from scratch and of a random encoder;
+    pre-training is configured with `of`, by which the method decides.
+    """
 
     depth: int = 50
     drop_path_rate: float = 0.0
-    zero_init_residual: bool = True
+    zero_init_residual: bool = Supervised.zero_init_residual
     remat_stages: int = dataclasses.field(default=0, metadata={"elastic": True})
+
+    @classmethod
+    def of(cls, method: Method, depth: int = 50, drop_path_rate: float = 0.0) -> "EncoderConfig":
+        """An encoder that starts as the literature of `method` has it."""
+        return cls(depth, drop_path_rate, method.zero_init_residual)
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
@@ -130,7 +139,7 @@ class PretrainConfig:
     epochs: float = 1600.0
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     intensity: Intensity = dataclasses.field(default_factory=Intensity)
-    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = dataclasses.field(default_factory=lambda: EncoderConfig.of(SparK()))
     method: Method = dataclasses.field(default_factory=SparK)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
