@@ -334,15 +334,41 @@ def evaluation_batches(
     *,
     split: str,
     batch_size: int,
+    indices: Int[np.ndarray, " m"] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Every record of a split once, in order; the last batch is padded (`valid` is False)."""
+    """Every record of a split, or of its rows `indices`, once and in that order.
+
+    The last batch is padded (`valid` is False).
+    """
+    rows = np.arange(len(dataset.source(split))) if indices is None else np.asarray(indices)
+    steps = -(-len(rows) // batch_size)
+    padded = np.full(steps * batch_size, -1)
+    padded[: len(rows)] = rows
+    return batches_of(
+        dataset,
+        data,
+        split=split,
+        rows=padded.reshape(steps, batch_size),
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def batches_of(
+    dataset: Dataset,
+    data: DataConfig,
+    *,
+    split: str,
+    rows: Int[np.ndarray, "steps global"],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Batches of the given rows of a split; -1 is padding (`valid` is False)."""
     source = dataset.source(split)
+    batch_size = rows.shape[1]
     part = _part(batch_size, process_index, process_count)
-    steps = -(-len(source) // batch_size)
-    rows = np.full(steps * batch_size, -1)
-    rows[: len(source)] = np.arange(len(source))
 
     def load(step: int, rows: Int[np.ndarray, "global"]) -> Batch:
         mine = rows[part].astype(np.int32)
@@ -350,8 +376,7 @@ def evaluation_batches(
         batch = _load(source, mine, data)
         return {**batch, "index": index, "valid": mine >= 0, "record": mine}
 
-    batches = grain.MapDataset.source(rows.reshape(steps, batch_size))
-    return _read_ahead(batches.map_with_index(load), data)
+    return _read_ahead(grain.MapDataset.source(rows).map_with_index(load), data)
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:

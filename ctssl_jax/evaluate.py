@@ -1,7 +1,8 @@
 """Frozen features: what an encoder is worth before any fine-tuning, by kNN and by a linear probe.
 
 A feature is the global average of the last stage's map; the view is the whole slice, BatchNorm is
-in evaluation mode. Two classifiers read the features, both scikit-learn's:
+in evaluation mode; a random encoder's statistics are measured on the training subset first. Two
+classifiers read the features, both scikit-learn's:
 
 knn     The k training slices of smallest cosine distance d = 1 - cos vote for their class, each
         with weight 1 / d; a score is a class's share of the votes. Training slices at distance 0,
@@ -28,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int16
+from jaxtyping import Array, Float, Int, Int16
 
-from ctssl_jax import data
+from ctssl_jax import batch_statistics, data
 from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
 from ctssl_jax.augment import views as augment
-from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig, first_difference, to_json
+from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import ConfigError, DivergedError
 from ctssl_jax.frozen.features import Features, save_embeddings
@@ -41,12 +42,13 @@ from ctssl_jax.frozen.neighbours import draw_neighbours
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
+from ctssl_jax.nn.normalisation import MOMENTUM
 from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import leakage
-from ctssl_jax.run.checkpoint import load_encoder
+from ctssl_jax.run.checkpoint import latest_step, load_encoder
 from ctssl_jax.run.standardise import resolve
-from ctssl_jax.run.subset import training_subset
+from ctssl_jax.run.subset import training_subset, validation_subset
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
 Embed = Callable[[PyTree, PyTree, Any], jax.Array]
@@ -86,13 +88,13 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    subset = training_subset(config, dataset)
+    subset, held = training_subset(config, dataset), validation_subset(config, dataset)
     ks = _neighbours(config, len(subset.rows))
     held_out, accept = (config.val_split, config.test_split), config.data.accept_leakage
     overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
     if run_folder.open_run(workdir, config, dataset, audit=audit):
         return _found_before(config, workdir)
-    run_folder.write_subset(workdir, subset.record(config))
+    run_folder.write_subset(workdir, subset.record(config, held))
 
     classes = len(dataset.classes)
     distributed.say(
@@ -101,12 +103,14 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         f"{encoder.widths[-1]} features of ResNet-{config.encoder.depth}"
     )
     if config.encoder_run:
-        _tell_other_intensity(config)
+        for line in run_folder.notes(config.encoder_run, config.intensity):
+            distributed.say(line)
     mesh = sharding.make_mesh()
+    weights = _settled(config, dataset, encoder, weights, subset.rows, mesh)
     embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
     embed = partial(embed, *sharding.replicate(weights, mesh))
     train = _read(embed, dataset, config.data, config.data.split, mesh).take(subset.rows)
-    val = _read(embed, dataset, config.data, config.val_split, mesh)
+    val = _read(embed, dataset, config.data, config.val_split, mesh).take(held.rows)
     knn = partial(fit_knn, train, classes)
     linear = partial(fit_linear, train, classes, config.linear_iterations)
     choices = {
@@ -124,6 +128,9 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         "fraction": subset.fraction,
         "train_slices": len(subset.rows),
         "train_patients": subset.patients,
+        "val_slices": len(held.rows),
+        "val_patients": held.patients,
+        "annotated_slices": len(subset.rows) + len(held.rows),
         "seed": config.seed,
         "subset_seed": config.subset_seed,
         "test_split": config.test_split,
@@ -147,7 +154,8 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         }
         predictions = {config.val_split: choice.val, config.test_split: scored}
         if distributed.is_first():
-            write_predictions(workdir / f"predictions_{name}.csv", predictions)
+            rows = {config.val_split: held.rows}
+            write_predictions(workdir / f"predictions_{name}.csv", predictions, rows)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
         draw_neighbours(train, val, dataset, config, workdir)
@@ -164,10 +172,11 @@ def _run_unlabelled(
     weights = _encoder_weights(config, encoder)
     if run_folder.open_run(workdir, config, dataset, audit=audit):
         return _found_before(config, workdir)
-    mesh = sharding.make_mesh()
+    mesh, split = sharding.make_mesh(), config.data.split
+    rows = np.arange(len(dataset.source(split)))
+    weights = _settled(config, dataset, encoder, weights, rows, mesh)
     embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
     embed = partial(embed, *sharding.replicate(weights, mesh))
-    split = config.data.split
     found = _read(embed, dataset, config.data, split, mesh)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", **{split: found})
@@ -272,6 +281,7 @@ def features(
         reading,
         split=split,
         batch_size=sharding.round_up(data.EVALUATION_BATCH),
+        indices=None,
         **sharding.process_share(),
     ):
         check()
@@ -351,14 +361,40 @@ def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, P
     return init(jax.random.key(config.seed))
 
 
-def _tell_other_intensity(config: EvaluateConfig) -> None:
-    """A line where slices enter the encoder otherwise than in pre-training: no shape shows that."""
-    theirs = run_folder.read_json(Path(config.encoder_run) / "config.json")["config"]["intensity"]
-    # What an older run does not say is no difference.
-    ours = {name: value for name, value in to_json(config.intensity).items() if name in theirs}
-    if ours != theirs:
-        difference = first_difference(ours, theirs, "intensity")
-        distributed.say(f"note: {difference}: the encoder was pre-trained on other input")
+def _settled(
+    config: EvaluateConfig,
+    dataset: data.Dataset,
+    encoder: ResNet,
+    weights: tuple[PyTree, PyTree],
+    rows: Int[np.ndarray, " n"],
+    mesh: Mesh,
+) -> tuple[PyTree, PyTree]:
+    """The weights, those of a random encoder with statistics of the training subset.
+
+    A pre-trained one keeps those it was trained with, as is usual for frozen features: to take the
+    task's would be to adapt it. One of so few steps that it has none gets them, too.
+    """
+    if not config.bn_images or (config.encoder_run and not _is_unsettled(Path(config.encoder_run))):
+        return weights
+    if config.encoder_run:
+        distributed.say(
+            f"note: the pre-training is of {latest_step(Path(config.encoder_run))} steps, too few "
+            "for BatchNorm's statistics: they are measured on the training subset"
+        )
+    measure = batch_statistics.make_measure(
+        encoder, config.intensity, dataset.intensity, config.size, Interpolation.BICUBIC, mesh
+    )
+    chosen = batch_statistics.chosen_rows(rows, config.bn_images, config.seed)
+    params, stats = sharding.replicate(weights, mesh)
+    stats = batch_statistics.settled(measure, dataset, config.data, chosen, mesh, params, stats)
+    return params, stats
+
+
+def _is_unsettled(run: Path) -> bool:
+    """Whether more than 1 % of an encoder's running statistics is still what they started as."""
+    record = run_folder.read_json(run / "config.json")
+    fresh = record.get("type") == "PretrainConfig" and not record["config"].get("encoder_run")
+    return fresh and MOMENTUM ** latest_step(run) > 0.01
 
 
 def _neighbours(config: EvaluateConfig, slices: int) -> list[int]:

@@ -18,6 +18,7 @@ import errno
 import faulthandler
 import itertools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -115,7 +116,7 @@ def parse(argv: list[str]) -> Command:
     except ConfigError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_in_words(_one_line(error))) from None
     if len(rest) > 1:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
     if config is None:
@@ -133,6 +134,18 @@ def config_argument(argv: list[str]) -> str:
         if argument.startswith("-") and name == "config":
             return value if equals else following
     return ""
+
+
+def _in_words(problem: str) -> str:
+    """What flags say of a value, clearer where it is a text with spaces for a list of texts."""
+    found = re.match(r"flag (--[\w.]+)=(.*): Error while parsing string: .* as tuple", problem)
+    if found is None:
+        return problem
+    name, value = found.groups()
+    return (
+        f"{name}={value}: a value with spaces needs quotes of its own, as in "
+        f"{name}=\"'{value}'\"; several values are several flags"
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Frozen features: the features, the two classifiers, what is chosen, and the command."""
 
 import csv
+import dataclasses
 import functools
 import importlib
 import json
@@ -478,14 +479,38 @@ def test_the_encoder_of_a_run_is_scored(tmp_path, phantom_path, encoder_run, cap
     assert "evaluated another encoder_run" in said.err
 
 
-def test_another_intensity_than_in_pretraining_is_told(encoder_run, capsys):
-    config = EvaluateConfig(encoder_run=str(encoder_run))
-    config.intensity = Intensity(window_hu=(-1000.0, 600.0), mean=(0.5,), std=(0.32,))
-    evaluate._tell_other_intensity(config)
-    assert "note: intensity.mean is [0.35] there and [0.5] here" in capsys.readouterr().out
-    config.intensity.mean = (0.35,)
-    evaluate._tell_other_intensity(config)
-    assert capsys.readouterr().out == ""
+def test_another_intensity_than_in_pretraining_is_told(encoder_run):
+    ours = Intensity(window_hu=(-1000.0, 600.0), mean=(0.5,), std=(0.32,))
+    (line,) = run_folder.notes(str(encoder_run), ours)
+    assert "note: intensity.mean is [0.35] there and [0.5] here" in line
+    ours.mean = (0.35,)
+    assert run_folder.notes(str(encoder_run), ours) == []
+
+
+def test_only_an_encoder_without_statistics_of_its_own_gets_those_of_the_task(
+    tmp_path, phantom_path, encoder_run, monkeypatch, capsys
+):
+    config, dataset = smoke(phantom_path), data.open_dataset(phantom_path)
+    rows, mesh = np.arange(8), sharding.make_mesh()
+
+    def are_kept(**changes):
+        given = dataclasses.replace(config, **changes)
+        found = evaluate._settled(given, dataset, ENCODER, weights(1), rows, mesh)
+        return all(
+            bool(np.array_equal(ours, theirs))
+            for ours, theirs in zip(*map(jax.tree.leaves, (found, weights(1))), strict=True)
+        )
+
+    assert not are_kept()
+    assert are_kept(bn_images=0)
+    assert are_kept(encoder_run=str(encoder_run))
+    (tmp_path / "checkpoints").symlink_to(encoder_run / "checkpoints")
+    record = json.loads((encoder_run / "config.json").read_text()) | {"type": "PretrainConfig"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert not are_kept(encoder_run=str(tmp_path))  # of no step at all
+    assert "note: the pre-training is of 0 steps" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "latest_step", lambda run: 44)
+    assert are_kept(encoder_run=str(tmp_path))
 
 
 @pytest.mark.parametrize(

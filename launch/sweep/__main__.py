@@ -13,6 +13,9 @@ again. `--config.base.FIELD=VALUE` changes the task's config. Several sweeps may
     --gpus=0,1,...      for --parallel: parted over the processes
     --cell=I            the I-th cell alone, from 0: for a task of a Slurm array
 
+With `--config.lrs` and `--config.tuning_seeds` runs that choose the learning rate on validation
+come first, in the folder `tuning`; the cells that are compared wait for them.
+
 A broken cell does not keep the others; all are named at the end, and the exit code is the first's.
 """
 
@@ -100,10 +103,38 @@ class Sweep(NamedTuple):
     workdir: Path
     parallel: int
 
+    def ready(self, cells: Iterable[Cell]) -> list[tuple[Cell, Cell | None]]:
+        """Cells, each with itself at its learning rate; None where that is still to be chosen."""
+        tries = [cell for cell in self.grid if cell.tries]
+        done = {c.name for c in tries if folder.state(c, self.workdir) == folder.DONE}
+        return [(cell, folder.with_lr(cell, done, self.workdir)) for cell in cells]
+
+    def asked(self) -> list[Cell]:
+        """The chosen cells."""
+        return [self.grid[number] for number in self.chosen]
+
     def todo(self) -> list[Cell]:
         """The chosen cells that are not done."""
-        cells = [self.grid[number] for number in self.chosen]
-        return [cell for cell in cells if folder.state(cell, self.workdir) != folder.DONE]
+        return [
+            cell
+            for cell, ready in self.ready(self.asked())
+            if ready is None or folder.state(ready, self.workdir) != folder.DONE
+        ]
+
+    def in_rounds(
+        self, todo: Sequence[Cell], run: Callable[[Sequence[Cell]], Iterator[pool.Ended]]
+    ) -> Iterator[pool.Ended]:
+        """Runs first what tries learning rates, then the rest with those chosen."""
+        yield from run([cell for cell in todo if cell.tries])
+        ready = []
+        for cell, found in self.ready([cell for cell in todo if not cell.tries]):
+            if found is not None:
+                ready.append(found)
+            else:
+                wanted = next(iter(cell.tuning.values()))[0]
+                told = f"waits for its learning rate: run the tuning cells, as {wanted}"
+                yield pool.Ended(cell.name, ConfigError.exit_code, told)
+        yield from run(ready)
 
     def seconds(self, cells: Iterable[Cell]) -> tuple[float, int]:
         """How long cells will take, and of how many of them that is not known."""
@@ -129,7 +160,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         main.provide_phantom(config.base.data.path)
         _require_folds(config)
         todo = sweep.todo()
-        ends = in_turn(todo, workdir, supervisor)
+        ends = sweep.in_rounds(todo, lambda cells: in_turn(cells, workdir, supervisor))
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
     else:  # JAX is left to the children
         if config.base.data.path == main.PHANTOM:
@@ -137,8 +168,13 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         _require_folds(config)
         todo = sweep.todo()
         places = local.environments(os.environ, own.parallel, 0, own.gpus)
-        commands = [(cell.name, [sys.executable, "-m", *_words(cell, workdir)]) for cell in todo]
-        ends = pool.run(commands, places, supervisor)
+
+        def start(cells: Sequence[Cell]) -> Iterator[pool.Ended]:
+            words = [(cell.name, _words(cell, workdir)) for cell in cells]
+            commands = [(name, [sys.executable, "-m", *own]) for name, own in words]
+            return pool.run(commands, places, supervisor)
+
+        ends = sweep.in_rounds(todo, start)
         follow(sweep, todo, ends, functools.partial(print, flush=True), lambda write: write())
 
 
@@ -210,6 +246,11 @@ def follow(
         once(write)
         say(f"[{cells - len(left) - len(broken)}/{cells}] {_outlook(sweep, left.values())}")
     once(write)
+    if late := folder.unfinished(sweep.asked(), sweep.workdir):
+        say(
+            f"WARNING: {len(late)} runs were best at their last step, {late[0]} among them: not "
+            "finished learning, give more steps or epochs"
+        )
     if broken:
         raise Broken(broken, cells)
 
@@ -229,8 +270,11 @@ def _and_unknown(cells: int) -> str:
 def tell(sweep: Sweep, price_per_hour: float) -> None:
     """Prints the cells as a shell script of ordinary commands, with what they will take."""
     counts = Counter[str]()
-    for number in sweep.chosen:
-        cell = sweep.grid[number]
+    for number, (asked, cell) in zip(sweep.chosen, sweep.ready(sweep.asked()), strict=True):
+        if cell is None:
+            counts["waiting"] += 1
+            print(f"# {number} {asked.name}: waits for its learning rate, of {list(asked.tuning)}")
+            continue
         state = folder.state(cell, sweep.workdir)
         counts[state] += 1
         seconds, unknown = sweep.seconds([cell])

@@ -152,6 +152,67 @@ def test_broken_cells_are_named_tried_again_and_keep_none_of_the_others(
     assert ran == names[1:3]
 
 
+def test_the_rate_is_chosen_on_validation_before_the_cells_that_are_compared(
+    tmp_path, argv, capsys, monkeypatch
+):
+    argv = [*argv, "--config.lrs=(0.001,0.01)", "--config.tuning_seeds=(5,6)"]
+    names = [cell.name for cell in grid_of(argv)]
+    assert sum(name.startswith("tuning/") for name in names) == 8
+    given = {}
+
+    def run(config, workdir, supervisor):
+        given[workdir.name] = config
+        workdir.mkdir(parents=True)
+        (workdir / "STATUS").write_text("done\n")
+        # From scratch the second rate is better, for the encoder the first.
+        better = (config.optim.lr == 0.01) == (config.arm == "scratch")
+        score = {"auc": 0.5 + 0.1 * better + config.seed / 100, "f1": 0.5, "accuracy": 0.5, "n": 8}
+        results = {"task": config.task, "arm": config.arm, "fraction": config.fraction}
+        results |= {"seed": config.seed, "val": score} | (
+            {"test": score} if config.read_test else {}
+        )
+        for file in ("config.json", "results.json"):
+            (workdir / file).write_text(json.dumps(results))
+
+    monkeypatch.setattr(finetune, "run", run)
+    monkeypatch.setattr(folder, "_same", lambda cell, run: True)
+    assert sweep.command([*argv, "--dry_run"]) == 0
+    assert capsys.readouterr().out.count("waits for its learning rate") == 2
+    assert sweep.command([*argv, "--cell=9"]) == ConfigError.exit_code
+    assert f"run the tuning cells, as {names[4]}" in capsys.readouterr().err
+    assert sweep.command(argv) == 0
+    assert [name.split("-")[1] for name in given] == ["scratch"] * 4 + ["spark"] * 4 + [
+        "scratch",
+        "spark",
+    ]
+    assert given["phantom-scratch-0.5-seed0"].optim.lr == 0.01
+    assert given["phantom-spark-0.5-seed0"].optim.lr == 0.001
+    assert [row["run"] for row in table(tmp_path / "grid")] == [
+        "phantom-scratch-0.5-seed0",
+        "phantom-spark-0.5-seed0",
+    ]
+    assert sweep.command([*argv, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "# 10 cells: 10 done" in out
+    line = next(
+        line for line in out.splitlines() if "phantom-spark-0.5-seed0" in line and "--" in line
+    )
+    assert "--config.optim.lr" not in line  # the smoke preset's rate
+    assert "--config.tuned_lrs='(0.001, 0.01)'" in line
+
+
+def test_runs_that_were_best_at_their_last_step_are_told(tmp_path, argv, capsys, monkeypatch):
+    fake_runs(monkeypatch, {})
+    assert sweep.command(argv) == 0
+    name = grid_of(argv)[1].name
+    path = tmp_path / "grid" / name / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"best_step": 9, "total_steps": 9}))
+    capsys.readouterr()
+    assert sweep.command(argv) == 0
+    assert f"1 runs were best at their last step, {name} among them" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("after", range(4))
 def test_interrupted_after_any_cell_the_table_is_the_same(tmp_path, argv, monkeypatch, after):
     argv = [*argv, "--config.seeds=(0,1)"]
@@ -251,6 +312,7 @@ def test_dry_run_says_what_is_left_and_its_cost(tmp_path, argv, capsys, monkeypa
         ("--price_per_hour=-1", 2, "--price_per_hour=-1.0"),
         ("--paralel=2", 2, "paralel"),
         ("--config.encoders=/nowhere", 3, "no run at /nowhere"),
+        ("--config.encoders=my runs/spark", 2, "a value with spaces needs quotes of its own"),
         ("--config.folds=2", 2, "folds=2: must be 3 or more"),
         (
             "--config.folds=3",
