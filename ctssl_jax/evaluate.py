@@ -31,7 +31,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int16
 
-from ctssl_jax import batch_statistics, data
+from ctssl_jax import data
 from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
 from ctssl_jax.augment import views as augment
 from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig
@@ -44,8 +44,8 @@ from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.normalisation import MOMENTUM
 from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
+from ctssl_jax.run import batch_statistics, leakage
 from ctssl_jax.run import folder as run_folder
-from ctssl_jax.run import leakage
 from ctssl_jax.run.checkpoint import latest_step, load_encoder
 from ctssl_jax.run.standardise import resolve
 from ctssl_jax.run.subset import training_subset, validation_subset

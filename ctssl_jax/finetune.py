@@ -16,8 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ctssl_jax import batch_statistics, data
-from ctssl_jax.budget import Budget, budget
+from ctssl_jax import data
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import distributed, sharding
@@ -28,10 +27,11 @@ from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim.freezing import finetune_optimizer
 from ctssl_jax.optim.layer_decay import scale_by_layer
-from ctssl_jax.prediction import Predictor, evaluate, make_predictor
+from ctssl_jax.run import batch_statistics, leakage
 from ctssl_jax.run import folder as run_folder
-from ctssl_jax.run import leakage
+from ctssl_jax.run.budget import Budget, budget
 from ctssl_jax.run.checkpoint import BestWeights, Checkpoints, load_start
+from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor
 from ctssl_jax.run.standardise import resolve
 from ctssl_jax.run.subset import Subset, training_subset, validation_subset
 from ctssl_jax.train import Due, attend, fit, init_state, make_step

@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctssl_jax import batch_statistics, data
-from ctssl_jax.augment import Intensity, Interpolation, whole_slices
+from ctssl_jax import data
+from ctssl_jax.augment import Intensity, Interpolation
+from ctssl_jax.augment.views import whole_slices
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import DivergedError
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import init_encoder
 from ctssl_jax.nn.resnet import STRIDE, ResNet
+from ctssl_jax.run import batch_statistics
 
 SIZE = 32
 ENCODER = ResNet(depth=18)
