@@ -382,7 +382,7 @@ def _settled(
             "for BatchNorm's statistics: they are measured on the training subset"
         )
     measure = batch_statistics.make_measure(
-        encoder, config.intensity, dataset.intensity, config.size, Interpolation.BICUBIC, mesh
+        encoder, config.intensity, dataset.intensity, config.size, Interpolation.BICUBIC
     )
     chosen = batch_statistics.chosen_rows(rows, config.bn_images, config.seed)
     params, stats = sharding.replicate(weights, mesh)

@@ -276,7 +276,7 @@ def _make_settle(
         return lambda state: state
     view = config.method.view
     measure = batch_statistics.make_measure(
-        encoder, config.intensity, dataset.intensity, view.size, view.interpolation, mesh
+        encoder, config.intensity, dataset.intensity, view.size, view.interpolation
     )
     rows = batch_statistics.chosen_rows(subset.rows, config.bn_images, config.seed)
     of_encoder = partial(

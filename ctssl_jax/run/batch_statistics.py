@@ -9,8 +9,9 @@ each batch normalised by itself. With batches i of n_i images, mean m_i and vari
 
     mean = sum n_i m_i / n            var = sum n_i (v_i + (m_i - mean)^2) / n
 
-The result is a function of the weights and the images alone. Each batch is the work of one device,
-so that it does not depend on how many there are. What training goes on with is not touched.
+The result is a function of the weights and the images alone, to the bit: the first device of each
+host measures all batches, by a program that knows of no other device, so that it does not matter
+how many there are. What training goes on with is not touched.
 """
 
 import math
@@ -19,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int16
 
 from ctssl_jax import data
@@ -34,7 +35,7 @@ from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.run.subset import random_order
 
 BATCH = 64  # images at most that are normalised together
-Measure = Callable[[PyTree, PyTree, dict[str, jax.Array]], PyTree]
+Measure = Callable[[PyTree, PyTree, jax.Array, jax.Array], PyTree]
 
 
 def chosen_rows(rows: Int[np.ndarray, " n"], images: int, seed: int) -> Int[np.ndarray, " m"]:
@@ -44,19 +45,16 @@ def chosen_rows(rows: Int[np.ndarray, " n"], images: int, seed: int) -> Int[np.n
     return np.sort(rows[random_order(len(rows), seed)[:images]])
 
 
-def arranged(rows: Int[np.ndarray, " n"], devices: int) -> Int[np.ndarray, "steps global"]:
-    """Rows in batches of equal size but for one image, of which each device gets one a step.
+def arranged(rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, "batches size"]:
+    """Rows in batches of equal size but for one image; -1 is padding.
 
-    Which images share a batch does not depend on `devices`. A batch that would hold a few images
-    left over has no statistics worth the name. -1 is padding.
+    A batch of the few images left over would have no statistics worth the name.
     """
     batches = math.ceil(len(rows) / BATCH)
-    steps = math.ceil(batches / devices)
-    size = math.ceil(len(rows) / batches)
-    laid = np.full((steps * devices, size), -1)
+    laid = np.full((batches, math.ceil(len(rows) / batches)), -1)
     for number, part in enumerate(np.array_split(rows, batches)):
         laid[number, : len(part)] = part
-    return laid.reshape(steps, devices * size)
+    return laid
 
 
 def make_measure(
@@ -65,16 +63,13 @@ def make_measure(
     kind: IntensityKind,
     size: int,
     interpolation: Interpolation,
-    mesh: Mesh,
 ) -> Measure:
-    """Compiles `measure(params, batch_stats, batch) -> statistics` of an encoder, a pure function.
+    """Compiles `measure(params, batch_stats, image, valid) -> statistics` of an encoder.
 
-    `batch` holds `image`, stored values int16 `[devices * b, h, w]`, and `valid`. The statistics
-    have a leading axis, one of each device's images, and are whole on every device and host.
+    A pure function; `image` holds stored values, of which those that are `valid` count.
     """
-    whole, split = PartitionSpec(), PartitionSpec(sharding.AXIS)
 
-    def of_one_device(
+    def measure(
         params: PyTree,
         stats: PyTree,
         image: Int16[Array, "b h w"],
@@ -85,20 +80,9 @@ def make_measure(
             _, updates = encoder.apply(
                 {"params": params, "batch_stats": stats}, view, train=False, mutable=["batch_stats"]
             )
-        return jax.tree.map(lambda leaf: leaf[None], updates["batch_stats"])
+        return updates["batch_stats"]
 
-    on_each = jax.shard_map(
-        of_one_device,
-        mesh=mesh,
-        in_specs=(whole, whole, split, split),
-        out_specs=split,
-        check_vma=False,
-    )
-
-    def measure(params: PyTree, stats: PyTree, batch: dict[str, jax.Array]) -> PyTree:
-        return on_each(params, stats, batch["image"], batch["valid"])
-
-    return jax.jit(measure, out_shardings=sharding.replicated(mesh))
+    return jax.jit(measure)
 
 
 def settled(
@@ -118,18 +102,15 @@ def settled(
     Raises:
       DivergedError: a statistic is not finite.
     """
-    laid = arranged(rows, mesh.devices.size)
-    batches = data.batches_of(
-        dataset, reading, split=reading.split, rows=laid, **sharding.process_share()
-    )
+    laid = arranged(rows)
+    here = jax.tree.map(lambda leaf: leaf.addressable_data(0), (params, stats))
+    device = jax.tree.leaves(here)[0].device
     found: list[PyTree] = []
-    for batch in batches:
+    for batch in data.batches_of(dataset, reading, split=reading.split, rows=laid):
         check()
-        parts = jax.device_get(measure(params, stats, sharding.put_batch(batch, mesh)))
-        found += [jax.tree.map(lambda leaf, i=i: leaf[i], parts) for i in range(mesh.devices.size)]
-    counts = (laid.reshape(len(found), -1) >= 0).sum(axis=1)
-    pairs = [(count, part) for count, part in zip(counts, found, strict=True) if count]
-    together = pooled([part for _, part in pairs], [int(count) for count, _ in pairs])
+        image, valid = jax.device_put((batch["image"], batch["valid"]), device)
+        found.append(jax.device_get(measure(*here, image, valid)))
+    together = pooled(found, (laid >= 0).sum(axis=1).tolist())
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(together)):
         raise DivergedError(
             "BatchNorm statistics of the training images are not finite: the network has diverged; "
