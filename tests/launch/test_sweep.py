@@ -198,7 +198,7 @@ def test_the_rate_is_chosen_on_validation_before_the_cells_that_are_compared(
         line for line in out.splitlines() if "phantom-spark-0.5-seed0" in line and "--" in line
     )
     assert "--config.optim.lr" not in line  # the smoke preset's rate
-    assert "--config.tuned_lrs='(0.001, 0.01)'" in line
+    assert "--config.tuned_lrs=(0.001, 0.01)" in line
 
 
 def test_runs_that_were_best_at_their_last_step_are_told(tmp_path, argv, capsys, monkeypatch):
