@@ -42,7 +42,16 @@ class Metric(enum.Enum):
 
 @dataclasses.dataclass
 class EncoderConfig:
-    """The ResNet; see `nn.resnet.ResNet`. `remat_stages` trades time for memory, 0 to 4."""
+    """The ResNet; see `nn.resnet.ResNet`.
+
+    Attributes:
+      depth: 18, 34, 50, 101 or 152 layers.
+      drop_path_rate: of the last residual block, in pre-training by SparK; falls linearly to the
+        first.
+      zero_init_residual: whether the last BatchNorm of a residual block starts at scale 0.
+      remat_stages: stages whose activations are computed again for the gradient, 0 to 4: less
+        memory, more time.
+    """
 
     depth: int = 50
     drop_path_rate: float = 0.0
@@ -177,11 +186,14 @@ class FinetuneConfig:
       task: name in results and report.
       encoder_run: run folder of the pre-training, or an import; empty trains from scratch.
       arm: name of the initialisation in the report; empty: the method's name, or "scratch".
-      seed: of head, order and augmentation; `subset_seed` of the training subset.
+      seed: of head, order and augmentation.
+      subset_seed: of the training subset.
       subset_by: what is drawn; see `SubsetBy`.
       fraction: share of the training split used; validation and test stay whole.
       count: images or patients of the training split used, in place of `fraction`; 0: by that.
       batch_size: cut to the size of the training subset where that is smaller.
+      epochs: passes over the training subset.
+      val_split, test_split: as `data.split`; the test split is read once, at the end.
       layer_decay: the learning rate of a pre-trained encoder's layers falls by this factor from the
         head towards the image; see `layer_decay`. 1: not at all.
       balance_classes: weigh the loss inversely to the classes' numbers in the training subset.
@@ -260,8 +272,10 @@ class EvaluateConfig:
       task: name in results.
       encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
       arm: name of the encoder in results; empty: the method's name, or "random".
-      seed: of the random encoder; `subset_seed` of the training subset.
+      seed: of the random encoder.
+      subset_seed: of the training subset.
       subset_by, fraction, count: the training subset, as in `FinetuneConfig`.
+      val_split, test_split: as `data.split`.
       size: side of the network's input in pixels; the whole slice is resized to it.
       knn_k: numbers of neighbours to choose from; those above the training subset's size are
         left out.
