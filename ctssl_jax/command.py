@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any):
-        usual = {
+        usual: dict[str, Any] = {
             "formatter_class": argparse.RawDescriptionHelpFormatter,
             "allow_abbrev": False,
         }
