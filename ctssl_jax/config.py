@@ -46,10 +46,18 @@ class Metric(enum.Enum):
 
 @dataclasses.dataclass
 class EncoderConfig:
-    """The ResNet; see `nn.resnet.ResNet`. `remat_stages` trades time for memory, 0 to 4.
+    """The ResNet; see `nn.resnet.ResNet`.
 
     The default of `zero_init_residual` is that of a run from scratch and of a random encoder;
     pre-training is configured with `of`, by which the method decides.
+
+    Attributes:
+      depth: 18, 34, 50, 101 or 152 layers.
+      drop_path_rate: of the last residual block, in pre-training by SparK; falls linearly to the
+        first.
+      zero_init_residual: whether the last BatchNorm of a residual block starts at scale 0.
+      remat_stages: stages whose activations are computed again for the gradient, 0 to 4: less
+        memory, more time.
     """
 
     depth: int = 50
@@ -190,13 +198,16 @@ class FinetuneConfig:
       task: name in results and report.
       encoder_run: run folder of the pre-training, or an import; empty trains from scratch.
       arm: name of the initialisation in the report; empty: the method's name, or "scratch".
-      seed: of head, order and augmentation; `subset_seed` of the training subset.
+      seed: of head, order and augmentation.
+      subset_seed: of the training subset.
       subset_by: what is drawn; see `SubsetBy`.
       fraction: share of the training split used; validation and test stay whole.
       count: images or patients of the training split used, in place of `fraction`; 0: by that.
       val_count: images or patients of the validation split used, drawn as those of training are:
         its labels are annotations, too. 0: all.
       batch_size: cut to the size of the training subset where that is smaller.
+      epochs: passes over the training subset.
+      val_split, test_split: as `data.split`; the test split is read once, at the end.
       steps: of training, in place of `epochs`, whatever the size of the training subset; 0: by
         epochs.
       validate_every: in steps; 0: after each epoch.
@@ -305,11 +316,13 @@ class EvaluateConfig:
       task: name in results.
       encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
       arm: name of the encoder in results; empty: the method's name, or "random".
-      seed: of the random encoder; `subset_seed` of the training subset.
+      seed: of the random encoder.
+      subset_seed: of the training subset.
       subset_by, fraction, count, val_count: training and validation, as in `FinetuneConfig`.
       bn_images: of the training subset, on which BatchNorm's statistics of a random encoder are
         measured, which has none; see `batch_statistics`. A pre-trained one keeps its own, unless it
         is of so few steps that it has none either. 0: never.
+      val_split, test_split: as `data.split`.
       size: side of the network's input in pixels; the whole slice is resized to it.
       knn_k: numbers of neighbours to choose from; those above the training subset's size are
         left out.

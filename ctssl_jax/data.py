@@ -42,19 +42,28 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class DataConfig:
-    """Where the slices are and how the host reads them."""
+    """Where the slices are and how the host reads them.
 
-    # A folder written by data_prep. Private: a path may name a patient, so no run folder holds it.
+    Attributes:
+      path: a folder written by data_prep; a path may name a patient, so no run folder holds it.
+      split: that is trained on; as every split, also a sum: fold1+fold2.
+      filter: for pre-training alone: a file of `data_prep.duplicates` that says which slices to
+        use.
+      accept_leakage: run although test data was seen; every result says so.
+      canvas: every slice is brought to so many pixels a side before batching.
+      transpose: rows and columns change places (the paper's reader of 2-D images).
+      num_threads: that read ahead, each a batch; a run may be resumed with another number.
+      prefetch: batches read ahead; a run may be resumed with another number.
+    """
+
     path: str = dataclasses.field(default="data/lidc", metadata={"private": True})
-    split: str = "train"  # as every split, also a sum: fold1+fold2
-    # Pre-training alone: a file of `data_prep.duplicates` that says which slices to use.
+    split: str = "train"
     filter: str = dataclasses.field(default="", metadata={"private": True})
-    accept_leakage: bool = False  # run although test data was seen; every result says so
-    canvas: int = 512  # pixels; every slice is brought to canvas x canvas before batching
-    transpose: bool = False  # rows and columns change places (the paper's reader of 2-D images)
-    # Elastic, as `config.config_record` takes it: a run may be resumed with other values.
-    num_threads: int = dataclasses.field(default=2, metadata={"elastic": True})  # each: a batch
-    prefetch: int = dataclasses.field(default=4, metadata={"elastic": True})  # batches
+    accept_leakage: bool = False
+    canvas: int = 512
+    transpose: bool = False
+    num_threads: int = dataclasses.field(default=2, metadata={"elastic": True})
+    prefetch: int = dataclasses.field(default=4, metadata={"elastic": True})
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""

@@ -33,9 +33,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from ctssl_jax import main
+from ctssl_jax import command as frame
+from ctssl_jax import config_help, main
 from ctssl_jax.ablation import AblationConfig, Cell
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import open_dataset
@@ -51,28 +52,19 @@ from launch.sweep.command_line import command_line
 NAME = "launch.sweep"
 
 
-class Flags(argparse.ArgumentParser):
-    """The sweep's own flags; what is wrong is a `ConfigError`."""
+class Flags(frame.Parser):
+    """The sweep's own flags."""
 
     def __init__(self) -> None:
-        super().__init__(
-            prog=f"python -m {NAME}",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(prog=f"python -m {NAME}", add_help=False)
         self.add_argument("--dry_run", action="store_true")
         self.add_argument("--price_per_hour", type=float, default=0.0)
         self.add_argument("--parallel", type=int, default=1)
         self.add_argument("--gpus", default="")
         self.add_argument("--cell", type=int)
 
-    def error(self, message: str) -> NoReturn:
-        """As argparse calls it."""
-        raise ConfigError(message)
-
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The flags, and the arguments that are left for `main.parse`."""
+        """The flags, and the arguments that are left for `flags.parse`."""
         own, others = self.parse_known_args(argv[1:])
         if own.parallel < 1:
             raise ConfigError(f"--parallel={own.parallel}: must be 1 or more")
@@ -209,10 +201,10 @@ def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Ite
                 evaluate.run(cell.config, path)
         except Exception as error:
             several = jax.process_count() > 1
-            failure = main.for_user(error, several)
+            failure = frame.for_user(error, several)
             if failure is None or several:
                 raise
-            main.mark_ended(path, None, failure.exit_code)
+            frame.mark_ended(path, None, failure.exit_code)
             if isinstance(failure, Preempted):
                 raise
             supervisor.resumable = False  # nothing that is not saved will be now
@@ -301,14 +293,18 @@ def _words(cell: Cell, workdir: Path) -> list[str]:
 
 def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
+    if config_help.asked(argv):
+        defaults = [AblationConfig(base=FinetuneConfig(), base_config="configs/….py")]
+        doc = f"{__doc__}\nOwn flags: {Flags().format_usage()}"
+        return frame.run(NAME, lambda: print(config_help.help_text(argv, doc, defaults)))
     try:
         own, others = Flags().parse(argv)
     except ConfigError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return error.exit_code
     computes = own.parallel == 1 and not own.dry_run
-    return main.execute(others, functools.partial(run, own), NAME, devices=computes)
+    return frame.execute(others, functools.partial(run, own), NAME, devices=computes)
 
 
 if __name__ == "__main__":
-    main.end(command(sys.argv))
+    frame.end(command(sys.argv))

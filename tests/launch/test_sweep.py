@@ -17,7 +17,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from configs import spark
-from ctssl_jax import finetune, main
+from ctssl_jax import finetune, flags
 from ctssl_jax.config import config_record
 from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
 from ctssl_jax.methods.base import Start, init_encoder
@@ -66,7 +66,7 @@ def argv(tmp_path, phantom_path, encoder_run):
 
 def grid_of(argv):
     _, others = sweep.Flags().parse(argv)
-    return list(main.parse(others).config.cells())
+    return list(flags.parse(others).config.cells())
 
 
 def table(workdir):
@@ -253,11 +253,11 @@ def test_dry_run_prints_ordinary_commands_that_give_the_very_configs(
     assert not (tmp_path / "grid").exists()
     commands = [shlex.split(line) for line in lines if not line.startswith("#")]
     assert len(commands) == len(cells)
-    for cell, (*start, module, file, flags) in zip(
+    for cell, (*start, module, file, changes) in zip(
         cells, [(*c[:2], c[2], c[3], c[4:]) for c in commands], strict=True
     ):
         assert (start, module) == (["python", "-m"], "ctssl_jax.main")
-        command = main.parse([module, file, *flags])
+        command = flags.parse([module, file, *changes])
         assert config_record(command.config)["hash"] == config_record(cell.config)["hash"]
         assert command.config == cell.config
         assert command.workdir == tmp_path / "grid" / cell.name
@@ -269,7 +269,7 @@ def test_every_value_that_a_flag_can_give_comes_through(tmp_path):
     file = "configs/finetune_covid_ct.py"
     config = importlib.import_module("configs.finetune_hemorrhage").get_config("as_run")
     config.task, config.hang_after_s = "two words", 0.5
-    command = main.parse(command_line(config, file, tmp_path / "a b"))
+    command = flags.parse(command_line(config, file, tmp_path / "a b"))
     assert (command.config, command.workdir) == (config, tmp_path / "a b")
 
 
