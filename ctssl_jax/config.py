@@ -93,7 +93,7 @@ class EncoderConfig:
 
 @dataclasses.dataclass
 class ProbeConfig:
-    """A kNN score on a labelled dataset while pre-training goes on; see `evaluate.make_probe`.
+    """A kNN score on a labelled dataset while pre-training goes on; see `frozen.probe`.
 
     Attributes:
       path: a labelled dataset with splits `train` and `val`; `test` is not read.

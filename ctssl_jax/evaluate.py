@@ -19,31 +19,29 @@ Of an unlabelled dataset the features of `data.split` are written and nothing is
 
 import dataclasses
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int16
+from jaxtyping import Int
 
 from ctssl_jax import data
-from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
-from ctssl_jax.augment import views as augment
-from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig
+from ctssl_jax.augment import Interpolation
+from ctssl_jax.config import EvaluateConfig
 from ctssl_jax.data import DataConfig
-from ctssl_jax.errors import ConfigError, DivergedError
-from ctssl_jax.frozen.features import Features, save_embeddings
+from ctssl_jax.errors import ConfigError
+from ctssl_jax.frozen.classifiers import Choice, choose, fit_knn, fit_linear
+from ctssl_jax.frozen.features import Features, features, make_embed, save_embeddings
 from ctssl_jax.frozen.neighbours import draw_neighbours
 from ctssl_jax.hosts import distributed, sharding
-from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
-from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
+from ctssl_jax.methods.base import PyTree, init_encoder
+from ctssl_jax.metrics import Scored, write_predictions
 from ctssl_jax.nn.normalisation import MOMENTUM
-from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
+from ctssl_jax.nn.resnet import STRIDE, ResNet
 from ctssl_jax.run import batch_statistics, leakage
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.checkpoint import latest_step, load_encoder
@@ -51,23 +49,6 @@ from ctssl_jax.run.standardise import resolve
 from ctssl_jax.run.subset import training_subset, validation_subset
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
-Embed = Callable[[PyTree, PyTree, Any], jax.Array]
-
-
-class Fitted(NamedTuple):
-    """A classifier, `predict(features) -> class probabilities`; whether its solver converged."""
-
-    predict: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n k"]]
-    converged: bool = True
-
-
-class Choice(NamedTuple):
-    """The setting with the best validation score, and the score of every setting tried."""
-
-    setting: int | float
-    fitted: Fitted
-    val: Scored
-    tried: dict[int | float, float]
 
 
 def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
@@ -194,157 +175,6 @@ def _run_unlabelled(
     run_folder.write_results(workdir, results)
     distributed.say(_test_line(results))
     return results
-
-
-def make_probe(
-    config: ProbeConfig,
-    encoder: ResNet,
-    intensity: Intensity,
-    mesh: Mesh,
-    accept_leakage: bool = False,
-    check: Callable[[], None] = lambda: None,
-) -> Callable[[TrainState, int], dict[str, float]]:
-    """The kNN score, on validation, of an encoder that is being trained.
-
-    Args:
-      config: the labelled dataset, k and the view; `every` is for the caller.
-      encoder: of the run, as `intensity`.
-      intensity: how slices become network input.
-      mesh: where the run's state lies.
-      accept_leakage: whether the labelled dataset may leak between its splits.
-      check: called at every batch; may raise.
-
-    Returns:
-      `probe(state, step)`, which gives `knn_auc` and `knn_accuracy` and leaves the state as it is.
-      All calls share one compiled program.
-
-    Raises:
-      UserError: the dataset will not do; found here, before any training.
-    """
-    dataset = data.open_dataset(config.path)
-    data.require_canvas(dataset, config.canvas, "probe.canvas")
-    leakage.require_audit(dataset, accept_leakage)
-    data.require_labels(dataset, "train", "val")
-    slices, classes = len(dataset.source("train")), len(dataset.classes)
-    if config.k > slices:
-        raise ConfigError(f"probe.k={config.k}: {dataset.name} has {slices} training slices")
-    embed = make_embed(encoder, intensity, dataset.intensity, config.size, mesh)
-    reading = DataConfig(path=config.path, canvas=config.canvas)
-
-    def probe(state: TrainState, step: int) -> dict[str, float]:
-        now = partial(embed, state.params["encoder"], state.batch_stats["encoder"])
-        train = features(now, dataset, reading, "train", mesh, check)
-        val = features(now, dataset, reading, "val", mesh, check)
-        scores = fit_knn(train, classes, config.k).predict(val.x)
-        found = classification_metrics(val.labels, scores)
-        return {"knn_auc": found["auc"], "knn_accuracy": found["accuracy"]}
-
-    return probe
-
-
-def make_embed(
-    encoder: ResNet, intensity: Intensity, kind: IntensityKind, size: int, mesh: Mesh
-) -> Embed:
-    """Compiles `embed(params, batch_stats, image) -> features`, a pure function.
-
-    `image` holds stored values, int16 `[b, h, w]`, split over the devices. The features, float32
-    `[b, d]` with d the channels of the last stage, are whole on every device and host.
-    """
-
-    def embed(params: PyTree, stats: PyTree, image: Int16[Array, "b h w"]) -> Float[Array, "b d"]:
-        view = augment.whole_slices(image, intensity, kind, size, Interpolation.BICUBIC)
-        stages = encoder.apply({"params": params, "batch_stats": stats}, view, train=False)
-        return pool(jnp.asarray(stages[-1]))
-
-    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
-
-
-def features(
-    embed: Callable[[jax.Array], jax.Array],
-    dataset: data.Dataset,
-    reading: DataConfig,
-    split: str,
-    mesh: Mesh,
-    check: Callable[[], None] = lambda: None,
-) -> Features:
-    """Features of every record of a split; `embed` as `make_embed`'s, with its weights.
-
-    `check` is called at every batch and may raise.
-
-    Raises:
-      DivergedError: a feature is not finite.
-    """
-    labels, patients = data.read_labels(dataset, split)
-    found = []
-    for batch in data.evaluation_batches(
-        dataset,
-        reading,
-        split=split,
-        batch_size=sharding.round_up(data.EVALUATION_BATCH),
-        indices=None,
-        **sharding.process_share(),
-    ):
-        check()
-        image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
-        found.append(np.asarray(embed(image)))
-    x = np.concatenate(found)[: len(labels)]  # the rest is padding of the last batch
-    if not np.isfinite(x).all():
-        raise DivergedError(
-            f"features of {dataset.name}, split {split!r}, are not finite: the encoder has "
-            "diverged; give an earlier or another run"
-        )
-    return Features(x, labels, patients, np.arange(len(labels), dtype=np.int32))
-
-
-def fit_knn(train: Features, classes: int, k: int) -> Fitted:
-    """k nearest neighbours by cosine distance, weighted by its inverse; k is at most n."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    # All that decides is written out, since defaults of a library change.
-    model = KNeighborsClassifier(k, metric="cosine", weights="distance", algorithm="brute")
-    model.fit(train.x.astype(np.float64), train.labels)
-    return Fitted(partial(_class_scores, model, classes))
-
-
-def fit_linear(train: Features, classes: int, iterations: int, c: float) -> Fitted:
-    """Logistic regression on standardised features, of at most `iterations` of its solver."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    regression = LogisticRegression(C=c, solver="lbfgs", tol=1e-4, max_iter=iterations)
-    model = make_pipeline(StandardScaler(), regression)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(train.x.astype(np.float64), train.labels)
-    converged = not any(issubclass(item.category, ConvergenceWarning) for item in caught)
-    return Fitted(partial(_class_scores, model, classes), converged)
-
-
-def _class_scores(
-    model: Any, classes: int, x: Float[np.ndarray, "n d"]
-) -> Float[np.ndarray, "n k"]:
-    """Class probabilities; 0 for a class of which there was nothing to learn from."""
-    scores = np.zeros((len(x), classes))
-    scores[:, model.classes_] = model.predict_proba(x.astype(np.float64))
-    return scores
-
-
-def choose(
-    fit: Callable[[Any], Fitted], settings: Sequence[int | float], val: Features, select_by: Metric
-) -> Choice:
-    """Fits every setting and keeps the best on validation, the first listed of equals."""
-    tried: dict[int | float, float] = {}
-    best: Choice | None = None
-    for setting in settings:
-        fitted = fit(setting)
-        scored = Scored(val.labels, val.patients, fitted.predict(val.x))
-        tried[setting] = scored.metrics()[select_by.value]
-        if best is None or tried[setting] > tried[best.setting]:
-            best = Choice(setting, fitted, scored, tried)
-    assert best is not None, "there is at least one setting"
-    return best
 
 
 def resolved(config: EvaluateConfig, dataset: data.Dataset) -> EvaluateConfig:

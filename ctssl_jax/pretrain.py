@@ -9,9 +9,10 @@ from typing import NamedTuple
 import jax
 import optax
 
-from ctssl_jax import data, evaluate
+from ctssl_jax import data
 from ctssl_jax.augment import IntensityKind
 from ctssl_jax.config import PretrainConfig
+from ctssl_jax.frozen.probe import make_probe
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Start, TrainState
@@ -76,7 +77,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     program, mesh = make_program(config, kept.slices, dataset.intensity), sharding.make_mesh()
     probe = None
     if config.probe.every:
-        probe = evaluate.make_probe(
+        probe = make_probe(
             config.probe,
             program.encoder,
             config.intensity,
