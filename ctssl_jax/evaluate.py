@@ -17,7 +17,6 @@ Of an unlabelled dataset the features of `data.split` are written and nothing is
 `data_prep.duplicates --method=embedding` takes them.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -42,11 +41,10 @@ from ctssl_jax.methods.base import PyTree, init_encoder
 from ctssl_jax.metrics import Scored, write_predictions
 from ctssl_jax.nn.normalisation import MOMENTUM
 from ctssl_jax.nn.resnet import STRIDE, ResNet
-from ctssl_jax.run import batch_statistics, leakage
+from ctssl_jax.run import batch_statistics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.checkpoint import latest_step, load_encoder
-from ctssl_jax.run.standardise import resolve
-from ctssl_jax.run.subset import training_subset, validation_subset
+from ctssl_jax.run.opening import open_dataset, open_labelled, resolved, results_header
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
 
@@ -60,20 +58,14 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: one of its kinds, with the line to show.
     """
-    dataset = data.open_dataset(config.data.path)
-    data.require_canvas(dataset, config.data.canvas)
-    config = resolved(config, dataset)
-    audit = leakage.require_audit(dataset, config.data.accept_leakage)
-    if not dataset.classes:
-        return _run_unlabelled(config, workdir, dataset, audit)
-    data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
+    if not data.open_dataset(config.data.path).classes:
+        return _run_unlabelled(config, workdir)
+    opened = open_labelled(config)
+    config, dataset, (subset, held) = opened.config, opened.dataset, opened.drawn
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    subset, held = training_subset(config, dataset), validation_subset(config, dataset)
     ks = _neighbours(config, len(subset.rows))
-    held_out, accept = (config.val_split, config.test_split), config.data.accept_leakage
-    overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
-    if run_folder.open_run(workdir, config, dataset, audit=audit):
+    if run_folder.open_run(workdir, config, dataset, audit=opened.audit):
         return _found_before(config, workdir)
     run_folder.write_subset(workdir, subset.record(config, held))
 
@@ -102,28 +94,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         distributed.say(_choice_line(name, choice, config))
 
     test = _read(embed, dataset, config.data, config.test_split, mesh)
-    results = {
-        "task": config.task,
-        "arm": config.arm,
-        "encoder_run": run_folder.run_hash(config.encoder_run),
-        "fraction": subset.fraction,
-        "train_slices": len(subset.rows),
-        "train_patients": subset.patients,
-        "val_slices": len(held.rows),
-        "val_patients": held.patients,
-        "annotated_slices": len(subset.rows) + len(held.rows),
-        "seed": config.seed,
-        "subset_seed": config.subset_seed,
-        "test_split": config.test_split,
-        "select_by": config.select_by.value,
-        "classes": list(dataset.classes),
-        "data_fingerprint": dataset.fingerprint,
-        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
-        "audit": audit,
-        "pretraining_audit": leakage.pretraining_audit(config.encoder_run),
-        "pretraining_overlap": overlap,
-        "test_reads": 1,
-    }
+    results = {**results_header(opened, workdir), "test_reads": 1}
     for name, choice in choices.items():
         scored = Scored(test.labels, test.patients, choice.fitted.predict(test.x))
         results[name] = {
@@ -145,10 +116,10 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     return results
 
 
-def _run_unlabelled(
-    config: EvaluateConfig, workdir: Path, dataset: data.Dataset, audit: dict[str, Any]
-) -> dict[str, Any]:
+def _run_unlabelled(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     """Writes the features of `data.split`."""
+    dataset, audit = open_dataset(config)
+    config = resolved(config, dataset)
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
     if run_folder.open_run(workdir, config, dataset, audit=audit):
@@ -175,12 +146,6 @@ def _run_unlabelled(
     run_folder.write_results(workdir, results)
     distributed.say(_test_line(results))
     return results
-
-
-def resolved(config: EvaluateConfig, dataset: data.Dataset) -> EvaluateConfig:
-    """The config as the run folder has it, with what it takes from dataset and encoder."""
-    own = run_folder.method(config.encoder_run) if config.encoder_run else "random"
-    return dataclasses.replace(resolve(config, dataset), arm=config.arm or own)
 
 
 def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, PyTree]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from ctssl_jax import data
 from ctssl_jax.config import FinetuneConfig
-from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Start, TrainState
@@ -27,21 +26,14 @@ from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim.freezing import finetune_optimizer
 from ctssl_jax.optim.layer_decay import scale_by_layer
-from ctssl_jax.run import batch_statistics, leakage
+from ctssl_jax.run import batch_statistics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.budget import Budget, budget
 from ctssl_jax.run.checkpoint import BestWeights, Checkpoints, load_start
+from ctssl_jax.run.opening import Drawn, open_labelled, results_header, start_or_resume
 from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor
-from ctssl_jax.run.standardise import resolve
-from ctssl_jax.run.subset import Subset, training_subset, validation_subset
-from ctssl_jax.train import Due, attend, fit, init_state, make_step
-
-
-class Drawn(NamedTuple):
-    """The labelled slices that a run may look at before the test."""
-
-    train: Subset
-    val: Subset
+from ctssl_jax.run.subset import Subset
+from ctssl_jax.train import Due, Pace, Session, attend, fit, init_state, make_step
 
 
 def run(
@@ -56,26 +48,21 @@ def run(
       UserError: one of its kinds, with the line to show.
     """
     supervisor = supervisor or Supervisor()
-    dataset = data.open_dataset(config.data.path)
-    data.require_canvas(dataset, config.data.canvas)
-    accept = config.data.accept_leakage
-    audit = leakage.require_audit(dataset, accept)
-    config = resolved(config, dataset)
+    opened = open_labelled(config)
+    config, dataset, drawn = opened.config, opened.dataset, opened.drawn
     encoder = config.encoder.build(config.precision)
     pretrained = None
     if config.encoder_run:
         pretrained = load_start(Path(config.encoder_run), encoder, config.intensity.channels)
-    subset, val = training_subset(config, dataset), validation_subset(config, dataset)
-    plan = budget(config, len(subset.rows))
-    held_out = (config.val_split, config.test_split)
-    overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
-    if run_folder.open_run(workdir, config, dataset, audit=audit, encoder_run=config.encoder_run):
+    plan = budget(config, len(drawn.train.rows))
+    if run_folder.open_run(
+        workdir, config, dataset, audit=opened.audit, encoder_run=config.encoder_run
+    ):
         return run_folder.read_json(workdir / "results.json")
-    run_folder.write_subset(workdir, subset.record(config, val))
+    run_folder.write_subset(workdir, drawn.train.record(config, drawn.val))
 
     mesh = sharding.make_mesh()
     predict = make_predictor(config, encoder, dataset, mesh)
-    drawn = Drawn(subset, val)
     with supervisor.watch(config.hang_after_s), closing(BestWeights(workdir)) as best:
         state = _train(
             config,
@@ -98,34 +85,17 @@ def run(
         state = best.restore(state, mesh)
         test = _test_once(config, predict, state, dataset, drawn, workdir, mesh, supervisor.beat)
     results = {
-        "task": config.task,
-        "arm": config.arm,
-        "encoder_run": run_folder.run_hash(config.encoder_run),
-        "fraction": subset.fraction,
-        "train_slices": len(subset.rows),
-        "train_patients": subset.patients,
-        "val_slices": len(val.rows),
-        "val_patients": val.patients,
-        "annotated_slices": len(subset.rows) + len(val.rows),
-        "seed": config.seed,
-        "test_split": config.test_split,
-        "select_by": config.select_by.value,
+        **results_header(opened, workdir),
         "best_epoch": chosen["epoch"],
         "best_step": chosen["step"],
         "epochs": plan.epoch(plan.total_steps),
         "epochs_trained": plan.epoch(steps_trained),
         "steps_trained": steps_trained,
         "total_steps": plan.total_steps,
-        "bn_images": min(config.bn_images, len(subset.rows)),
+        "bn_images": min(config.bn_images, len(drawn.train.rows)),
         "val": {name: chosen[name] for name in ("auc", "accuracy", "f1")},
         **({"test": test} if test else {}),
         **({"tuning": _tuning(config)} if config.tuned_lrs else {}),
-        "classes": list(dataset.classes),
-        "data_fingerprint": dataset.fingerprint,
-        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
-        "audit": audit,
-        "pretraining_audit": leakage.pretraining_audit(config.encoder_run),
-        "pretraining_overlap": overlap,
         "test_reads": int(config.read_test),
     }
     run_folder.write_results(workdir, results)
@@ -171,15 +141,9 @@ def _train(
     )
     fresh = partial(init_state, method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(fresh, key)
-    places = sharding.state_shardings(abstract, mesh)
+    places = sharding.state_shardings(jax.eval_shape(fresh, key), mesh)
     checkpoints = Checkpoints(workdir, method=type(config.method).__name__, keep=1)
-    unfinished = False
-    if checkpoints.latest() is None:
-        state = sharding.jit_init(fresh, places)(key, pretrained)
-    else:
-        state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
-        batches.set_state(position)
+    state, unfinished = start_or_resume(checkpoints, fresh, key, pretrained, batches, places)
     writer = run_folder.writer(workdir, int(state.step))
     check = attend(supervisor, mesh)
     writer.line(
@@ -231,24 +195,19 @@ def _train(
         steps_per_epoch=plan.steps_per_epoch,
         schedules={"lr": head_lr},
     )
+    pace = Pace(
+        config.seed,
+        plan.total_steps,
+        plan.steps_per_epoch,
+        plan.batch_size,
+        log_every=max(1, plan.total_steps // 10),
+        save_every=config.checkpoint_every_epochs * plan.steps_per_epoch,
+    )
     with closing(writer), closing(checkpoints):
+        session = Session(mesh, writer, supervisor, checkpoints.save, unfinished)
+        jitted = sharding.jit_step(step, mesh, places)
         state = fit(
-            state,
-            sharding.jit_step(step, mesh, places),
-            batches,
-            mesh,
-            writer,
-            supervisor,
-            seed=config.seed,
-            total_steps=plan.total_steps,
-            steps_per_epoch=plan.steps_per_epoch,
-            batch_size=plan.batch_size,
-            log_every=max(1, plan.total_steps // 10),
-            save_every=config.checkpoint_every_epochs * plan.steps_per_epoch,
-            save=checkpoints.save,
-            due=[Due(plan.validate_every, validate)],
-            unfinished=unfinished,
-            over=over,
+            state, jitted, batches, session, pace, [Due(plan.validate_every, validate)], over
         )
         chosen = best.read()
         if chosen is not None and chosen["step"] == plan.total_steps:
@@ -315,29 +274,6 @@ def _scores(found: Mapping[str, float]) -> str:
         f"{label} {found[name]:.3f}"
         for name, label in (("auc", "AUC"), ("f1", "F1"), ("accuracy", "accuracy"))
     )
-
-
-def resolved(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
-    """The config as the run folder has it, with what it takes from dataset and encoder.
-
-    Raises:
-      UserError: labels or splits are not what it needs, or there is no such encoder.
-    """
-    data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
-    classes = dataset.classes
-    if config.method.classes not in (0, len(classes)):
-        raise ConfigError(
-            f"method.classes={config.method.classes} but {dataset.name} has {len(classes)}: "
-            "set it to 0"
-        )
-    if len(config.method.class_weights) not in (0, len(classes)):
-        raise ConfigError(
-            f"method.class_weights={config.method.class_weights} but {dataset.name} has "
-            f"{len(classes)} classes: give one for each"
-        )
-    method = dataclasses.replace(config.method, classes=len(classes))
-    arm = config.arm or run_folder.method(config.encoder_run)
-    return resolve(dataclasses.replace(config, method=method, arm=arm), dataset)
 
 
 def _balanced(config: FinetuneConfig, dataset: data.Dataset, subset: Subset) -> Supervised:

@@ -74,14 +74,10 @@ def unfinished(cells: Iterable[Cell], workdir: Path) -> list[str]:
 
 
 def _same(cell: Cell, run: Path) -> bool:
-    from ctssl_jax import evaluate, finetune
+    from ctssl_jax.run.opening import resolved
 
     config, dataset = cell.config, open_dataset(cell.config.data.path)
-    ours = (
-        finetune.resolved(config, dataset)
-        if isinstance(config, FinetuneConfig)
-        else evaluate.resolved(config, dataset)
-    )
+    ours = resolved(config, dataset)
     encoder = run_folder.read_json(run / "results.json")["encoder_run"]
     return (
         run_folder.read_json(run / "config.json")["hash"] == config_record(ours)["hash"]
