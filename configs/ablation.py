@@ -4,6 +4,9 @@
         --config.encoders=runs/spark --config.encoders=runs/moco
     python -m ctssl_jax.report runs/ablation-covid_ct --out=report
 
+Several runs of one method are pre-trainings of one arm. `--config.lrs="(1e-4,1e-3)"` with
+`--config.tuning_seeds="(100,101)"` chooses the learning rate of each arm and size on validation.
+
 Presets: covid_ct, organsmnist, hemorrhage (as meant), each also with _as_run, which takes three
 channels as the paper's encoders do and draws one subset for all seeds; demo, smoke (phantom).
 """

@@ -50,7 +50,7 @@ def get_config(preset: str = "") -> PretrainConfig:
     config = PretrainConfig(
         batch_size=512,
         epochs=1000.0,
-        encoder=EncoderConfig(depth=50, zero_init_residual=False),
+        encoder=EncoderConfig.of(BYOL()),
         method=BYOL(**views()),
         optim=optim(),
         precision=Precision.BFLOAT16,

@@ -38,7 +38,7 @@ def get_config(preset: str = "") -> PretrainConfig:
     config = PretrainConfig(
         batch_size=256,
         epochs=800.0,
-        encoder=EncoderConfig(depth=50, zero_init_residual=False),
+        encoder=EncoderConfig.of(MoCo()),
         method=MoCo(view=contrastive.view(scale=(0.2, 1.0), **original)),
         optim=optim(),
         precision=Precision.BFLOAT16,

@@ -28,7 +28,7 @@ def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
     return PretrainConfig(
         data=DataConfig(path=PATH, canvas=96),
         intensity=intensity(),
-        encoder=EncoderConfig(depth=18),
+        encoder=EncoderConfig.of(method, depth=18),
         method=method,
         optim=optim,
         epochs=4.0,

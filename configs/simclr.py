@@ -36,7 +36,7 @@ def get_config(preset: str = "") -> PretrainConfig:
             return PretrainConfig(
                 batch_size=512,
                 epochs=800.0,
-                encoder=EncoderConfig(depth=50, zero_init_residual=False),
+                encoder=EncoderConfig.of(SimCLR()),
                 method=SimCLR(view=contrastive.view(scale=(0.08, 1.0), **original)),
                 optim=optim(OptimizerName.LARS, lr=0.3 * 512 / 256),
                 precision=Precision.BFLOAT16,

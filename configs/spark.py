@@ -22,7 +22,7 @@ def get_config(preset: str = "") -> PretrainConfig:
         batch_size=batch_size,
         epochs=1600.0,
         # recipe: drop_path_rate 0.05 for ResNet-50 (keyu-tian/SparK@a63e386 models/__init__.py)
-        encoder=EncoderConfig(depth=50, drop_path_rate=0.05),
+        encoder=EncoderConfig.of(SparK(), drop_path_rate=0.05),
         optim=OptimConfig(lr=2e-4 * batch_size / 256),
         precision=Precision.BFLOAT16,
     )

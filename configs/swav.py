@@ -40,7 +40,7 @@ def get_config(preset: str = "") -> PretrainConfig:
     config = PretrainConfig(
         batch_size=256,
         epochs=800.0,
-        encoder=EncoderConfig(depth=50, zero_init_residual=False),
+        encoder=EncoderConfig.of(SwAV()),
         method=SwAV(
             view=contrastive.view(count=2, scale=(0.14, 1.0), **original),
             small_view=contrastive.view(96, count=6, scale=(0.05, 0.14), **original),

@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from ctssl_jax.config import EvaluateConfig, FinetuneConfig
+from ctssl_jax.config import EvaluateConfig, FinetuneConfig, first_difference
 from ctssl_jax.dataset.splits import fold_names
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import folder as run_folder
@@ -13,6 +15,7 @@ from ctssl_jax.run import folder as run_folder
 SCRATCH = "scratch"
 RANDOM = "random"  # the arm of frozen features that goes with it
 EVALUATE = "configs/evaluate.py"
+TUNING = "tuning"  # folder of the cells that try learning rates
 
 
 class Cell(NamedTuple):
@@ -23,12 +26,19 @@ class Cell(NamedTuple):
       config: of the run.
       file: `--config` of the ordinary command, whose config is this one but for some fields.
       size: fraction, or count, of training images or patients.
+      tuning: names of the cells that try a learning rate, by rate: this cell takes the best.
     """
 
     name: str
     config: FinetuneConfig | EvaluateConfig
     file: str
     size: float
+    tuning: Mapping[float, tuple[str, ...]] = MappingProxyType({})
+
+    @property
+    def tries(self) -> bool:
+        """Whether the cell tries a learning rate, and reads no test."""
+        return isinstance(self.config, FinetuneConfig) and not self.config.read_test
 
 
 @dataclasses.dataclass
@@ -38,8 +48,8 @@ class AblationConfig:
     Attributes:
       base: the labelled run that all cells vary.
       base_config: the file of `configs/`, with :PRESET if wanted, that `base` is of.
-      encoders: run folders of pre-trainings, or imports, each an arm: RUN, whose arm is the run's
-        method, or ARM=RUN.
+      encoders: run folders of pre-trainings, or imports: RUN, whose arm is the run's method, or
+        ARM=RUN. Several runs of one arm are its pre-trainings, which differ by their seed alone.
       scratch: an arm without pre-training.
       frozen: beside each fine-tuning, kNN and a linear probe on the arm's frozen features; in place
         of scratch a random encoder.
@@ -48,6 +58,10 @@ class AblationConfig:
       seeds: of head, order and augmentation; all arms of a seed share them.
       subset_per_seed: each seed also draws another subset; False: all have that of
         `base.subset_seed`, as in the paper's code.
+      lrs: learning rates to choose from, for each arm, size and fold by itself, by the mean
+        validation score over `tuning_seeds`; their runs come first and read no test. Empty: that of
+        `base`.
+      tuning_seeds: none of `seeds`. The runs of an arm take its encoders in turn.
       folds: of a cross-validation, for a dataset prepared with as many; each run becomes so many,
         of which each tests another fold. 0: the splits of `base`.
     """
@@ -61,6 +75,8 @@ class AblationConfig:
     counts: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     subset_per_seed: bool = True
+    lrs: tuple[float, ...] = ()
+    tuning_seeds: tuple[int, ...] = ()
     folds: int = 0
 
     def validate(self) -> None:
@@ -71,53 +87,125 @@ class AblationConfig:
                 raise ConfigError(f"{name}={values}: give one or more different values")
         if min(self.counts, default=1) < 1:
             raise ConfigError(f"counts={self.counts}: each must be 1 or more")
+        self._validate_tuning()
         for cell in self.cells():
             cell.config.validate()
 
-    def arms(self) -> dict[str, str]:
-        """Each arm's encoder run, empty for scratch.
+    def _validate_tuning(self) -> None:
+        if bool(self.lrs) != bool(self.tuning_seeds):
+            raise ConfigError(
+                f"lrs={self.lrs} and tuning_seeds={self.tuning_seeds}: give both or none"
+            )
+        if self.lrs and (len(set(self.lrs)) != len(self.lrs) or len(self.lrs) < 2):
+            raise ConfigError(f"lrs={self.lrs}: give two or more different values")
+        if len(set(self.tuning_seeds)) != len(self.tuning_seeds):
+            raise ConfigError(f"tuning_seeds={self.tuning_seeds}: give different values")
+        if shared := sorted(set(self.tuning_seeds) & set(self.seeds)):
+            raise ConfigError(
+                f"tuning_seeds={self.tuning_seeds}: {shared[0]} is one of seeds, on which the arms "
+                "are compared; give others"
+            )
+
+    def arms(self) -> dict[str, list[str]]:
+        """Each arm's encoder runs; of scratch one, empty.
 
         Raises:
-          ConfigError: there is none, or two have one name.
+          ConfigError: there is none, or the runs of one are not pre-trainings of one recipe.
           DataError: there is no such run.
         """
-        arms = {SCRATCH: ""} if self.scratch else {}
+        arms = {SCRATCH: [""]} if self.scratch else {}
         for entry in self.encoders:
             arm, run = _split(entry)
             method = run_folder.method(run)
             arm = arm or method
-            if arm in arms or arm in (SCRATCH, RANDOM):
-                raise ConfigError(f"encoders: two arms are {arm}: name them, as in NAME={run}")
-            arms[arm] = run
+            if arm in (SCRATCH, RANDOM):
+                raise ConfigError(
+                    f"encoders: {arm} is the arm without pre-training: give {run} another name, as "
+                    f"in NAME={run}"
+                )
+            for other in arms.setdefault(arm, []):
+                _require_same_recipe(arm, run, other)
+            arms[arm].append(run)
         if not arms:
             raise ConfigError("no arm: give encoders, or scratch=true")
         return arms
 
     def cells(self) -> Iterator[Cell]:
-        """The runs, by growing size, so that every arm has a curve early; raises as `arms`."""
-        sizes = [(1.0, count, f"n{count}") for count in sorted(self.counts)] or [
+        """The runs: those that try learning rates, then by growing size, so that every arm has a
+        curve early; raises as `arms`.
+        """
+        arms = self.arms()
+        tries: dict[tuple[str, str, str], dict[float, tuple[str, ...]]] = {}
+        for size, (fold, base), (arm, runs) in itertools.product(
+            self._sizes(), self._bases().items(), arms.items()
+        ):
+            for lr in self.lrs:
+                made = [
+                    self._tuning_cell(size, fold, base, arm, runs[place % len(runs)], lr, seed)
+                    for place, seed in enumerate(self.tuning_seeds)
+                ]
+                names = tuple(cell.name for cell in made)
+                tries.setdefault((size[2], fold, arm), {})[lr] = names
+                yield from made
+        yield from self._compared(arms, tries)
+
+    def _sizes(self) -> list[tuple[float, int, str]]:
+        """Fraction, count and name of each training-set size."""
+        return [(1.0, count, f"n{count}") for count in sorted(self.counts)] or [
             (fraction, 0, f"{fraction:g}") for fraction in sorted(self.fractions)
         ]
-        bases = self._bases()
-        for size, seed, (fold, base), (arm, run) in itertools.product(
-            sizes, self.seeds, bases.items(), self.arms().items()
+
+    def _tuning_cell(
+        self,
+        size: tuple[float, int, str],
+        fold: str,
+        base: FinetuneConfig,
+        arm: str,
+        run: str,
+        lr: float,
+        seed: int,
+    ) -> Cell:
+        fraction, count, words = size
+        optim = dataclasses.replace(base.optim, lr=lr)
+        config = self._varied(base, arm, run, seed, fraction, count)
+        config = dataclasses.replace(config, optim=optim, read_test=False)
+        name = f"{TUNING}/{config.task}-{arm}-{words}-lr{lr:g}-seed{seed}{fold}"
+        return Cell(name, config, self.base_config, count or fraction)
+
+    def _varied(
+        self, base: FinetuneConfig, arm: str, run: str, seed: int, fraction: float, count: int
+    ) -> FinetuneConfig:
+        return dataclasses.replace(
+            base,
+            encoder_run=run,
+            arm=arm,
+            seed=seed,
+            subset_seed=seed if self.subset_per_seed else self.base.subset_seed,
+            fraction=fraction,
+            count=count,
+        )
+
+    def _compared(
+        self,
+        arms: Mapping[str, list[str]],
+        tries: Mapping[tuple[str, str, str], Mapping[float, tuple[str, ...]]],
+    ) -> Iterator[Cell]:
+        """The runs that are compared, by growing size."""
+        tuned = {"tuned_lrs": self.lrs, "tuned_seeds": self.tuning_seeds}
+        runs = [(arm, run, _mark(run, own)) for arm, own in arms.items() for run in own]
+        for size, seed, (fold, base), (arm, run, mark) in itertools.product(
+            self._sizes(), self.seeds, self._bases().items(), runs
         ):
             fraction, count, words = size
-            config = dataclasses.replace(
-                base,
-                encoder_run=run,
-                arm=arm,
-                seed=seed,
-                subset_seed=seed if self.subset_per_seed else self.base.subset_seed,
-                fraction=fraction,
-                count=count,
-            )
+            config = self._varied(base, arm, run, seed, fraction, count)
+            tuning = tries.get((words, fold, arm), MappingProxyType({}))
             words = f"{words}-seed{seed}{fold}"
-            name = f"{config.task}-{arm}-{words}"
-            yield Cell(name, config, self.base_config, count or fraction)
+            name = f"{config.task}-{arm}{mark}-{words}"
+            made = dataclasses.replace(config, **tuned) if tuning else config
+            yield Cell(name, made, self.base_config, count or fraction, tuning)
             if self.frozen:
                 frozen = _frozen(config, arm if run else RANDOM)
-                name = f"{config.task}-{frozen.arm}-frozen-{words}"
+                name = f"{config.task}-{frozen.arm}{mark}-frozen-{words}"
                 yield Cell(name, frozen, EVALUATE, count or fraction)
 
     def _bases(self) -> dict[str, FinetuneConfig]:
@@ -140,8 +228,29 @@ class AblationConfig:
 
 def _split(entry: str) -> tuple[str, str]:
     """Arm, perhaps empty, and run of an entry of `encoders`."""
-    arm, equals, run = entry.partition("=")
-    return (arm, run) if equals and "/" not in arm else ("", entry)
+    arm, equals, run = entry.strip().partition("=")
+    arm, run = (arm.strip(), run.strip()) if equals and "/" not in arm else ("", entry.strip())
+    if "," in run and not Path(run).exists():
+        raise ConfigError(f"encoders: {run}: give each run a flag --config.encoders of its own")
+    return arm, run
+
+
+def _mark(run: str, runs: list[str]) -> str:
+    """What tells the folders of an arm's encoders apart, whatever their order; "" for one alone."""
+    return f"@{str(run_folder.run_hash(run))[:6]}" if len(runs) > 1 else ""
+
+
+def _require_same_recipe(arm: str, run: str, other: str) -> None:
+    """Raises `ConfigError` unless two runs are pre-trainings that differ by their seed alone."""
+    if run_folder.run_hash(run) == run_folder.run_hash(other):
+        raise ConfigError(f"encoders: {run} and {other} are one run of {arm}: give it once")
+    ours, theirs = (run_folder.recipe(path) for path in (run, other))
+    if ours != theirs:
+        difference = first_difference(ours, theirs, "recipe")
+        raise ConfigError(
+            f"encoders: two arms are {arm}, {run} and {other} ({difference}): name them, as in "
+            f"NAME={run}; runs of one arm differ by their seed alone"
+        )
 
 
 def _frozen(config: FinetuneConfig, arm: str) -> EvaluateConfig:
@@ -149,6 +258,7 @@ def _frozen(config: FinetuneConfig, arm: str) -> EvaluateConfig:
     same = {
         *("task", "encoder_run", "seed", "subset_seed", "subset_by", "fraction", "count", "data"),
         *("val_split", "test_split", "intensity", "encoder", "select_by", "precision"),
+        *("val_count", "bn_images"),
     }
     shared = {name: getattr(config, name) for name in same}
     return EvaluateConfig(**shared | {"arm": arm, "size": config.method.view.size})

@@ -25,6 +25,10 @@ from ctssl_jax.optim import OptimConfig, OptimizerName
 from ctssl_jax.optim.freezing import FreezeConfig
 from ctssl_jax.run.subset import SubsetBy
 
+# Images for BatchNorm's statistics of a network to evaluate. Wu and Johnson 2021 find that 1,000 to
+# 10,000 suffice; so many cost a third of the training steps on as many images.
+BN_IMAGES = 1024
+
 
 class Precision(enum.Enum):
     """Of the computation. Parameters, losses and BatchNorm statistics are fp32 in either."""
@@ -42,12 +46,29 @@ class Metric(enum.Enum):
 
 @dataclasses.dataclass
 class EncoderConfig:
-    """The ResNet; see `nn.resnet.ResNet`. `remat_stages` trades time for memory, 0 to 4."""
+    """The ResNet; see `nn.resnet.ResNet`.
+
+    The default of `zero_init_residual` is that of a run from scratch and of a random encoder;
+    pre-training is configured with `of`, by which the method decides.
+
+    Attributes:
+      depth: 18, 34, 50, 101 or 152 layers.
+      drop_path_rate: of the last residual block, in pre-training by SparK; falls linearly to the
+        first.
+      zero_init_residual: whether the last BatchNorm of a residual block starts at scale 0.
+      remat_stages: stages whose activations are computed again for the gradient, 0 to 4: less
+        memory, more time.
+    """
 
     depth: int = 50
     drop_path_rate: float = 0.0
-    zero_init_residual: bool = True
+    zero_init_residual: bool = Supervised.zero_init_residual
     remat_stages: int = dataclasses.field(default=0, metadata={"elastic": True})
+
+    @classmethod
+    def of(cls, method: Method, depth: int = 50, drop_path_rate: float = 0.0) -> "EncoderConfig":
+        """An encoder that starts as the literature of `method` has it."""
+        return cls(depth, drop_path_rate, method.zero_init_residual)
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
@@ -72,7 +93,7 @@ class EncoderConfig:
 
 @dataclasses.dataclass
 class ProbeConfig:
-    """A kNN score on a labelled dataset while pre-training goes on; see `evaluate.make_probe`.
+    """A kNN score on a labelled dataset while pre-training goes on; see `frozen.probe`.
 
     Attributes:
       path: a labelled dataset with splits `train` and `val`; `test` is not read.
@@ -130,7 +151,7 @@ class PretrainConfig:
     epochs: float = 1600.0
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     intensity: Intensity = dataclasses.field(default_factory=Intensity)
-    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = dataclasses.field(default_factory=lambda: EncoderConfig.of(SparK()))
     method: Method = dataclasses.field(default_factory=SparK)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
@@ -177,16 +198,30 @@ class FinetuneConfig:
       task: name in results and report.
       encoder_run: run folder of the pre-training, or an import; empty trains from scratch.
       arm: name of the initialisation in the report; empty: the method's name, or "scratch".
-      seed: of head, order and augmentation; `subset_seed` of the training subset.
+      seed: of head, order and augmentation.
+      subset_seed: of the training subset.
       subset_by: what is drawn; see `SubsetBy`.
       fraction: share of the training split used; validation and test stay whole.
       count: images or patients of the training split used, in place of `fraction`; 0: by that.
+      val_count: images or patients of the validation split used, drawn as those of training are:
+        its labels are annotations, too. 0: all.
       batch_size: cut to the size of the training subset where that is smaller.
+      epochs: passes over the training subset.
+      val_split, test_split: as `data.split`; the test split is read once, at the end.
+      steps: of training, in place of `epochs`, whatever the size of the training subset; 0: by
+        epochs.
+      validate_every: in steps; 0: after each epoch.
+      bn_images: before each validation BatchNorm's statistics are measured on so many images of the
+        training subset, or all where it has fewer; see `batch_statistics`. 0: the running ones.
       layer_decay: the learning rate of a pre-trained encoder's layers falls by this factor from the
         head towards the image; see `layer_decay`. 1: not at all.
       balance_classes: weigh the loss inversely to the classes' numbers in the training subset.
-      select_by: validation metric that chooses the epoch; the earliest of equals.
-      patience: so many epochs without a better one, none of them frozen, end the run; 0: never.
+      select_by: validation metric that chooses the epoch, or step; the earliest of equals.
+      patience: so many validations without a better one, none of them frozen, end the run; 0:
+        never.
+      tuned_lrs, tuned_seeds: for the record, what `optim.lr` was chosen from on validation, and on
+        which seeds, as a sweep does; empty: it was set.
+      read_test: open the test split at the end; False, as when `optim.lr` is being chosen: never.
       checkpoint_every_epochs: resumable checkpoints; the best weights are kept besides.
       hang_after_s: as in `PretrainConfig`.
     """
@@ -199,8 +234,12 @@ class FinetuneConfig:
     subset_by: SubsetBy = SubsetBy.IMAGE
     fraction: float = 1.0
     count: int = 0
+    val_count: int = 0
     batch_size: int = 64
     epochs: int = 70
+    steps: int = 0
+    validate_every: int = 0
+    bn_images: int = BN_IMAGES
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     val_split: str = "val"
     test_split: str = "test"
@@ -225,6 +264,9 @@ class FinetuneConfig:
     balance_classes: bool = False
     select_by: Metric = Metric.AUC
     patience: int = 0
+    tuned_lrs: tuple[float, ...] = ()
+    tuned_seeds: tuple[int, ...] = ()
+    read_test: bool = True
     precision: Precision = Precision.FLOAT32
     checkpoint_every_epochs: int = 10
     hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
@@ -240,12 +282,26 @@ class FinetuneConfig:
             raise ConfigError(f"layer_decay={self.layer_decay}: must be in (0, 1]")
         if self.patience < 0:
             raise ConfigError(f"patience={self.patience}: must be 0 (never) or more")
+        if self.steps < 0:
+            raise ConfigError(f"steps={self.steps}: must be 0 (by epochs) or more")
+        if self.validate_every < 0:
+            raise ConfigError(
+                f"validate_every={self.validate_every}: must be 0 (after each epoch) or more"
+            )
+        if bool(self.tuned_lrs) != bool(self.tuned_seeds):
+            raise ConfigError(
+                f"tuned_lrs={self.tuned_lrs} and tuned_seeds={self.tuned_seeds}: give both or none"
+            )
         if self.balance_classes and self.method.class_weights:
             raise ConfigError(
                 f"balance_classes=true and method.class_weights={self.method.class_weights}: give "
                 "one of them"
             )
-        if self.freeze.epochs >= self.epochs:
+        if self.steps and self.freeze.steps >= self.steps:
+            raise ConfigError(
+                f"freeze.steps={self.freeze.steps} does not end before steps={self.steps}: lower it"
+            )
+        if not self.steps and not self.freeze.steps and self.freeze.epochs >= self.epochs:
             raise ConfigError(
                 f"freeze.epochs={self.freeze.epochs} does not end before epochs={self.epochs}: "
                 "lower it"
@@ -260,8 +316,13 @@ class EvaluateConfig:
       task: name in results.
       encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
       arm: name of the encoder in results; empty: the method's name, or "random".
-      seed: of the random encoder; `subset_seed` of the training subset.
-      subset_by, fraction, count: the training subset, as in `FinetuneConfig`.
+      seed: of the random encoder.
+      subset_seed: of the training subset.
+      subset_by, fraction, count, val_count: training and validation, as in `FinetuneConfig`.
+      bn_images: of the training subset, on which BatchNorm's statistics of a random encoder are
+        measured, which has none; see `batch_statistics`. A pre-trained one keeps its own, unless it
+        is of so few steps that it has none either. 0: never.
+      val_split, test_split: as `data.split`.
       size: side of the network's input in pixels; the whole slice is resized to it.
       knn_k: numbers of neighbours to choose from; those above the training subset's size are
         left out.
@@ -278,6 +339,8 @@ class EvaluateConfig:
     subset_by: SubsetBy = SubsetBy.IMAGE
     fraction: float = 1.0
     count: int = 0
+    val_count: int = 0
+    bn_images: int = BN_IMAGES
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(canvas=224))
     val_split: str = "val"
     test_split: str = "test"
@@ -331,6 +394,10 @@ def _require_subset_and_splits(config: FinetuneConfig | EvaluateConfig) -> None:
         raise ConfigError(f"count={config.count}: must be 0 (by fraction) or more")
     if config.count and config.fraction != 1:
         raise ConfigError(f"count={config.count} and fraction={config.fraction}: give one of them")
+    if config.val_count < 0:
+        raise ConfigError(f"val_count={config.val_count}: must be 0 (all) or more")
+    if config.bn_images < 0:
+        raise ConfigError(f"bn_images={config.bn_images}: must be 0 (running statistics) or more")
     splits = (config.data.split, config.val_split, config.test_split)
     names = [name for split in splits for name in parts(split)]
     if len(set(names)) != len(names):

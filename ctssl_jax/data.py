@@ -42,19 +42,28 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class DataConfig:
-    """Where the slices are and how the host reads them."""
+    """Where the slices are and how the host reads them.
 
-    # A folder written by data_prep. Private: a path may name a patient, so no run folder holds it.
+    Attributes:
+      path: a folder written by data_prep; a path may name a patient, so no run folder holds it.
+      split: that is trained on; as every split, also a sum: fold1+fold2.
+      filter: for pre-training alone: a file of `data_prep.duplicates` that says which slices to
+        use.
+      accept_leakage: run although test data was seen; every result says so.
+      canvas: every slice is brought to so many pixels a side before batching.
+      transpose: rows and columns change places (the paper's reader of 2-D images).
+      num_threads: that read ahead, each a batch; a run may be resumed with another number.
+      prefetch: batches read ahead; a run may be resumed with another number.
+    """
+
     path: str = dataclasses.field(default="data/lidc", metadata={"private": True})
-    split: str = "train"  # as every split, also a sum: fold1+fold2
-    # Pre-training alone: a file of `data_prep.duplicates` that says which slices to use.
+    split: str = "train"
     filter: str = dataclasses.field(default="", metadata={"private": True})
-    accept_leakage: bool = False  # run although test data was seen; every result says so
-    canvas: int = 512  # pixels; every slice is brought to canvas x canvas before batching
-    transpose: bool = False  # rows and columns change places (the paper's reader of 2-D images)
-    # Elastic, as `config.config_record` takes it: a run may be resumed with other values.
-    num_threads: int = dataclasses.field(default=2, metadata={"elastic": True})  # each: a batch
-    prefetch: int = dataclasses.field(default=4, metadata={"elastic": True})  # batches
+    accept_leakage: bool = False
+    canvas: int = 512
+    transpose: bool = False
+    num_threads: int = dataclasses.field(default=2, metadata={"elastic": True})
+    prefetch: int = dataclasses.field(default=4, metadata={"elastic": True})
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
@@ -334,15 +343,41 @@ def evaluation_batches(
     *,
     split: str,
     batch_size: int,
+    indices: Int[np.ndarray, " m"] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Every record of a split once, in order; the last batch is padded (`valid` is False)."""
+    """Every record of a split, or of its rows `indices`, once and in that order.
+
+    The last batch is padded (`valid` is False).
+    """
+    rows = np.arange(len(dataset.source(split))) if indices is None else np.asarray(indices)
+    steps = -(-len(rows) // batch_size)
+    padded = np.full(steps * batch_size, -1)
+    padded[: len(rows)] = rows
+    return batches_of(
+        dataset,
+        data,
+        split=split,
+        rows=padded.reshape(steps, batch_size),
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def batches_of(
+    dataset: Dataset,
+    data: DataConfig,
+    *,
+    split: str,
+    rows: Int[np.ndarray, "steps global"],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Batches of the given rows of a split; -1 is padding (`valid` is False)."""
     source = dataset.source(split)
+    batch_size = rows.shape[1]
     part = _part(batch_size, process_index, process_count)
-    steps = -(-len(source) // batch_size)
-    rows = np.full(steps * batch_size, -1)
-    rows[: len(source)] = np.arange(len(source))
 
     def load(step: int, rows: Int[np.ndarray, "global"]) -> Batch:
         mine = rows[part].astype(np.int32)
@@ -350,8 +385,7 @@ def evaluation_batches(
         batch = _load(source, mine, data)
         return {**batch, "index": index, "valid": mine >= 0, "record": mine}
 
-    batches = grain.MapDataset.source(rows.reshape(steps, batch_size))
-    return _read_ahead(batches.map_with_index(load), data)
+    return _read_ahead(grain.MapDataset.source(rows).map_with_index(load), data)
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:

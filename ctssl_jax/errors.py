@@ -52,3 +52,8 @@ class Interrupted(Preempted):
     """The same, by Ctrl-C."""
 
     exit_code = 130
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error.args[0] if error.args else error).split())

@@ -1,7 +1,8 @@
 """Frozen features: what an encoder is worth before any fine-tuning, by kNN and by a linear probe.
 
 A feature is the global average of the last stage's map; the view is the whole slice, BatchNorm is
-in evaluation mode. Two classifiers read the features, both scikit-learn's:
+in evaluation mode; a random encoder's statistics are measured on the training subset first. Two
+classifiers read the features, both scikit-learn's:
 
 knn     The k training slices of smallest cosine distance d = 1 - cos vote for their class, each
         with weight 1 / d; a score is a class's share of the votes. Training slices at distance 0,
@@ -16,56 +17,36 @@ Of an unlabelled dataset the features of `data.split` are written and nothing is
 `data_prep.duplicates --method=embedding` takes them.
 """
 
-import dataclasses
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int16
+from jaxtyping import Int
 
 from ctssl_jax import data
-from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
-from ctssl_jax.augment import views as augment
-from ctssl_jax.config import EvaluateConfig, Metric, ProbeConfig, first_difference, to_json
+from ctssl_jax.augment import Interpolation
+from ctssl_jax.config import EvaluateConfig
 from ctssl_jax.data import DataConfig
-from ctssl_jax.errors import ConfigError, DivergedError
-from ctssl_jax.frozen.features import Features, save_embeddings
+from ctssl_jax.errors import ConfigError
+from ctssl_jax.frozen.classifiers import Choice, choose, fit_knn, fit_linear
+from ctssl_jax.frozen.features import Features, features, make_embed, save_embeddings
 from ctssl_jax.frozen.neighbours import draw_neighbours
 from ctssl_jax.hosts import distributed, sharding
-from ctssl_jax.methods.base import PyTree, TrainState, init_encoder
-from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
-from ctssl_jax.nn.resnet import STRIDE, ResNet, pool
+from ctssl_jax.methods.base import PyTree, init_encoder
+from ctssl_jax.metrics import Scored, write_predictions
+from ctssl_jax.nn.normalisation import MOMENTUM
+from ctssl_jax.nn.resnet import STRIDE, ResNet
+from ctssl_jax.run import batch_statistics
 from ctssl_jax.run import folder as run_folder
-from ctssl_jax.run import leakage
-from ctssl_jax.run.checkpoint import load_encoder
-from ctssl_jax.run.standardise import resolve
-from ctssl_jax.run.subset import training_subset
+from ctssl_jax.run.checkpoint import latest_step, load_encoder
+from ctssl_jax.run.opening import open_dataset, open_labelled, resolved, results_header
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
-Embed = Callable[[PyTree, PyTree, Any], jax.Array]
-
-
-class Fitted(NamedTuple):
-    """A classifier, `predict(features) -> class probabilities`; whether its solver converged."""
-
-    predict: Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "n k"]]
-    converged: bool = True
-
-
-class Choice(NamedTuple):
-    """The setting with the best validation score, and the score of every setting tried."""
-
-    setting: int | float
-    fitted: Fitted
-    val: Scored
-    tried: dict[int | float, float]
 
 
 def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
@@ -77,22 +58,16 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: one of its kinds, with the line to show.
     """
-    dataset = data.open_dataset(config.data.path)
-    data.require_canvas(dataset, config.data.canvas)
-    config = resolved(config, dataset)
-    audit = leakage.require_audit(dataset, config.data.accept_leakage)
-    if not dataset.classes:
-        return _run_unlabelled(config, workdir, dataset, audit)
-    data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
+    if not data.open_dataset(config.data.path).classes:
+        return _run_unlabelled(config, workdir)
+    opened = open_labelled(config)
+    config, dataset, (subset, held) = opened.config, opened.dataset, opened.drawn
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    subset = training_subset(config, dataset)
     ks = _neighbours(config, len(subset.rows))
-    held_out, accept = (config.val_split, config.test_split), config.data.accept_leakage
-    overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
-    if run_folder.open_run(workdir, config, dataset, audit=audit):
+    if run_folder.open_run(workdir, config, dataset, audit=opened.audit):
         return _found_before(config, workdir)
-    run_folder.write_subset(workdir, subset.record(config))
+    run_folder.write_subset(workdir, subset.record(config, held))
 
     classes = len(dataset.classes)
     distributed.say(
@@ -101,12 +76,14 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         f"{encoder.widths[-1]} features of ResNet-{config.encoder.depth}"
     )
     if config.encoder_run:
-        _tell_other_intensity(config)
+        for line in run_folder.notes(config.encoder_run, config.intensity):
+            distributed.say(line)
     mesh = sharding.make_mesh()
+    weights = _settled(config, dataset, encoder, weights, subset.rows, mesh)
     embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
     embed = partial(embed, *sharding.replicate(weights, mesh))
     train = _read(embed, dataset, config.data, config.data.split, mesh).take(subset.rows)
-    val = _read(embed, dataset, config.data, config.val_split, mesh)
+    val = _read(embed, dataset, config.data, config.val_split, mesh).take(held.rows)
     knn = partial(fit_knn, train, classes)
     linear = partial(fit_linear, train, classes, config.linear_iterations)
     choices = {
@@ -117,25 +94,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         distributed.say(_choice_line(name, choice, config))
 
     test = _read(embed, dataset, config.data, config.test_split, mesh)
-    results = {
-        "task": config.task,
-        "arm": config.arm,
-        "encoder_run": run_folder.run_hash(config.encoder_run),
-        "fraction": subset.fraction,
-        "train_slices": len(subset.rows),
-        "train_patients": subset.patients,
-        "seed": config.seed,
-        "subset_seed": config.subset_seed,
-        "test_split": config.test_split,
-        "select_by": config.select_by.value,
-        "classes": list(dataset.classes),
-        "data_fingerprint": dataset.fingerprint,
-        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
-        "audit": audit,
-        "pretraining_audit": leakage.pretraining_audit(config.encoder_run),
-        "pretraining_overlap": overlap,
-        "test_reads": 1,
-    }
+    results = {**results_header(opened, workdir), "test_reads": 1}
     for name, choice in choices.items():
         scored = Scored(test.labels, test.patients, choice.fitted.predict(test.x))
         results[name] = {
@@ -147,7 +106,8 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         }
         predictions = {config.val_split: choice.val, config.test_split: scored}
         if distributed.is_first():
-            write_predictions(workdir / f"predictions_{name}.csv", predictions)
+            rows = {config.val_split: held.rows}
+            write_predictions(workdir / f"predictions_{name}.csv", predictions, rows)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
         draw_neighbours(train, val, dataset, config, workdir)
@@ -156,18 +116,19 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     return results
 
 
-def _run_unlabelled(
-    config: EvaluateConfig, workdir: Path, dataset: data.Dataset, audit: dict[str, Any]
-) -> dict[str, Any]:
+def _run_unlabelled(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     """Writes the features of `data.split`."""
+    dataset, audit = open_dataset(config)
+    config = resolved(config, dataset)
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
     if run_folder.open_run(workdir, config, dataset, audit=audit):
         return _found_before(config, workdir)
-    mesh = sharding.make_mesh()
+    mesh, split = sharding.make_mesh(), config.data.split
+    rows = np.arange(len(dataset.source(split)))
+    weights = _settled(config, dataset, encoder, weights, rows, mesh)
     embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
     embed = partial(embed, *sharding.replicate(weights, mesh))
-    split = config.data.split
     found = _read(embed, dataset, config.data, split, mesh)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", **{split: found})
@@ -187,162 +148,6 @@ def _run_unlabelled(
     return results
 
 
-def make_probe(
-    config: ProbeConfig,
-    encoder: ResNet,
-    intensity: Intensity,
-    mesh: Mesh,
-    accept_leakage: bool = False,
-    check: Callable[[], None] = lambda: None,
-) -> Callable[[TrainState, int], dict[str, float]]:
-    """The kNN score, on validation, of an encoder that is being trained.
-
-    Args:
-      config: the labelled dataset, k and the view; `every` is for the caller.
-      encoder: of the run, as `intensity`.
-      intensity: how slices become network input.
-      mesh: where the run's state lies.
-      accept_leakage: whether the labelled dataset may leak between its splits.
-      check: called at every batch; may raise.
-
-    Returns:
-      `probe(state, step)`, which gives `knn_auc` and `knn_accuracy` and leaves the state as it is.
-      All calls share one compiled program.
-
-    Raises:
-      UserError: the dataset will not do; found here, before any training.
-    """
-    dataset = data.open_dataset(config.path)
-    data.require_canvas(dataset, config.canvas, "probe.canvas")
-    leakage.require_audit(dataset, accept_leakage)
-    data.require_labels(dataset, "train", "val")
-    slices, classes = len(dataset.source("train")), len(dataset.classes)
-    if config.k > slices:
-        raise ConfigError(f"probe.k={config.k}: {dataset.name} has {slices} training slices")
-    embed = make_embed(encoder, intensity, dataset.intensity, config.size, mesh)
-    reading = DataConfig(path=config.path, canvas=config.canvas)
-
-    def probe(state: TrainState, step: int) -> dict[str, float]:
-        now = partial(embed, state.params["encoder"], state.batch_stats["encoder"])
-        train = features(now, dataset, reading, "train", mesh, check)
-        val = features(now, dataset, reading, "val", mesh, check)
-        scores = fit_knn(train, classes, config.k).predict(val.x)
-        found = classification_metrics(val.labels, scores)
-        return {"knn_auc": found["auc"], "knn_accuracy": found["accuracy"]}
-
-    return probe
-
-
-def make_embed(
-    encoder: ResNet, intensity: Intensity, kind: IntensityKind, size: int, mesh: Mesh
-) -> Embed:
-    """Compiles `embed(params, batch_stats, image) -> features`, a pure function.
-
-    `image` holds stored values, int16 `[b, h, w]`, split over the devices. The features, float32
-    `[b, d]` with d the channels of the last stage, are whole on every device and host.
-    """
-
-    def embed(params: PyTree, stats: PyTree, image: Int16[Array, "b h w"]) -> Float[Array, "b d"]:
-        view = augment.whole_slices(image, intensity, kind, size, Interpolation.BICUBIC)
-        stages = encoder.apply({"params": params, "batch_stats": stats}, view, train=False)
-        return pool(jnp.asarray(stages[-1]))
-
-    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
-
-
-def features(
-    embed: Callable[[jax.Array], jax.Array],
-    dataset: data.Dataset,
-    reading: DataConfig,
-    split: str,
-    mesh: Mesh,
-    check: Callable[[], None] = lambda: None,
-) -> Features:
-    """Features of every record of a split; `embed` as `make_embed`'s, with its weights.
-
-    `check` is called at every batch and may raise.
-
-    Raises:
-      DivergedError: a feature is not finite.
-    """
-    labels, patients = data.read_labels(dataset, split)
-    found = []
-    for batch in data.evaluation_batches(
-        dataset,
-        reading,
-        split=split,
-        batch_size=sharding.round_up(data.EVALUATION_BATCH),
-        **sharding.process_share(),
-    ):
-        check()
-        image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
-        found.append(np.asarray(embed(image)))
-    x = np.concatenate(found)[: len(labels)]  # the rest is padding of the last batch
-    if not np.isfinite(x).all():
-        raise DivergedError(
-            f"features of {dataset.name}, split {split!r}, are not finite: the encoder has "
-            "diverged; give an earlier or another run"
-        )
-    return Features(x, labels, patients, np.arange(len(labels), dtype=np.int32))
-
-
-def fit_knn(train: Features, classes: int, k: int) -> Fitted:
-    """k nearest neighbours by cosine distance, weighted by its inverse; k is at most n."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    # All that decides is written out, since defaults of a library change.
-    model = KNeighborsClassifier(k, metric="cosine", weights="distance", algorithm="brute")
-    model.fit(train.x.astype(np.float64), train.labels)
-    return Fitted(partial(_class_scores, model, classes))
-
-
-def fit_linear(train: Features, classes: int, iterations: int, c: float) -> Fitted:
-    """Logistic regression on standardised features, of at most `iterations` of its solver."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    regression = LogisticRegression(C=c, solver="lbfgs", tol=1e-4, max_iter=iterations)
-    model = make_pipeline(StandardScaler(), regression)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(train.x.astype(np.float64), train.labels)
-    converged = not any(issubclass(item.category, ConvergenceWarning) for item in caught)
-    return Fitted(partial(_class_scores, model, classes), converged)
-
-
-def _class_scores(
-    model: Any, classes: int, x: Float[np.ndarray, "n d"]
-) -> Float[np.ndarray, "n k"]:
-    """Class probabilities; 0 for a class of which there was nothing to learn from."""
-    scores = np.zeros((len(x), classes))
-    scores[:, model.classes_] = model.predict_proba(x.astype(np.float64))
-    return scores
-
-
-def choose(
-    fit: Callable[[Any], Fitted], settings: Sequence[int | float], val: Features, select_by: Metric
-) -> Choice:
-    """Fits every setting and keeps the best on validation, the first listed of equals."""
-    tried: dict[int | float, float] = {}
-    best: Choice | None = None
-    for setting in settings:
-        fitted = fit(setting)
-        scored = Scored(val.labels, val.patients, fitted.predict(val.x))
-        tried[setting] = scored.metrics()[select_by.value]
-        if best is None or tried[setting] > tried[best.setting]:
-            best = Choice(setting, fitted, scored, tried)
-    assert best is not None, "there is at least one setting"
-    return best
-
-
-def resolved(config: EvaluateConfig, dataset: data.Dataset) -> EvaluateConfig:
-    """The config as the run folder has it, with what it takes from dataset and encoder."""
-    own = run_folder.method(config.encoder_run) if config.encoder_run else "random"
-    return dataclasses.replace(resolve(config, dataset), arm=config.arm or own)
-
-
 def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, PyTree]:
     channels = config.intensity.channels
     if config.encoder_run:
@@ -351,14 +156,40 @@ def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, P
     return init(jax.random.key(config.seed))
 
 
-def _tell_other_intensity(config: EvaluateConfig) -> None:
-    """A line where slices enter the encoder otherwise than in pre-training: no shape shows that."""
-    theirs = run_folder.read_json(Path(config.encoder_run) / "config.json")["config"]["intensity"]
-    # What an older run does not say is no difference.
-    ours = {name: value for name, value in to_json(config.intensity).items() if name in theirs}
-    if ours != theirs:
-        difference = first_difference(ours, theirs, "intensity")
-        distributed.say(f"note: {difference}: the encoder was pre-trained on other input")
+def _settled(
+    config: EvaluateConfig,
+    dataset: data.Dataset,
+    encoder: ResNet,
+    weights: tuple[PyTree, PyTree],
+    rows: Int[np.ndarray, " n"],
+    mesh: Mesh,
+) -> tuple[PyTree, PyTree]:
+    """The weights, those of a random encoder with statistics of the training subset.
+
+    A pre-trained one keeps those it was trained with, as is usual for frozen features: to take the
+    task's would be to adapt it. One of so few steps that it has none gets them, too.
+    """
+    if not config.bn_images or (config.encoder_run and not _is_unsettled(Path(config.encoder_run))):
+        return weights
+    if config.encoder_run:
+        distributed.say(
+            f"note: the pre-training is of {latest_step(Path(config.encoder_run))} steps, too few "
+            "for BatchNorm's statistics: they are measured on the training subset"
+        )
+    measure = batch_statistics.make_measure(
+        encoder, config.intensity, dataset.intensity, config.size, Interpolation.BICUBIC
+    )
+    chosen = batch_statistics.chosen_rows(rows, config.bn_images, config.seed)
+    params, stats = sharding.replicate(weights, mesh)
+    stats = batch_statistics.settled(measure, dataset, config.data, chosen, mesh, params, stats)
+    return params, stats
+
+
+def _is_unsettled(run: Path) -> bool:
+    """Whether more than 1 % of an encoder's running statistics is still what they started as."""
+    record = run_folder.read_json(run / "config.json")
+    fresh = record.get("type") == "PretrainConfig" and not record["config"].get("encoder_run")
+    return fresh and MOMENTUM ** latest_step(run) > 0.01
 
 
 def _neighbours(config: EvaluateConfig, slices: int) -> list[int]:

@@ -5,40 +5,35 @@ test split is opened once, at the end, by the chosen weights.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
 
 from ctssl_jax import data
-from ctssl_jax.augment import views as augment
 from ctssl_jax.config import FinetuneConfig
-from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
-from ctssl_jax.methods.base import PyTree, Start, TrainState
+from ctssl_jax.methods.base import Start, TrainState
 from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
-from ctssl_jax.optim.freezing import FreezeConfig, finetune_optimizer
+from ctssl_jax.optim.freezing import finetune_optimizer
 from ctssl_jax.optim.layer_decay import scale_by_layer
+from ctssl_jax.run import batch_statistics
 from ctssl_jax.run import folder as run_folder
-from ctssl_jax.run import leakage
+from ctssl_jax.run.budget import Budget, budget
 from ctssl_jax.run.checkpoint import BestWeights, Checkpoints, load_start
-from ctssl_jax.run.standardise import resolve
-from ctssl_jax.run.subset import Subset, training_subset
-from ctssl_jax.train import Due, attend, fit, init_state, make_step
-
-Predictor = Callable[[PyTree, PyTree, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]
+from ctssl_jax.run.opening import Drawn, open_labelled, results_header, start_or_resume
+from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor
+from ctssl_jax.run.subset import Subset
+from ctssl_jax.train import Due, Pace, Session, attend, fit, init_state, make_step
 
 
 def run(
@@ -53,58 +48,60 @@ def run(
       UserError: one of its kinds, with the line to show.
     """
     supervisor = supervisor or Supervisor()
-    dataset = data.open_dataset(config.data.path)
-    data.require_canvas(dataset, config.data.canvas)
-    accept = config.data.accept_leakage
-    audit = leakage.require_audit(dataset, accept)
-    config = resolved(config, dataset)
+    opened = open_labelled(config)
+    config, dataset, drawn = opened.config, opened.dataset, opened.drawn
     encoder = config.encoder.build(config.precision)
     pretrained = None
     if config.encoder_run:
         pretrained = load_start(Path(config.encoder_run), encoder, config.intensity.channels)
-    subset = training_subset(config, dataset)
-    held_out = (config.val_split, config.test_split)
-    overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
-    if run_folder.open_run(workdir, config, dataset, audit=audit, encoder_run=config.encoder_run):
+    plan = budget(config, len(drawn.train.rows))
+    if run_folder.open_run(
+        workdir, config, dataset, audit=opened.audit, encoder_run=config.encoder_run
+    ):
         return run_folder.read_json(workdir / "results.json")
-    run_folder.write_subset(workdir, subset.record(config))
+    run_folder.write_subset(workdir, drawn.train.record(config, drawn.val))
 
     mesh = sharding.make_mesh()
     predict = make_predictor(config, encoder, dataset, mesh)
     with supervisor.watch(config.hang_after_s), closing(BestWeights(workdir)) as best:
         state = _train(
-            config, workdir, dataset, encoder, pretrained, subset, predict, best, mesh, supervisor
+            config,
+            workdir,
+            dataset,
+            encoder,
+            pretrained,
+            drawn,
+            plan,
+            predict,
+            best,
+            mesh,
+            supervisor,
         )
         supervisor.resumable = False  # all is saved, and the rest is not worth waiting for
         supervisor.leave_if_asked()
         chosen = best.read()
         assert chosen is not None, "validation follows every epoch"
+        steps_trained = int(state.step)
         state = best.restore(state, mesh)
-        test = _test_once(config, predict, state, dataset, workdir, mesh, supervisor.beat)
+        test = _test_once(config, predict, state, dataset, drawn, workdir, mesh, supervisor.beat)
     results = {
-        "task": config.task,
-        "arm": config.arm,
-        "encoder_run": run_folder.run_hash(config.encoder_run),
-        "fraction": subset.fraction,
-        "train_slices": len(subset.rows),
-        "train_patients": subset.patients,
-        "seed": config.seed,
-        "test_split": config.test_split,
-        "select_by": config.select_by.value,
+        **results_header(opened, workdir),
         "best_epoch": chosen["epoch"],
-        "epochs": config.epochs,
-        "epochs_trained": int(state.step) // _batching(config, subset)[1],
+        "best_step": chosen["step"],
+        "epochs": plan.epoch(plan.total_steps),
+        "epochs_trained": plan.epoch(steps_trained),
+        "steps_trained": steps_trained,
+        "total_steps": plan.total_steps,
+        "bn_images": min(config.bn_images, len(drawn.train.rows)),
         "val": {name: chosen[name] for name in ("auc", "accuracy", "f1")},
-        "test": test,
-        "classes": list(dataset.classes),
-        "data_fingerprint": dataset.fingerprint,
-        "config_hash": run_folder.read_json(workdir / "config.json")["hash"],
-        "audit": audit,
-        "pretraining_audit": leakage.pretraining_audit(config.encoder_run),
-        "pretraining_overlap": overlap,
-        "test_reads": 1,
+        **({"test": test} if test else {}),
+        **({"tuning": _tuning(config)} if config.tuned_lrs else {}),
+        "test_reads": int(config.read_test),
     }
     run_folder.write_results(workdir, results)
+    if test is None:
+        distributed.say(f"test was not read; validation: {_scores(results['val'])}")
+        return results
     distributed.say(
         f"test: AUC {test['auc']:.3f}, F1 {test['f1']:.3f}, accuracy {test['accuracy']:.3f} on "
         f"{test['n']} slices of {test['patients']} patients (epoch {chosen['epoch']})"
@@ -118,17 +115,16 @@ def _train(
     dataset: data.Dataset,
     encoder: ResNet,
     pretrained: Start | None,
-    subset: Subset,
+    drawn: Drawn,
+    plan: Budget,
     predict: Predictor,
     best: BestWeights,
     mesh: Mesh,
     supervisor: Supervisor,
 ) -> TrainState:
-    """All epochs, each followed by validation; leaves the best weights in `best`."""
-    batch_size, steps_per_epoch = _batching(config, subset)
-    total_steps = config.epochs * steps_per_epoch
-    freeze = config.freeze if pretrained or config.freeze.scratch else FreezeConfig(epochs=0)
-    tx, head_lr = finetune_optimizer(config.optim, freeze, steps_per_epoch)
+    """All steps, with validations between; leaves the best weights in `best`."""
+    subset, val = drawn
+    tx, head_lr = finetune_optimizer(config.optim, plan.freeze, plan.steps_per_epoch)
     if pretrained and config.layer_decay < 1:
         tx = optax.chain(tx, scale_by_layer(config.layer_decay, config.encoder.depth))
     method = _balanced(config, dataset, subset)
@@ -138,48 +134,56 @@ def _train(
             config.data,
             split=config.data.split,
             indices=subset.rows,
-            batch_size=batch_size,
+            batch_size=plan.batch_size,
             seed=config.seed,
             **sharding.process_share(),
         )
     )
     fresh = partial(init_state, method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(fresh, key)
-    places = sharding.state_shardings(abstract, mesh)
+    places = sharding.state_shardings(jax.eval_shape(fresh, key), mesh)
     checkpoints = Checkpoints(workdir, method=type(config.method).__name__, keep=1)
-    unfinished = False
-    if checkpoints.latest() is None:
-        state = sharding.jit_init(fresh, places)(key, pretrained)
-    else:
-        state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
-        batches.set_state(position)
+    state, unfinished = start_or_resume(checkpoints, fresh, key, pretrained, batches, places)
     writer = run_folder.writer(workdir, int(state.step))
     check = attend(supervisor, mesh)
     writer.line(
         f"{config.task}: {config.arm}, {len(subset.rows)} of {subset.of} training slices "
-        f"({subset.patients} patients), {len(dataset.classes)} classes, seed {config.seed}"
+        f"({subset.patients} patients), {len(dataset.classes)} classes, seed {config.seed}, "
+        f"{len(val.rows)} of {val.of} validation slices ({val.patients} patients)"
         + (f", resumed at step {int(state.step):,}" if int(state.step) else "")
     )
+    writer.line(
+        f"labels in all: {len(subset.rows) + len(val.rows)} slices, validation's among them"
+    )
+    for line in _notes(config, dataset):
+        writer.line(line)
+    settle = _make_settle(config, encoder, dataset, subset, mesh, check)
 
     def validate(state: TrainState, number: int) -> None:
+        ready = settle(state)  # what training goes on with stays as it is
         truth, scores, loss = evaluate(
-            predict, state, dataset, config, config.val_split, mesh, check
+            predict, ready, dataset, config, config.val_split, mesh, val.rows, check
         )
         found = {"loss": loss, **classification_metrics(truth, scores)}
-        epoch = number // steps_per_epoch
+        epoch = plan.epoch(number)
         row = {f"val_{name}": value for name, value in found.items()}
         writer.scalars(number, {"epoch": epoch, **row})
         so_far = best.read()
-        if so_far is None or found[config.select_by.value] > so_far[config.select_by.value]:
-            best.save(epoch, state, {"epoch": epoch, **found})
+        better = so_far is None or found[config.select_by.value] > so_far[config.select_by.value]
+        writer.line(
+            f"validation after step {number:,}: {_scores(found)}"
+            + (f", best {config.select_by.value} so far" if better else "")
+        )
+        if better:
+            meta = {"epoch": epoch, "step": number, **found}
+            best.save(plan.validation(number), ready, meta)
 
     def over(number: int) -> bool:
         so_far = best.read()
         if not config.patience or so_far is None:
             return False
-        waited = number // steps_per_epoch - max(so_far["epoch"], freeze.epochs)
-        return waited >= config.patience
+        waited = number - max(so_far["step"], plan.frozen_steps)
+        return waited >= config.patience * plan.validate_every
 
     step = make_step(
         method,
@@ -187,60 +191,89 @@ def _train(
         tx,
         config.intensity,
         dataset.intensity,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
         schedules={"lr": head_lr},
     )
+    pace = Pace(
+        config.seed,
+        plan.total_steps,
+        plan.steps_per_epoch,
+        plan.batch_size,
+        log_every=max(1, plan.total_steps // 10),
+        save_every=config.checkpoint_every_epochs * plan.steps_per_epoch,
+    )
     with closing(writer), closing(checkpoints):
-        return fit(
-            state,
-            sharding.jit_step(step, mesh, places),
-            batches,
-            mesh,
-            writer,
-            supervisor,
-            seed=config.seed,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-            batch_size=batch_size,
-            log_every=max(1, total_steps // 10),
-            save_every=config.checkpoint_every_epochs * steps_per_epoch,
-            save=checkpoints.save,
-            due=[Due(steps_per_epoch, validate)],
-            unfinished=unfinished,
-            over=over,
+        session = Session(mesh, writer, supervisor, checkpoints.save, unfinished)
+        jitted = sharding.jit_step(step, mesh, places)
+        state = fit(
+            state, jitted, batches, session, pace, [Due(plan.validate_every, validate)], over
         )
+        chosen = best.read()
+        if chosen is not None and chosen["step"] == plan.total_steps:
+            writer.line(
+                f"WARNING: best at the last step, {plan.total_steps:,}: not finished learning, "
+                "give more steps or epochs"
+            )
+        return state
 
 
-def resolved(config: FinetuneConfig, dataset: data.Dataset) -> FinetuneConfig:
-    """The config as the run folder has it, with what it takes from dataset and encoder.
+def _make_settle(
+    config: FinetuneConfig,
+    encoder: ResNet,
+    dataset: data.Dataset,
+    subset: Subset,
+    mesh: Mesh,
+    check: Callable[[], None],
+) -> Callable[[TrainState], TrainState]:
+    """Gives a state the encoder statistics to evaluate it with: see `batch_statistics`.
 
-    Raises:
-      UserError: labels or splits are not what it needs, or there is no such encoder.
+    BatchNorm trains on the batch in every phase, also while the convolutions rest (as Lightning's
+    BackboneFinetuning has it), so that its running statistics lag in every phase.
     """
-    data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
-    classes = dataset.classes
-    if config.method.classes not in (0, len(classes)):
-        raise ConfigError(
-            f"method.classes={config.method.classes} but {dataset.name} has {len(classes)}: "
-            "set it to 0"
-        )
-    if len(config.method.class_weights) not in (0, len(classes)):
-        raise ConfigError(
-            f"method.class_weights={config.method.class_weights} but {dataset.name} has "
-            f"{len(classes)} classes: give one for each"
-        )
-    method = dataclasses.replace(config.method, classes=len(classes))
-    arm = config.arm or run_folder.method(config.encoder_run)
-    return resolve(dataclasses.replace(config, method=method, arm=arm), dataset)
+    if not config.bn_images:
+        return lambda state: state
+    view = config.method.view
+    measure = batch_statistics.make_measure(
+        encoder, config.intensity, dataset.intensity, view.size, view.interpolation
+    )
+    rows = batch_statistics.chosen_rows(subset.rows, config.bn_images, config.seed)
+    of_encoder = partial(
+        batch_statistics.settled, measure, dataset, config.data, rows, mesh, check=check
+    )
+
+    def settle(state: TrainState) -> TrainState:
+        stats = of_encoder(state.params["encoder"], state.batch_stats["encoder"])
+        return state.replace(batch_stats={**state.batch_stats, "encoder": stats})
+
+    return settle
 
 
-def _batching(config: FinetuneConfig, subset: Subset) -> tuple[int, int]:
-    """The batch, cut to the training subset and to a multiple of the devices; steps per epoch."""
-    devices, slices = len(sharding.all_devices()), len(subset.rows)
-    sharding.check_batch(config.batch_size)
-    batch_size = min(config.batch_size, max(devices, slices // devices * devices))
-    return batch_size, math.ceil(slices / batch_size)
+def _notes(config: FinetuneConfig, dataset: data.Dataset) -> list[str]:
+    """What the log says of the input before training."""
+    notes = []
+    if dataset.manifest.get("labels_of") == "scan":
+        notes.append("note: the labels are of scans; each slice was given that of its scan")
+    if config.encoder_run:
+        notes += run_folder.notes(config.encoder_run, config.intensity)
+    return notes
+
+
+def _tuning(config: FinetuneConfig) -> dict[str, Any]:
+    """How the learning rate was chosen: never on test."""
+    return {
+        "lr": config.optim.lr,
+        "candidates": list(config.tuned_lrs),
+        "seeds": list(config.tuned_seeds),
+        "split": config.val_split,
+    }
+
+
+def _scores(found: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{label} {found[name]:.3f}"
+        for name, label in (("auc", "AUC"), ("f1", "F1"), ("accuracy", "accuracy"))
+    )
 
 
 def _balanced(config: FinetuneConfig, dataset: data.Dataset, subset: Subset) -> Supervised:
@@ -256,75 +289,27 @@ def _balanced(config: FinetuneConfig, dataset: data.Dataset, subset: Subset) -> 
     return dataclasses.replace(config.method, class_weights=tuple(weights.tolist()))
 
 
-def make_predictor(
-    config: FinetuneConfig, encoder: ResNet, dataset: data.Dataset, mesh: Mesh
-) -> Predictor:
-    """Class probabilities and losses of a batch: whole slices, BatchNorm in evaluation mode.
-
-    They are whole on every device and host.
-    """
-
-    def predict(
-        params: PyTree, batch_stats: PyTree, batch: dict[str, jax.Array]
-    ) -> tuple[Float[jax.Array, "b k"], Float[jax.Array, " b"]]:
-        view = config.method.view
-        image = augment.whole_slices(
-            batch["image"], config.intensity, dataset.intensity, view.size, view.interpolation
-        )
-        logits, _ = config.method.logits(encoder, params, batch_stats, image, train=False)
-        label = jnp.maximum(batch["label"], 0)
-        loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
-        return jax.nn.softmax(logits), loss
-
-    return jax.jit(predict, out_shardings=sharding.replicated(mesh))
-
-
-def evaluate(
-    predict: Predictor,
-    state: TrainState,
-    dataset: data.Dataset,
-    config: FinetuneConfig,
-    split: str,
-    mesh: Mesh,
-    check: Callable[[], None] = lambda: None,
-) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n k"], float]:
-    """Labels, class probabilities in the order of the records, and the mean loss of a split.
-
-    `check` is called at every batch and may raise.
-    """
-    labels, _ = data.read_labels(dataset, split)
-    scores, losses = [], []
-    for batch in data.evaluation_batches(
-        dataset,
-        config.data,
-        split=split,
-        batch_size=sharding.round_up(data.EVALUATION_BATCH),
-        **sharding.process_share(),
-    ):
-        check()
-        probability, loss = predict(
-            state.params, state.batch_stats, sharding.put_batch(batch, mesh)
-        )
-        scores.append(np.asarray(probability))
-        losses.append(np.asarray(loss))
-    n = len(labels)  # the rest is padding of the last batch
-    return labels, np.concatenate(scores)[:n], float(np.concatenate(losses)[:n].mean())
-
-
 def _test_once(
     config: FinetuneConfig,
     predict: Predictor,
     state: TrainState,
     dataset: data.Dataset,
+    drawn: Drawn,
     workdir: Path,
     mesh: Mesh,
     check: Callable[[], None],
-) -> dict[str, Any]:
-    """Reads validation and test with the chosen weights, saves every prediction, scores test."""
+) -> dict[str, Any] | None:
+    """Reads validation and test with the chosen weights, saves every prediction, scores test.
+
+    None without `read_test`: then neither a test slice nor its label is looked at.
+    """
+    rows = {config.val_split: drawn.val.rows}
+    if config.read_test:
+        rows[config.test_split] = np.arange(len(dataset.source(config.test_split)))
     scored: dict[str, Scored] = {}
-    for split in (config.val_split, config.test_split):
-        labels, scores, _ = evaluate(predict, state, dataset, config, split, mesh, check)
-        scored[split] = Scored(labels, data.read_labels(dataset, split)[1], scores)
+    for split, own in rows.items():
+        labels, scores, _ = evaluate(predict, state, dataset, config, split, mesh, own, check)
+        scored[split] = Scored(labels, data.read_labels(dataset, split)[1][own], scores)
     if distributed.is_first():
-        write_predictions(workdir / "predictions.csv", scored)
-    return scored[config.test_split].metrics()
+        write_predictions(workdir / "predictions.csv", scored, rows)
+    return scored[config.test_split].metrics() if config.read_test else None

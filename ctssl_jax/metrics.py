@@ -152,17 +152,25 @@ class Scored(NamedTuple):
         return {**found, "n": len(self.labels), "patients": len(set(self.patients))}
 
 
-def write_predictions(path: Path, scored: Mapping[str, Scored]) -> None:
-    """Writes every prediction of some splits as CSV, one row for each record."""
+def write_predictions(
+    path: Path,
+    scored: Mapping[str, Scored],
+    rows: Mapping[str, Int[np.ndarray, " n"]] | None = None,
+) -> None:
+    """Writes every prediction of some splits as CSV, one row for each record.
+
+    `rows` has the row numbers of splits of which only a part was scored.
+    """
     columns = [f"score_{k}" for k in range(next(iter(scored.values())).scores.shape[1])]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "record", "patient", "label", *columns])
         for split, (labels, patients, scores) in scored.items():
-            for record in range(len(labels)):
-                row = [f"{score:.6g}" for score in scores[record]]
-                writer.writerow([split, record, patients[record], labels[record], *row])
+            records = (rows or {}).get(split, np.arange(len(labels)))
+            for place, record in enumerate(records.tolist()):
+                row = [f"{score:.6g}" for score in scores[place]]
+                writer.writerow([split, record, patients[place], labels[place], *row])
     temporary.rename(path)
 
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import jax
 import optax
 
-from ctssl_jax import data, evaluate
+from ctssl_jax import data
 from ctssl_jax.augment import IntensityKind
 from ctssl_jax.config import PretrainConfig
+from ctssl_jax.frozen.probe import make_probe
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Start, TrainState
@@ -21,9 +22,8 @@ from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import leakage, pictures
 from ctssl_jax.run.checkpoint import Checkpoints, load_start
-from ctssl_jax.run.slice_filter import read_filter
-from ctssl_jax.run.standardise import resolve
-from ctssl_jax.train import Due, Step, attend, fit, init_state, make_step
+from ctssl_jax.run.opening import open_pretraining, start_or_resume
+from ctssl_jax.train import Due, Pace, Session, Step, attend, fit, init_state, make_step
 
 
 class Program(NamedTuple):
@@ -66,17 +66,12 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
       UserError: one of its kinds, with the line to show.
     """
     supervisor = supervisor or Supervisor()
-    dataset = data.open_dataset(config.data.path)
-    data.require_canvas(dataset, config.data.canvas)
-    config = resolve(config, dataset)
-    audit = leakage.require_audit(dataset, config.data.accept_leakage)
-    kept = read_filter(config.data, dataset)
-    sharding.check_batch(config.batch_size, config.accumulate)
-    config.method.validate_run(config.microbatch, kept.slices)
+    opened = open_pretraining(config)
+    config, dataset, kept = opened.config, opened.dataset, opened.kept
     program, mesh = make_program(config, kept.slices, dataset.intensity), sharding.make_mesh()
     probe = None
     if config.probe.every:
-        probe = evaluate.make_probe(
+        probe = make_probe(
             config.probe,
             program.encoder,
             config.intensity,
@@ -87,12 +82,11 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(program.init, key)
     start = _load_start(config, program.encoder, abstract)
-    audit = leakage.with_earlier(audit, config.encoder_run)
     if run_folder.open_run(
         workdir,
         config,
         dataset,
-        audit=audit,
+        audit=opened.audit,
         kept=kept.summary,
         encoder_run=config.encoder_run,
     ):
@@ -113,12 +107,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     places = sharding.state_shardings(abstract, mesh, config.shard_state)
     name = type(config.method).__name__
     checkpoints = Checkpoints(workdir, method=name, keep=config.keep_checkpoints)
-    unfinished = False
-    if checkpoints.latest() is None:
-        state = sharding.jit_init(program.init, places)(key, start)
-    else:
-        state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
-        batches.set_state(position)
+    state, unfinished = start_or_resume(checkpoints, program.init, key, start, batches, places)
     done = int(state.step)
     writer = run_folder.writer(workdir, done)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -139,24 +128,17 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
             due.append(Due(config.picture_every, draw))
     if probe is not None:
         due.append(Due(config.probe.every, partial(log_probe, probe, writer)))
+    pace = Pace(
+        config.seed,
+        program.total_steps,
+        program.steps_per_epoch,
+        config.batch_size,
+        config.log_every,
+        config.checkpoint_every,
+    )
+    session = Session(mesh, writer, supervisor, checkpoints.save, unfinished)
     with supervisor.watch(config.hang_after_s), closing(writer), closing(checkpoints):
-        fit(
-            state,
-            sharding.jit_step(program.step, mesh, places),
-            batches,
-            mesh,
-            writer,
-            supervisor,
-            seed=config.seed,
-            total_steps=program.total_steps,
-            steps_per_epoch=program.steps_per_epoch,
-            batch_size=config.batch_size,
-            log_every=config.log_every,
-            save_every=config.checkpoint_every,
-            save=checkpoints.save,
-            due=due,
-            unfinished=unfinished,
-        )
+        fit(state, sharding.jit_step(program.step, mesh, places), batches, session, pace, due)
     supervisor.resumable = False
     run_folder.set_status(workdir, "done")
     writer.line(f"done: {program.total_steps:,} steps; the encoder is in {workdir}")

@@ -8,6 +8,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,32 +145,62 @@ class Due:
         return step % self.every == 0 or step == total_steps
 
 
+class Pace(NamedTuple):
+    """How far a run goes, and when what happens.
+
+    Attributes:
+      seed: of the run.
+      total_steps: where it ends.
+      steps_per_epoch: passes over the data are counted by it.
+      batch_size: slices of a step, over all devices.
+      log_every, save_every: in steps.
+    """
+
+    seed: int
+    total_steps: int
+    steps_per_epoch: float | int
+    batch_size: int
+    log_every: int
+    save_every: int
+
+
+class Session(NamedTuple):
+    """What a run has to do with the world.
+
+    Attributes:
+      mesh: the devices.
+      writer: of metrics and lines.
+      supervisor: of signals, and of a run that hangs.
+      save: gets the state every `save_every` steps, after the last and before a pre-emption, and
+        whether something that was due after its step is due still.
+      unfinished: what was due after the step that the run goes on from is done first.
+    """
+
+    mesh: Mesh
+    writer: Writer
+    supervisor: Supervisor
+    save: Callable[[TrainState, bool], None]
+    unfinished: bool = False
+
+
 def fit(
     state: TrainState,
     step: Step,
     batches: Iterator[Batch],
-    mesh: Mesh,
-    writer: Writer,
-    supervisor: Supervisor,
-    *,
-    seed: int,
-    total_steps: int,
-    steps_per_epoch: float | int,
-    batch_size: int,
-    log_every: int,
-    save_every: int,
-    save: Callable[[TrainState, bool], None],
+    session: Session,
+    pace: Pace,
     due: Sequence[Due] = (),
-    unfinished: bool = False,
     over: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
-    """Trains from `state.step` to `total_steps`.
+    """Trains from `state.step` to `pace.total_steps`.
 
     Args:
-      save: gets the state every `save_every` steps, after the last and before a pre-emption, and
-        whether something that was due after its step is due still.
+      state: a fresh one, or where a run goes on.
+      step: as compiled by `sharding.jit_step`.
+      batches: this host's shares of the global batches.
+      session: the devices, and what is written.
+      pace: how far, and how often.
       due: what else is to do.
-      unfinished: what was due after the step that `state` comes from is done first.
       over: whether the run ends after a step, asked where something was due; by what is on disk, so
         that a resumed run ends there, too.
 
@@ -178,9 +209,11 @@ def fit(
         checkpoint holds what came of it.
       Preempted: a signal asked for it; every process has saved the same step.
     """
+    mesh, writer, supervisor, save, unfinished = session
+    total_steps = pace.total_steps
     start, began = int(state.step), time.monotonic()
-    key = sharding.replicate(jax.random.key(seed), mesh)
-    throughput, watch = Throughput(batch_size), Watch()
+    key = sharding.replicate(jax.random.key(pace.seed), mesh)
+    throughput, watch = Throughput(pace.batch_size), Watch()
     unchecked: list[tuple[jax.Array, jax.Array]] = []
     votes, alone = sharding.Votes(mesh), sharding.is_alone()
     for item in due if unfinished else ():
@@ -203,7 +236,7 @@ def fit(
         unchecked.append((metrics["loss"], metrics["grad_norm"]))
         throughput.step(waited)
         now_due = [item for item in due if item.at(number, total_steps)]
-        log = number % log_every == 0 or number == total_steps
+        log = number % pace.log_every == 0 or number == total_steps
         if number == start + 1:
             jax.block_until_ready(metrics)
             writer.line(f"compiled and first step done in {duration(time.monotonic() - began)}")
@@ -212,13 +245,13 @@ def fit(
                 throughput.restart()  # later lines leave the compilation out
         supervisor.beat()
         stop = votes.cast(supervisor.asked)
-        save_now = number % save_every == 0 or number == total_steps or stop
+        save_now = number % pace.save_every == 0 or number == total_steps or stop
         if not (log or now_due or save_now):
             continue
         check_finite(unchecked, number)
         unchecked = []
         if log:
-            epoch = number / steps_per_epoch
+            epoch = number / pace.steps_per_epoch
             values = {name: float(value) for name, value in metrics.items()}
             speed = throughput.read(total_steps - number)
             left = speed.pop("seconds_left")

@@ -8,7 +8,6 @@ each edit is found among all slices of the split. Then the patients are halved a
 found between the halves is a mistake, if each patient has one name. It measures only.
 """
 
-import argparse
 import io
 import json
 import sys
@@ -19,10 +18,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ctssl_jax import command
 from ctssl_jax.data import open_dataset
 from ctssl_jax.dataset.matching import NEAR, near_pairs
 from ctssl_jax.dataset.signatures import Signatures, of_records
-from ctssl_jax.errors import UserError
 from data_prep.pipeline.quality import Tile, to_display
 
 TURNS = (
@@ -146,36 +145,30 @@ def measure(data: Path, split: str, copies: int, seed: int) -> dict[str, object]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="launch.benchmark_audit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.Parser(prog="python -m launch.benchmark_audit", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="dataset folder")
     parser.add_argument("--split", default="train", help="which split")
     parser.add_argument("--copies", type=int, default=400, help="slices that are copied")
     parser.add_argument("--seed", type=int, default=0, help="of slices, edits and halves")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
-    args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
+        args = parser.parse_args(argv)
         result = measure(args.data, args.split, args.copies, args.seed)
-    except UserError as error:
-        print(f"launch.benchmark_audit: {error}", file=sys.stderr)
-        return error.exit_code
-    found, halves = result["found"], result["between_patients_of"]
-    assert isinstance(found, dict)
-    assert isinstance(halves, tuple)
-    print(f"{result['slices']:,} slices of {result['patients']:,} patients")
-    for name, share in found.items():
-        print(f"{name:20}{share:8.2f}")
-    print(
-        f"between {halves[0]:,} and {halves[1]:,} slices of different patients: "
-        f"{result['found_between_patients']:,}"
-    )
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+        found, halves = result["found"], result["between_patients_of"]
+        assert isinstance(found, dict)
+        assert isinstance(halves, tuple)
+        print(f"{result['slices']:,} slices of {result['patients']:,} patients")
+        for name, share in found.items():
+            print(f"{name:20}{share:8.2f}")
+        print(
+            f"between {halves[0]:,} and {halves[1]:,} slices of different patients: "
+            f"{result['found_between_patients']:,}"
+        )
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    return command.run("launch.benchmark_audit", work)
 
 
 if __name__ == "__main__":

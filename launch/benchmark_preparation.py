@@ -9,7 +9,6 @@ anonymous memory of all processes of the command, sampled (Linux); it should not
 archive. It measures only.
 """
 
-import argparse
 import io
 import json
 import shutil
@@ -27,6 +26,8 @@ import numpy as np
 import psutil
 from jaxtyping import UInt16
 from PIL import Image
+
+from ctssl_jax import command
 
 SAMPLE_SECONDS = 0.25
 # Fixed widths, so that one written file is a template for all.
@@ -134,12 +135,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="launch.benchmark_preparation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.Parser(prog="python -m launch.benchmark_preparation", description=__doc__)
     parser.add_argument("--series", type=numbers, default=(10, 100, 1000))
     parser.add_argument("--workers", type=numbers, default=(1, 2))
     parser.add_argument("--slices", type=int, default=250, help="of a series")
@@ -147,43 +143,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=1, help="of each; the median is told")
     parser.add_argument("--folder", type=Path, help="where the archive goes for a while")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
-    args = parser.parse_args(argv)
-    rows: list[dict[str, Any]] = []
-    heads = ("series", "slices", "workers", "s", "slices/s", "per core", "MiB")
-    print("".join(f"{head:>10}" for head in heads))
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        for series in args.series:
-            source = Path(name) / "archive"
-            write_series(source, series, args.slices, args.size)
-            tried: dict[int, list[tuple[float, float]]] = {w: [] for w in args.workers}
-            for _ in range(args.repeats):
-                for workers in args.workers:
-                    out = Path(name) / "dataset"
-                    tried[workers].append(timed(source, out, workers))
-                    shutil.rmtree(out)
-            shutil.rmtree(source)
-            for workers, results in tried.items():
-                seconds = statistics.median(s for s, _ in results)
-                rate = series * args.slices / seconds
-                rows.append(
-                    {
-                        "series": series,
-                        "slices": series * args.slices,
-                        "size": args.size,
-                        "workers": workers,
-                        "seconds": seconds,
-                        "slices_per_second": rate,
-                        "slices_per_second_per_core": rate / max(workers, 1),
-                        "peak_mib": max(mib for _, mib in results),
-                    }
-                )
-                cells = [f"{series:,}", f"{series * args.slices:,}", workers, f"{seconds:.1f}"]
-                cells += [f"{rate:,.0f}", f"{rate / max(workers, 1):,.0f}"]
-                cells += [f"{rows[-1]['peak_mib']:,.0f}"]
-                print("".join(f"{cell:>10}" for cell in cells), flush=True)
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
-    return 0
+
+    def work() -> None:
+        args = parser.parse_args(argv)
+        rows: list[dict[str, Any]] = []
+        heads = ("series", "slices", "workers", "s", "slices/s", "per core", "MiB")
+        print("".join(f"{head:>10}" for head in heads))
+        with tempfile.TemporaryDirectory(dir=args.folder) as name:
+            for series in args.series:
+                source = Path(name) / "archive"
+                write_series(source, series, args.slices, args.size)
+                tried: dict[int, list[tuple[float, float]]] = {w: [] for w in args.workers}
+                for _ in range(args.repeats):
+                    for workers in args.workers:
+                        out = Path(name) / "dataset"
+                        tried[workers].append(timed(source, out, workers))
+                        shutil.rmtree(out)
+                shutil.rmtree(source)
+                for workers, results in tried.items():
+                    seconds = statistics.median(s for s, _ in results)
+                    rate = series * args.slices / seconds
+                    rows.append(
+                        {
+                            "series": series,
+                            "slices": series * args.slices,
+                            "size": args.size,
+                            "workers": workers,
+                            "seconds": seconds,
+                            "slices_per_second": rate,
+                            "slices_per_second_per_core": rate / max(workers, 1),
+                            "peak_mib": max(mib for _, mib in results),
+                        }
+                    )
+                    cells = [f"{series:,}", f"{series * args.slices:,}", workers, f"{seconds:.1f}"]
+                    cells += [f"{rate:,.0f}", f"{rate / max(workers, 1):,.0f}"]
+                    cells += [f"{rows[-1]['peak_mib']:,.0f}"]
+                    print("".join(f"{cell:>10}" for cell in cells), flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+    return command.run("launch.benchmark_preparation", work)
 
 
 if __name__ == "__main__":

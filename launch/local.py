@@ -12,7 +12,6 @@ one fails, the others have `--grace` seconds to end by themselves, then they are
 code is that of the first to fail, 128 + the signal's number if a signal ended it.
 """
 
-import argparse
 import ctypes
 import os
 import selectors
@@ -26,7 +25,8 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import IO, BinaryIO
 
-from ctssl_jax.errors import ConfigError, DeviceError, UserError
+from ctssl_jax import command
+from ctssl_jax.errors import ConfigError, DeviceError
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
@@ -209,20 +209,16 @@ def environments(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.Parser(prog="python -m launch.local", description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cpu_devices", type=int, default=0, help="fake CPU devices of each")
     parser.add_argument("--gpus", default="", help="comma-separated; split over the processes")
     parser.add_argument("--module", default="ctssl_jax.main", help="or launch.sweep")
     parser.add_argument("--grace", type=float, default=30.0, help="seconds; see above")
     parser.add_argument("arguments", nargs="*", help="after --, of the module")
-    args = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
+        args = parser.parse_args(argv)
         if args.processes < 1:
             raise ConfigError(f"--processes={args.processes}: must be 1 or more")
         gpus = [gpu.strip() for gpu in args.gpus.split(",") if gpu.strip()]
@@ -231,9 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = [sys.executable, "-m", args.module, *args.arguments, *common]
         commands = [[*start, f"--process={number}"] for number in range(args.processes)]
         return run(commands, each, args.grace)
-    except UserError as error:
-        print(f"launch.local: {error}", file=sys.stderr)
-        return error.exit_code
+
+    return command.run("launch.local", work)
 
 
 if __name__ == "__main__":

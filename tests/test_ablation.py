@@ -118,17 +118,113 @@ def test_axis_that_will_not_do_is_named(change, named):
         AblationConfig(FinetuneConfig(), "", **change).validate()
 
 
-@pytest.mark.parametrize(
-    "encoders", [("SparK", "SparK"), ("a=SparK", "a=MoCo"), ("scratch=MoCo",), ("random=MoCo",)]
-)
-def test_arms_of_one_name_are_refused(runs, encoders):
-    entries = tuple(
-        f"{arm}{equals}{runs}/{run}" for arm, equals, run in (e.rpartition("=") for e in encoders)
+@pytest.fixture
+def repeats(tmp_path):
+    """Three pre-trainings of SparK that differ by their seed, and one of another learning rate."""
+    for name, seed, lr in (("s0", 0, 1.0), ("s1", 1, 1.0), ("s2", 2, 1.0), ("other", 3, 2.0)):
+        (tmp_path / name).mkdir()
+        config = {"method": {"type": "SparK"}, "seed": seed, "optim": {"lr": lr}}
+        record = {"type": "PretrainConfig", "config": config, "hash": f"{name}-hash"}
+        (tmp_path / name / "config.json").write_text(json.dumps(record))
+        data = {"fingerprint": "same", "filter": None, "encoder_run": None}
+        (tmp_path / name / "data.json").write_text(json.dumps(data))
+    return tmp_path
+
+
+@pytest.mark.parametrize("named", ["", "mine="])
+def test_several_runs_of_a_method_are_pretrainings_of_one_arm(repeats, named):
+    entries = tuple(f"{named}{repeats}/{run}" for run in ("s0", "s1", "s2"))
+    config = AblationConfig(
+        FinetuneConfig(), "", entries, frozen=True, fractions=(0.5,), seeds=(3, 4)
     )
-    with pytest.raises(
-        ConfigError, match=r"encoders: two arms are (spark|a|scratch|random): name them"
-    ):
-        AblationConfig(FinetuneConfig(), "", entries).validate()
+    config.validate()
+    cells = list(config.cells())
+    arm = named.rstrip("=") or "spark"
+    assert len({cell.name for cell in cells}) == len(cells) == 2 * 2 * (1 + 3)
+    tuned = [c for c in cells if isinstance(c.config, FinetuneConfig) and c.config.encoder_run]
+    assert {cell.config.arm for cell in tuned} == {arm}
+    assert [cell.config.encoder_run for cell in tuned[:3]] == [f"{repeats}/s{i}" for i in range(3)]
+    assert tuned[0].name == f"task-{arm}@s0-has-0.5-seed3"
+    config.encoders = entries[::-1]
+    assert {cell.name for cell in config.cells()} == {cell.name for cell in cells}
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        (("s0", "s0"), "are one run of spark: give it once"),
+        (("s0", "other"), "two arms are spark, .*recipe.config.optim.lr is 1.0 there and 2.0 here"),
+        (("a=s0", "a=other"), "two arms are a, .*differ by their seed alone"),
+        (("scratch=s0",), "scratch is the arm without pre-training"),
+        (("random=s0",), "random is the arm without pre-training"),
+    ],
+)
+def test_runs_that_are_no_repeats_of_one_recipe_are_refused(repeats, entries, named):
+    given = tuple(
+        f"{arm}{equals}{repeats}/{run}" for arm, equals, run in (e.rpartition("=") for e in entries)
+    )
+    with pytest.raises(ConfigError, match=named):
+        AblationConfig(FinetuneConfig(), "", given).validate()
+
+
+def test_runs_on_other_data_are_no_repeats(repeats):
+    (repeats / "s1" / "data.json").write_text(json.dumps({"fingerprint": "another"}))
+    with pytest.raises(ConfigError, match=r"recipe\.data"):
+        AblationConfig(FinetuneConfig(), "", (f"{repeats}/s0", f"{repeats}/s1")).validate()
+
+
+def test_learning_rates_are_tried_first_on_seeds_of_their_own_without_the_test(repeats):
+    config = AblationConfig(
+        FinetuneConfig(),
+        *("", (f"{repeats}/s0", f"{repeats}/s1")),
+        **{"fractions": (0.5, 1.0), "seeds": (0, 1), "folds": 3, "frozen": True},
+        **{"lrs": (1e-4, 3e-4), "tuning_seeds": (7, 8, 9)},
+    )
+    config.validate()
+    cells = list(config.cells())
+    tries = [cell for cell in cells if cell.tries]
+    assert cells[: len(tries)] == tries
+    assert len(tries) == 2 * 3 * 2 * 2 * 3  # sizes, folds, arms, rates, seeds
+    assert {(cell.config.seed, cell.config.subset_seed) for cell in tries} == {
+        (seed, seed) for seed in (7, 8, 9)
+    }
+    by_name = {cell.name: cell for cell in cells}
+    assert len(by_name) == len(cells)
+    for cell in cells[len(tries) :]:
+        if not isinstance(cell.config, FinetuneConfig):
+            assert not cell.tuning
+            continue
+        assert cell.config.tuned_lrs == tuple(cell.tuning) == (1e-4, 3e-4)
+        assert cell.config.tuned_seeds == (7, 8, 9)
+        for lr, names in cell.tuning.items():
+            for name in names:
+                tried = by_name[name].config
+                assert tried.optim.lr == lr
+                same = ("arm", "fraction", "test_split", "val_split", "data")
+                assert all(getattr(tried, f) == getattr(cell.config, f) for f in same)
+    spark = [c.config.encoder_run[-2:] for c in tries if c.config.arm == "spark"]
+    assert spark[:3] == ["s0", "s1", "s0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lrs": (1e-3, 1e-4)}, "give both or none"),
+        ({"tuning_seeds": (5,)}, "give both or none"),
+        ({"lrs": (1e-3,), "tuning_seeds": (5,)}, "lrs=.*give two or more"),
+        ({"lrs": (1e-3, 1e-3), "tuning_seeds": (5,)}, "lrs=.*different"),
+        ({"lrs": (1e-3, 1e-4), "tuning_seeds": (5, 5)}, "tuning_seeds=.*different"),
+        ({"lrs": (1e-3, 1e-4), "tuning_seeds": (4, 5)}, "4 is one of seeds"),
+    ],
+)
+def test_learning_rates_and_seeds_that_will_not_do_are_named(change, named):
+    with pytest.raises(ConfigError, match=named):
+        AblationConfig(FinetuneConfig(), "", **change).validate()
+
+
+def test_entries_in_one_flag_are_named(runs):
+    with pytest.raises(ConfigError, match=r"give each run a flag --config.encoders of its own"):
+        AblationConfig(FinetuneConfig(), "", (f"{runs}/SparK, {runs}/MoCo",)).validate()
 
 
 def test_a_folder_that_is_no_run_is_named(runs):

@@ -1,6 +1,7 @@
 """Frozen features: the features, the two classifiers, what is chosen, and the command."""
 
 import csv
+import dataclasses
 import functools
 import importlib
 import json
@@ -20,7 +21,10 @@ from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.canvas import to_canvas
 from ctssl_jax.dataset.signatures import load_signatures, save_signatures
 from ctssl_jax.errors import ConfigError, DataError, DivergedError
-from ctssl_jax.evaluate import Features, Fitted, choose, fit_knn, fit_linear
+from ctssl_jax.frozen import features as frozen_features
+from ctssl_jax.frozen import probe as frozen_probe
+from ctssl_jax.frozen.classifiers import Fitted, choose, fit_knn, fit_linear
+from ctssl_jax.frozen.features import Features
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.methods.base import TrainState, init_encoder
 from ctssl_jax.metrics import classification_metrics
@@ -276,8 +280,8 @@ def test_features_are_the_mean_of_the_last_map_whatever_else_is_in_the_batch(
     path, lower, upper = (phantom_path, -900, 300) if kind == "hu" else (grey_path, 0, 255)
     intensity = Intensity(window_hu=(-900.0, 300.0), mean=(0.4,), std=(0.2,))
     dataset, mesh, (params, stats) = data.open_dataset(path), sharding.make_mesh(), weights(0)
-    embed = evaluate.make_embed(ENCODER, intensity, dataset.intensity, 64, mesh)
-    found = evaluate.features(
+    embed = frozen_features.make_embed(ENCODER, intensity, dataset.intensity, 64, mesh)
+    found = frozen_features.features(
         lambda image: embed(params, stats, image), dataset, DataConfig(canvas=48), "val", mesh
     )
     source = dataset.source("val")
@@ -291,7 +295,7 @@ def test_features_are_the_mean_of_the_last_map_whatever_else_is_in_the_batch(
 
 def test_features_that_are_not_finite_are_refused(grey_path):
     with pytest.raises(DivergedError, match="split 'val', are not finite"):
-        evaluate.features(
+        frozen_features.features(
             lambda image: jnp.full((len(image), 2), jnp.nan),
             data.open_dataset(grey_path),
             DataConfig(canvas=64),
@@ -478,14 +482,38 @@ def test_the_encoder_of_a_run_is_scored(tmp_path, phantom_path, encoder_run, cap
     assert "evaluated another encoder_run" in said.err
 
 
-def test_another_intensity_than_in_pretraining_is_told(encoder_run, capsys):
-    config = EvaluateConfig(encoder_run=str(encoder_run))
-    config.intensity = Intensity(window_hu=(-1000.0, 600.0), mean=(0.5,), std=(0.32,))
-    evaluate._tell_other_intensity(config)
-    assert "note: intensity.mean is [0.35] there and [0.5] here" in capsys.readouterr().out
-    config.intensity.mean = (0.35,)
-    evaluate._tell_other_intensity(config)
-    assert capsys.readouterr().out == ""
+def test_another_intensity_than_in_pretraining_is_told(encoder_run):
+    ours = Intensity(window_hu=(-1000.0, 600.0), mean=(0.5,), std=(0.32,))
+    (line,) = run_folder.notes(str(encoder_run), ours)
+    assert "note: intensity.mean is [0.35] there and [0.5] here" in line
+    ours.mean = (0.35,)
+    assert run_folder.notes(str(encoder_run), ours) == []
+
+
+def test_only_an_encoder_without_statistics_of_its_own_gets_those_of_the_task(
+    tmp_path, phantom_path, encoder_run, monkeypatch, capsys
+):
+    config, dataset = smoke(phantom_path), data.open_dataset(phantom_path)
+    rows, mesh = np.arange(8), sharding.make_mesh()
+
+    def are_kept(**changes):
+        given = dataclasses.replace(config, **changes)
+        found = evaluate._settled(given, dataset, ENCODER, weights(1), rows, mesh)
+        return all(
+            bool(np.array_equal(ours, theirs))
+            for ours, theirs in zip(*map(jax.tree.leaves, (found, weights(1))), strict=True)
+        )
+
+    assert not are_kept()
+    assert are_kept(bn_images=0)
+    assert are_kept(encoder_run=str(encoder_run))
+    (tmp_path / "checkpoints").symlink_to(encoder_run / "checkpoints")
+    record = json.loads((encoder_run / "config.json").read_text()) | {"type": "PretrainConfig"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert not are_kept(encoder_run=str(tmp_path))  # of no step at all
+    assert "note: the pre-training is of 0 steps" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "latest_step", lambda run: 44)
+    assert are_kept(encoder_run=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -604,7 +632,7 @@ def test_probe_scores_the_current_encoder_on_validation_and_compiles_once(
 ):
     intensity = Intensity(window_hu=(-900.0, 300.0), mean=(0.4,), std=(0.2,))
     embeds, splits = [], set()
-    make_embed, batches = evaluate.make_embed, data.evaluation_batches
+    make_embed, batches = frozen_probe.make_embed, data.evaluation_batches
 
     def spy(*arguments):
         embeds.append(make_embed(*arguments))
@@ -614,12 +642,12 @@ def test_probe_scores_the_current_encoder_on_validation_and_compiles_once(
         splits.add(split)
         return batches(dataset, reading, split=split, **rest)
 
-    monkeypatch.setattr(evaluate, "make_embed", spy)
+    monkeypatch.setattr(frozen_probe, "make_embed", spy)
     monkeypatch.setattr(data, "evaluation_batches", watch)
     mesh = sharding.make_mesh()
     config = ProbeConfig(path=str(phantom_path), every=1, k=5, canvas=48, size=64)
     config.validate()
-    probe = evaluate.make_probe(config, ENCODER, intensity, mesh)
+    probe = frozen_probe.make_probe(config, ENCODER, intensity, mesh)
     dataset = data.open_dataset(phantom_path)
     found = []
     for seed in (0, 1):
@@ -644,10 +672,10 @@ def test_probe_scores_the_current_encoder_on_validation_and_compiles_once(
 def test_probe_that_cannot_work_is_refused_before_training(tmp_path, phantom_path):
     mesh = sharding.make_mesh()
     with pytest.raises(ConfigError, match=r"probe.k=33: phantom has 32 training slices"):
-        evaluate.make_probe(ProbeConfig(str(phantom_path), 1, k=33), ENCODER, Intensity(), mesh)
+        frozen_probe.make_probe(ProbeConfig(str(phantom_path), 1, k=33), ENCODER, Intensity(), mesh)
     write(tmp_path / "set", {"train": [-1], "val": [-1]}, ())
     with pytest.raises(DataError, match="has no labels"):
-        evaluate.make_probe(ProbeConfig(str(tmp_path / "set"), 1), ENCODER, Intensity(), mesh)
+        frozen_probe.make_probe(ProbeConfig(str(tmp_path / "set"), 1), ENCODER, Intensity(), mesh)
     for change, named in (
         ({"every": -1}, "probe.every=-1"),
         ({"every": 5}, "probe.every=5 needs probe.path"),

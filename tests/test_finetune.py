@@ -20,7 +20,7 @@ from ctssl_jax.metrics import (
     read_predictions,
     write_predictions,
 )
-from ctssl_jax.run.subset import Subset, SubsetBy, subset, training_subset
+from ctssl_jax.run.subset import Subset, SubsetBy, subset, training_subset, validation_subset
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -308,3 +308,145 @@ def test_predictions_come_back_and_damaged_ones_are_named(tmp_path):
 
 def test_durations_read_well():
     assert [duration(s) for s in (5, 89, 600, 9660)] == ["5s", "89s", "10m", "2h41m"]
+
+
+@pytest.fixture(scope="module")
+def by_steps(tmp_path_factory, phantom_path, encoder_run):
+    """A run of five steps that validates every two on eight slices, and reads no test."""
+    config = smoke(phantom_path, encoder_run=str(encoder_run), steps=5, validate_every=2)
+    config.val_count, config.read_test, config.freeze.steps = 6, False, 1
+    config.tuned_lrs, config.tuned_seeds, config.optim.lr = (1e-3, 3e-3), (8, 9), 3e-3
+    config.intensity.window_hu = (-900.0, 600.0)
+    workdir = tmp_path_factory.mktemp("steps") / "run"
+    config.validate()
+    return finetune.run(config, workdir), workdir, config
+
+
+def test_a_budget_in_steps_is_kept_and_validated_as_often_as_asked(by_steps):
+    found, workdir, _ = by_steps
+    rows = [row for row in read_metrics(workdir) if "val_auc" in row]
+    assert [row["step"] for row in rows] == [2, 4, 5]
+    assert [row["epoch"] for row in rows] == [1, 2, 2.5]
+    assert (found["steps_trained"], found["total_steps"]) == (5, 5)
+    best = max(rows, key=lambda row: row["val_auc"])
+    assert (found["best_step"], found["best_epoch"]) == (best["step"], best["epoch"])
+
+
+def test_a_cut_validation_split_is_counted_among_the_annotations(by_steps, phantom_path):
+    found, workdir, config = by_steps
+    record = json.loads((workdir / "subset.json").read_text())
+    drawn = validation_subset(config, data.open_dataset(phantom_path))
+    assert record["val"] == {"split": "val", "rows": drawn.rows.tolist()}
+    assert (found["val_slices"], found["annotated_slices"]) == (6, 22)
+    with (workdir / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
+    assert [int(row["record"]) for row in rows] == drawn.rows.tolist()
+    labels, _ = data.read_labels(data.open_dataset(phantom_path), "val")
+    assert [int(row["label"]) for row in rows] == labels[drawn.rows].tolist()
+    log = (workdir / "log.txt").read_text()
+    assert "6 of 8 validation slices" in log
+    assert "labels in all: 22 slices" in log
+
+
+def test_a_run_that_chooses_a_rate_never_looks_at_the_test(by_steps):
+    found, workdir, _ = by_steps
+    assert "test" not in found
+    assert found["test_reads"] == 0
+    assert "test" not in {line.split(",")[0] for line in (workdir / "predictions.csv").open()}
+    assert found["tuning"] == {
+        "lr": 3e-3,
+        "candidates": [1e-3, 3e-3],
+        "seeds": [8, 9],
+        "split": "val",
+    }
+
+
+def test_the_log_has_validations_and_another_intensity(by_steps):
+    _, workdir, _ = by_steps
+    lines = (workdir / "log.txt").read_text().splitlines()
+    assert sum(line.startswith("validation after step") for line in lines) == 3
+    (note,) = [line for line in lines if line.startswith("note: intensity")]
+    assert "the encoder was pre-trained on other input" in note
+
+
+@pytest.mark.parametrize(("aucs", "told"), [([0.5, 0.6], True), ([0.6, 0.5], False)])
+def test_a_best_that_is_the_last_step_is_told(tmp_path, phantom_path, monkeypatch, aucs, told):
+    scripted(monkeypatch, aucs)
+    found = finetune.run(smoke(phantom_path, fraction=0.25), tmp_path / "run")
+    assert (found["best_step"] == found["total_steps"]) == told
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert ("not finished learning" in log) == told
+
+
+def test_labels_of_scans_are_told(tmp_path, phantom_path):
+    copy = tmp_path / "data"
+    shutil.copytree(phantom_path, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"labels_of": "scan"}))
+    finetune.run(smoke(copy, fraction=0.25), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["labels_of"] == "scan"
+    assert "note: the labels are of scans" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_evaluation_takes_measured_statistics_and_training_goes_on_with_its_own(
+    tmp_path, phantom_path, monkeypatch
+):
+    """With and without, training ends with the same state; what is kept as best differs."""
+    from ctssl_jax.run.checkpoint import Checkpoints
+
+    saved = {}
+    original, save = finetune.BestWeights.save, Checkpoints.save
+
+    def spy_best(self, number, state, meta):
+        saved.setdefault((name, "best"), []).append(jax.device_get(state))
+        original(self, number, state, meta)
+
+    def spy_save(self, state, unfinished=False):
+        saved[name, "last"] = jax.device_get(state)
+        save(self, state, unfinished)
+
+    monkeypatch.setattr(finetune.BestWeights, "save", spy_best)
+    monkeypatch.setattr(Checkpoints, "save", spy_save)
+    for name, images in (("measured", 1024), ("running", 0)):
+        finetune.run(smoke(phantom_path, bn_images=images), tmp_path / name)
+    ours, theirs = saved["measured", "last"], saved["running", "last"]
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    jax.tree.map(np.testing.assert_array_equal, ours.batch_stats, theirs.batch_stats)
+    first, plain = saved["measured", "best"][0], saved["running", "best"][0]
+    jax.tree.map(np.testing.assert_array_equal, first.params, plain.params)
+    mean, lagging = (s.batch_stats["encoder"]["bn1"]["var"] for s in (first, plain))
+    assert np.abs(mean - lagging).max() > 0.05  # of which two steps left 81 % of the initial 1
+
+
+def test_convolutions_that_rest_for_longer_than_the_run_are_named(
+    tmp_path, phantom_path, encoder_run
+):
+    config = smoke(phantom_path, encoder_run=str(encoder_run), steps=2)  # freeze.epochs=1: 2 steps
+    with pytest.raises(ConfigError, match=r"rest for 2 steps of 2: set freeze\.steps"):
+        finetune.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_before_these_fields_is_refused_in_one_line(tmp_path, phantom_path, results):
+    _, workdir = results["scratch"]
+    shutil.copytree(workdir, old := tmp_path / "old")
+    record = json.loads((old / "config.json").read_text())
+    for name in ("bn_images", "steps", "validate_every", "val_count", "read_test"):
+        del record["config"][name]
+    (old / "config.json").write_text(json.dumps(record | {"hash": "of before"}))
+    with pytest.raises(ConfigError, match=r"made by another config \(config\.bn_images is None"):
+        finetune.run(smoke(phantom_path, arm="scratch"), old)
+
+
+@pytest.mark.parametrize(
+    ("by", "count", "named"),
+    [
+        (SubsetBy.PATIENT, 2, "val_count=2: the validation split has 1 patients"),
+        (SubsetBy.IMAGE, 1, "val_count=1: the validation split has 8 images, and 2 are the fewest"),
+        (SubsetBy.FIRST, 1, "single class"),
+    ],
+)
+def test_a_validation_split_that_cannot_be_drawn_is_named(phantom_path, by, count, named):
+    config = smoke(phantom_path, subset_by=by, val_count=count)
+    with pytest.raises(ConfigError, match=named):
+        validation_subset(config, data.open_dataset(phantom_path))

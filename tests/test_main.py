@@ -1,13 +1,14 @@
 """What a user types, and the one line that answers a mistake."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
 
-from ctssl_jax import main
+from ctssl_jax import command, flags, main
 from ctssl_jax.config import PretrainConfig
-from ctssl_jax.errors import ConfigError, Preempted, StorageError
+from ctssl_jax.errors import ConfigError, DataError, Preempted, StorageError
 from ctssl_jax.hosts.cluster import Cluster
 
 
@@ -101,11 +102,11 @@ def test_folder_that_is_no_run_is_left_alone(capsys, tmp_path, phantom_path):
 
 
 def test_flags_reach_the_config_and_the_workdir_has_a_name():
-    command = main.parse(
+    parsed = flags.parse(
         ["main", SPARK, "--config.method.mask_ratio=0.75", "--config.optim.lr=1e-3"]
     )
-    config, workdir = command.config, command.workdir
-    assert command.cluster is None
+    config, workdir = parsed.config, parsed.workdir
+    assert parsed.cluster is None
     assert isinstance(config, PretrainConfig)
     assert (config.method.mask_ratio, config.optim.lr) == (0.75, 1e-3)
     assert str(workdir) == "runs/spark-smoke"
@@ -119,29 +120,34 @@ def test_unexpected_config_type_is_named(capsys):
 
 def test_status_notes_a_failed_run_but_not_a_refused_one(tmp_path):
     (tmp_path / "STATUS").write_text("running\n")
-    main.mark_ended(tmp_path, None, ConfigError.exit_code)
+    command.mark_ended(tmp_path, None, ConfigError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "running\n"
-    main.mark_ended(tmp_path, None, StorageError.exit_code)
+    command.mark_ended(tmp_path, None, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"
-    main.mark_ended(tmp_path, Cluster("127.0.0.1:9000", 2, 1), Preempted.exit_code)
+    command.mark_ended(tmp_path, Cluster("127.0.0.1:9000", 2, 1), Preempted.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"  # process 0 speaks for all
-    main.mark_ended(tmp_path, None, Preempted.exit_code)
+    command.mark_ended(tmp_path, None, Preempted.exit_code)
     assert (tmp_path / "STATUS").read_text() == "preempted\n"
 
 
 def test_demo_phantom_is_made_where_it_is_missing(tmp_path, monkeypatch):
-    from data_prep.phantom import source as phantom
-
     monkeypatch.chdir(tmp_path)
     made = []
-    monkeypatch.setattr(phantom, "prepare", lambda path: made.append(str(path)))
+
+    def run(words, **_):
+        made.append(words[1:])
+        return subprocess.CompletedProcess(words, len(made) - 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
     main.provide_phantom("data/mine")
     main.provide_phantom(main.PHANTOM)
-    assert made == ["data/phantom"]
+    assert made == [["-m", "data_prep.phantom", "--out=data/phantom"]]
+    with pytest.raises(DataError, match=r"python -m data_prep\.phantom --out=data/phantom"):
+        main.prepare_phantom()  # that fails the second time
 
 
 def test_json_of_the_config_is_plain():
-    config = main.parse(["main", SPARK]).config
+    config = flags.parse(["main", SPARK]).config
     from ctssl_jax.config import to_json
 
     assert json.loads(json.dumps(to_json(config))) == to_json(config)

@@ -244,24 +244,16 @@ def fit_stub(
     state = train.TrainState(jnp.int32(start), {}, {}, {}, ())
     batches = iter([{"image": np.zeros((1, 1, 1), np.int16)}] * len(losses))
     writer = MetricWriter(tmp_path)
+    session = train.Session(
+        mesh,
+        writer,
+        supervisor or Supervisor(),
+        save or (lambda state, unfinished: None),
+        settings.pop("unfinished", False),
+    )
+    pace = train.Pace(0, len(losses), 2.0, 1, log_every=4, save_every=save_every)
     try:
-        return fit(
-            state,
-            step or Stub(losses, **gauges),
-            batches,
-            mesh,
-            writer,
-            supervisor or Supervisor(),
-            seed=0,
-            total_steps=len(losses),
-            steps_per_epoch=2.0,
-            batch_size=1,
-            log_every=4,
-            save_every=save_every,
-            save=save or (lambda state, unfinished: None),
-            due=due,
-            **settings,
-        )
+        return fit(state, step or Stub(losses, **gauges), batches, session, pace, due, **settings)
     finally:
         writer.close()
 

@@ -64,26 +64,44 @@ class Standardise(enum.Enum):
 
 @dataclasses.dataclass
 class ViewGroup:
-    """How `count` views of one resolution are made of an image. Defaults: SparK's recipe."""
+    """How `count` views of one resolution are made of an image. Defaults: SparK's recipe.
+
+    Attributes:
+      count: how many.
+      size: side in pixels, a multiple of the encoder's stride 32.
+      scale: area of the crop as a fraction of the image; with ratio (1.0, 1.0) too: the whole.
+      ratio: width / height of the crop.
+      interpolation: of the crop.
+      hflip, vflip: probability of a left-right or top-bottom flip.
+      rotate: probability of a rotation, before the crop, what is outside being 0.
+      degrees: its angle is uniform in ±degrees.
+      rotate_interpolation: of the rotation.
+      jitter: probability of a change of brightness and contrast, in random order.
+      brightness: factor uniform in [max(0, 1 - brightness), 1 + brightness].
+      contrast: likewise; about the view's mean.
+      blur: probability of a Gaussian blur.
+      blur_sigma: uniform, in pixels of the view.
+      noise: probability of white Gaussian noise.
+      noise_variance: log-uniform, of values in 0..1.
+    """
 
     count: int = 1
-    size: int = 224  # side in pixels, a multiple of the encoder's stride 32
-    # Area of the crop as a fraction of the image; with ratio (1.0, 1.0) too: the whole image.
+    size: int = 224
     scale: tuple[float, float] = (0.67, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the crop
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = Interpolation.BICUBIC
-    hflip: float = 0.5  # probability of a left-right flip
-    vflip: float = 0.0  # probability of a top-bottom flip
-    rotate: float = 0.0  # probability of a rotation, before the crop, what is outside being 0
-    degrees: float = 180.0  # its angle is uniform in ±degrees
+    hflip: float = 0.5
+    vflip: float = 0.0
+    rotate: float = 0.0
+    degrees: float = 180.0
     rotate_interpolation: RotateInterpolation = RotateInterpolation.BILINEAR
-    jitter: float = 0.0  # probability of a change of brightness and contrast, in random order
-    brightness: float = 0.0  # factor uniform in [max(0, 1 - brightness), 1 + brightness]
-    contrast: float = 0.0  # likewise; about the view's mean
-    blur: float = 0.0  # probability of a Gaussian blur
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # uniform, in pixels of the view
-    noise: float = 0.0  # probability of white Gaussian noise
-    noise_variance: tuple[float, float] = (1e-5, 1e-4)  # log-uniform, of values in 0..1
+    jitter: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    noise: float = 0.0
+    noise_variance: tuple[float, float] = (1e-5, 1e-4)
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
@@ -120,16 +138,25 @@ class ViewGroup:
 
 @dataclasses.dataclass
 class Intensity:
-    """How stored int16 become network input; `mean` and `std` apply after the mapping to 0..1."""
+    """How stored int16 become network input.
+
+    Attributes:
+      mode: WINDOW: two fixed values become 0 and 1. SLICE_MIN_MAX: each slice's
+        smallest and largest.
+      window: the HU that become 0 and 1 in WINDOW mode, by name.
+      window_hu: the same in numbers, (low, high), for CUSTOM alone.
+      standardise: FIXED: by `mean` and `std`. DATASET: by those of the split that is trained on.
+      mean, std: what values in 0..1 are standardised with; one number, or one for each channel.
+      channels: 3: three equal channels, as the paper's and ImageNet's weights expect.
+    """
 
     mode: IntensityMode = IntensityMode.WINDOW
-    # The HU that become 0 and 1 in WINDOW mode; grey records use their full range instead.
     window: Window = Window.CUSTOM
-    window_hu: tuple[float, float] = WINDOWS["wide"]  # for CUSTOM alone
-    standardise: Standardise = Standardise.FIXED  # DATASET replaces the two below
-    mean: tuple[float, ...] = (0.3,)  # one number, or one per channel
+    window_hu: tuple[float, float] = WINDOWS["wide"]
+    standardise: Standardise = Standardise.FIXED
+    mean: tuple[float, ...] = (0.3,)
     std: tuple[float, ...] = (0.3,)
-    channels: int = 1  # 3: three equal channels, as the authors' and ImageNet weights expect
+    channels: int = 1
 
     def bounds(self, kind: IntensityKind) -> tuple[float, float]:
         """The stored values that become 0 and 1 in WINDOW mode."""

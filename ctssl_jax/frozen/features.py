@@ -1,10 +1,25 @@
-"""Features of slices by a frozen encoder: what they are, and the file that holds them."""
+"""Features of slices by a frozen encoder: what they are, how they are made, the file of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Int16, Shaped
+
+from ctssl_jax import data
+from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
+from ctssl_jax.augment import views as augment
+from ctssl_jax.data import DataConfig
+from ctssl_jax.errors import DivergedError
+from ctssl_jax.hosts import sharding
+from ctssl_jax.methods.base import PyTree
+from ctssl_jax.nn.resnet import ResNet, pool
+
+Embed = Callable[[PyTree, PyTree, Any], jax.Array]
 
 
 class Features(NamedTuple):
@@ -34,3 +49,57 @@ def save_embeddings(path: Path, **splits: Features) -> None:
     with temporary.open("wb") as file:
         np.savez(file, **arrays)
     temporary.rename(path)
+
+
+def make_embed(
+    encoder: ResNet, intensity: Intensity, kind: IntensityKind, size: int, mesh: Mesh
+) -> Embed:
+    """Compiles `embed(params, batch_stats, image) -> features`, a pure function.
+
+    `image` holds stored values, int16 `[b, h, w]`, split over the devices. The features, float32
+    `[b, d]` with d the channels of the last stage, are whole on every device and host.
+    """
+
+    def embed(params: PyTree, stats: PyTree, image: Int16[Array, "b h w"]) -> Float[Array, "b d"]:
+        view = augment.whole_slices(image, intensity, kind, size, Interpolation.BICUBIC)
+        stages = encoder.apply({"params": params, "batch_stats": stats}, view, train=False)
+        return pool(jnp.asarray(stages[-1]))
+
+    return jax.jit(embed, out_shardings=sharding.replicated(mesh))
+
+
+def features(
+    embed: Callable[[jax.Array], jax.Array],
+    dataset: data.Dataset,
+    reading: DataConfig,
+    split: str,
+    mesh: Mesh,
+    check: Callable[[], None] = lambda: None,
+) -> Features:
+    """Features of every record of a split; `embed` as `make_embed`'s, with its weights.
+
+    `check` is called at every batch and may raise.
+
+    Raises:
+      DivergedError: a feature is not finite.
+    """
+    labels, patients = data.read_labels(dataset, split)
+    found = []
+    for batch in data.evaluation_batches(
+        dataset,
+        reading,
+        split=split,
+        batch_size=sharding.round_up(data.EVALUATION_BATCH),
+        indices=None,
+        **sharding.process_share(),
+    ):
+        check()
+        image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
+        found.append(np.asarray(embed(image)))
+    x = np.concatenate(found)[: len(labels)]  # the rest is padding of the last batch
+    if not np.isfinite(x).all():
+        raise DivergedError(
+            f"features of {dataset.name}, split {split!r}, are not finite: the encoder has "
+            "diverged; give an earlier or another run"
+        )
+    return Features(x, labels, patients, np.arange(len(labels), dtype=np.int32))

@@ -1,7 +1,7 @@
 """Which training slices an encoder takes for most alike: a picture to judge its features by eye.
 
 The queries are slices of validation, spread over the split before anything is known of them: what
-people look at is not the test. Their neighbours are those of `evaluate.fit_knn`.
+people look at is not the test. Their neighbours are those of `classifiers.fit_knn`.
 """
 
 import csv

@@ -112,7 +112,7 @@ def on_first(work: Callable[[], Any]) -> Any:
         except UserError as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
     content = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
-    length = int(sharding.from_first(np.int32([len(content)]))[0])
+    length = int(sharding.from_first(np.array([len(content)], np.int32))[0])
     content = sharding.from_first(content if is_first() else np.zeros(length, np.uint8))
     outcome = json.loads(content.tobytes())
     if "error" in outcome:

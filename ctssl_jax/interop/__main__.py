@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from ctssl_jax.errors import UserError
+from ctssl_jax import command
 from ctssl_jax.hosts import platform
 
 
@@ -53,12 +53,7 @@ def parser() -> argparse.ArgumentParser:
     from ctssl_jax.interop.export import Layout
     from ctssl_jax.interop.foreign import LAYOUTS
 
-    own = argparse.ArgumentParser(
-        prog="python -m ctssl_jax.interop",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    own = command.Parser(prog="python -m ctssl_jax.interop", description=__doc__)
     commands = own.add_subparsers(required=True, metavar="COMMAND")
     out = commands.add_parser("export", help="a run's weights, for PyTorch", allow_abbrev=False)
     out.add_argument("--run", type=Path, required=True, help="a run folder")
@@ -86,13 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (see `ctssl_jax.errors`)."""
     platform.set_cpu_flags()
     platform.quiet_libraries()
-    flags = parser().parse_args(arguments)
-    try:
+
+    def work() -> None:
+        flags = parser().parse_args(arguments)
         print(flags.work(flags))
-    except UserError as error:
-        print(f"interop: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return command.run("ctssl_jax.interop", work)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """The model card of exported weights (after Mitchell et al., FAT* 2019): data, method, limits."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ctssl_jax.interop.weights import Weights
 from ctssl_jax.metrics import read_predictions
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.statistics import accuracy, auc, bootstrap_interval
-
-if TYPE_CHECKING:
-    from ctssl_jax.interop.export import Weights
 
 LOADING = {
     "torchvision": """import torchvision
@@ -37,7 +35,7 @@ LIMITS = """- **Not a medical device.** For research: not to diagnose, screen, t
   numbers that look right and are not."""
 
 
-def write(weights: "Weights", layout: str, files: list[str], licence: str) -> str:
+def write(weights: Weights, layout: str, files: list[str], licence: str) -> str:
     """The card, as Markdown.
 
     Args:
@@ -65,7 +63,7 @@ def write(weights: "Weights", layout: str, files: list[str], licence: str) -> st
     return "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items()) + "\n"
 
 
-def _summary(weights: "Weights") -> str:
+def _summary(weights: Weights) -> str:
     method = weights.record["config"]["method"]["type"]
     if weights.classes:
         numbered = ", ".join(f"{i} = {name}" for i, name in enumerate(weights.classes))
@@ -74,7 +72,7 @@ def _summary(weights: "Weights") -> str:
     return f"Features of CT slices, {how}: the global average of the last stage's map."
 
 
-def _loading(weights: "Weights", layout: str, files: list[str], channels: int) -> str:
+def _loading(weights: Weights, layout: str, files: list[str], channels: int) -> str:
     """PyTorch to load each file; torchvision's networks take three channels."""
     three = channels == 1 and layout == "torchvision"
     classes = str(len(weights.classes))
@@ -115,7 +113,7 @@ def _data(data: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def _method(weights: "Weights") -> str:
+def _method(weights: Weights) -> str:
     config, run = weights.record["config"], weights.run
     known = run / "env.json"
     env = run_folder.read_json(known) if known.exists() else {}
@@ -137,14 +135,14 @@ def _method(weights: "Weights") -> str:
     return "\n".join(f"- {name}: {value}" for name, value in rows.items() if value is not None)
 
 
-def _encoder_hash(weights: "Weights") -> str | None:
+def _encoder_hash(weights: Weights) -> str | None:
     """Of the run whose encoder this one started from."""
     if weights.classes:
         return run_folder.read_json(weights.run / "results.json")["encoder_run"]
     return (weights.data or {}).get("encoder_run")
 
 
-def _results(weights: "Weights") -> str:
+def _results(weights: Weights) -> str:
     if not weights.classes:
         return "None here: what an encoder is worth shows when it is fine-tuned."
     results = run_folder.read_json(weights.run / "results.json")

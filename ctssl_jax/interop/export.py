@@ -8,7 +8,6 @@ model_card.md           what the weights are, and are not for
 SHA256SUMS              of all these, for `sha256sum -c`
 """
 
-import dataclasses
 import enum
 import hashlib
 import json
@@ -16,20 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 from safetensors.numpy import save
 
-from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.errors import ConfigError, StorageError
 from ctssl_jax.interop import card
 from ctssl_jax.interop.names import classifier_name, counters, to_torch
-from ctssl_jax.interop.recipe import Recipe, of_run
-from ctssl_jax.methods import Supervised
-from ctssl_jax.methods.base import PyTree
-from ctssl_jax.nn.resnet import ResNet, pool
-from ctssl_jax.run import checkpoint
+from ctssl_jax.interop.weights import Weights, read
 from ctssl_jax.run import folder as run_folder
 
 METADATA = "ctssl_jax"
@@ -43,51 +35,6 @@ class Layout(enum.Enum):
 
     TORCHVISION = "torchvision"
     TIMM = "timm"
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """What a run has to export.
-
-    Attributes:
-      run: its folder.
-      record: its config.json.
-      data: its data.json; None of an imported encoder.
-      recipe: what its network takes for input.
-      params: of `encoder`, and of a classifier `head`.
-      batch_stats: likewise.
-      classes: of a classifier, in the order of its outputs.
-      step: after which the weights were saved; None of chosen weights.
-    """
-
-    run: Path
-    record: dict[str, Any]
-    data: dict[str, Any] | None
-    recipe: Recipe
-    params: PyTree
-    batch_stats: PyTree
-    classes: tuple[str, ...]
-    step: int | None
-
-    @property
-    def depth(self) -> int:
-        """Of the ResNet."""
-        return self.record["config"]["encoder"]["depth"]
-
-    def outputs(self, image: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n d"]:
-        """Features, or a classifier's logits, in float32 and evaluation mode."""
-        encoder = ResNet(depth=self.depth)
-
-        def forward(params: PyTree, stats: PyTree, x: jax.Array) -> jax.Array:
-            if self.classes:
-                method = Supervised(classes=len(self.classes))
-                return method.logits(encoder, params, stats, x, train=False)[0]
-            variables = {"params": params["encoder"], "batch_stats": stats["encoder"]}
-            return pool(jnp.asarray(encoder.apply(variables, x, train=False)[-1]))
-
-        with jax.default_matmul_precision("highest"):  # an accelerator would take fewer bits
-            found = jax.jit(forward)(self.params, self.batch_stats, image.transpose(0, 2, 3, 1))
-        return np.asarray(found, np.float32)
 
 
 class Exported(NamedTuple):
@@ -152,34 +99,6 @@ def _write(weights: Weights, layout: Layout, out: Path, licence: str) -> Exporte
         for name in names:
             (folder / name).rename(out.parent / name)
     return Exported(sums, len(tensors))
-
-
-def read(run: Path) -> Weights:
-    """The weights of a run: the chosen ones of fine-tuning, else the encoder as last saved.
-
-    Raises:
-      ConfigError: the run has no weights.
-      DataError, StorageError: it cannot be read.
-    """
-    if not (run / "config.json").is_file():
-        raise DataError(f"no run at {run}: --run takes a run folder")
-    record = run_folder.read_json(run / "config.json")
-    if record["type"] == "EvaluateConfig":
-        raise ConfigError(f"{run} trained nothing: give the run whose encoder it evaluated")
-    data = run_folder.read_json(run / "data.json") if (run / "data.json").exists() else None
-    recipe, config = of_run(record, data), record["config"]
-    encoder, channels = ResNet(depth=config["encoder"]["depth"]), recipe.intensity.channels
-    if record["type"] != "FinetuneConfig" or data is None:
-        params, stats = checkpoint.load_encoder(run, encoder, channels)
-        step = checkpoint.latest_step(run)
-        return Weights(run, record, data, recipe, {"encoder": params}, {"encoder": stats}, (), step)
-    if (run / "STATUS").read_text().strip() != "done":
-        raise DataError(f"{run} is not finished, its weights are not chosen: repeat its command")
-    classes = tuple(data["classes"])
-    method = Supervised(classes=len(classes))
-    initial = jax.eval_shape(lambda key: method.init(encoder, key, channels), jax.random.key(0))
-    params, stats = checkpoint.load_best(run, initial.params, initial.batch_stats)
-    return Weights(run, record, data, recipe, params, stats, classes, None)
 
 
 def named_tensors(weights: Weights) -> dict[str, np.ndarray]:

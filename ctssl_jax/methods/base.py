@@ -6,7 +6,7 @@ and the loop are shared and know none of them. `params` and `batch_stats` hold t
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -110,7 +110,14 @@ def split_as_batch(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
 
 @runtime_checkable
 class Method(Protocol):
-    """The interface; `simclr.SimCLR` is the shortest example."""
+    """The interface; `simclr.SimCLR` is the shortest example.
+
+    Attributes:
+      zero_init_residual: whether the encoder's residual blocks start as the identity, as its
+        literature has it. Nothing else decides that; docs/deviations.md lists it.
+    """
+
+    zero_init_residual: ClassVar[bool]
 
     @property
     def views(self) -> tuple[ViewGroup, ...]:

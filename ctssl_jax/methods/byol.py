@@ -6,6 +6,7 @@ Wolfda95/SSL-MedicalImagining-CL-MAE@87a1627 `byol/byol_module.py`, `callbacks/b
 
 import dataclasses
 import enum
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,7 @@ class BYOL:
       view, other_view: of the two views, which the original draws differently.
     """
 
+    zero_init_residual: ClassVar[bool] = False
     tau: float = 0.996
     tau_schedule: TauSchedule = TauSchedule.RUN
     hidden: int = 4096

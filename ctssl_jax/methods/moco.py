@@ -7,6 +7,7 @@ facebookresearch/moco `moco/builder.py`; as run by Wolf et al.: Wolfda95/SSL-Med
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,7 @@ class MoCo:
       view: of query and key.
     """
 
+    zero_init_residual: ClassVar[bool] = False
     temperature: float = 0.2
     queue_size: int = 65536
     momentum: float = 0.999

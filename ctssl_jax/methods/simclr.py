@@ -5,6 +5,7 @@ No queue, no teacher. The shortest method: read it to see what a method is.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,7 @@ class SimCLR:
       view: of the two views.
     """
 
+    zero_init_residual: ClassVar[bool] = False
     temperature: float = 0.1
     hidden: int = 2048
     features: int = 128

@@ -6,7 +6,7 @@ the hidden patches. Numbers and details: keyu-tian/SparK@a63e386 `pretrain/spark
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ class SparK:
       sparse: how the encoder is computed; the numbers are the same.
     """
 
+    zero_init_residual: ClassVar[bool] = True
     mask_ratio: float = 0.6
     decoder_width: int = 768
     view: ViewGroup = dataclasses.field(default_factory=ViewGroup)

@@ -1,7 +1,7 @@
 """Supervised classification: fine-tuning is a method like the others."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Supervised:
       view: training view; evaluation sees the whole slice resized to `view.size`.
     """
 
+    zero_init_residual: ClassVar[bool] = False
     classes: int = 0
     class_weights: tuple[float, ...] = ()
     view: ViewGroup = dataclasses.field(

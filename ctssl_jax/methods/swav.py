@@ -6,6 +6,7 @@ Wolfda95/SSL-MedicalImagining-CL-MAE@87a1627 `swav/swav_module_lidc.py`, `swav_r
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,7 @@ class SwAV:
       view, small_view: global crops, whose codes are predicted, and local ones, which only predict.
     """
 
+    zero_init_residual: ClassVar[bool] = False
     prototypes: int = 500
     temperature: float = 0.1
     epsilon: float = 0.05

@@ -5,7 +5,7 @@ to differentiate the statistics, XLA reads and writes each map about twice as of
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +90,7 @@ class BatchNorm(nn.Module):
         *,
         mask: Bool[Array, "b *d 1"] | None = None,
         groups: int = 1,
+        measure: bool = False,
     ) -> Float[Array, "b *d c"]:
         """Returns x normalised.
 
@@ -98,6 +99,8 @@ class BatchNorm(nn.Module):
           mask: positions whose statistics count; all are normalised by them.
           groups: consecutive parts of the batch, each with statistics of its own; the running ones
             move towards their mean.
+          measure: normalise by the batch, also in evaluation, and put its statistics in place of
+            the running ones, which are then what this batch alone has.
         """
         channels = x.shape[-1:]
         scale = self.param("scale", self.scale_init, channels, self.param_dtype)
@@ -107,7 +110,7 @@ class BatchNorm(nn.Module):
             for name, start in (("mean", jnp.zeros), ("var", jnp.ones))
         ]
         dtype = self.dtype or x.dtype
-        if self.use_running_average:
+        if self.use_running_average and not measure:
             mean, var = (kept.value for kept in statistics)
             return ((x - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(dtype)
         parted, counted = jax.tree.map(
@@ -116,20 +119,33 @@ class BatchNorm(nn.Module):
         found = normalise(parted, scale, bias, counted)
         if not self.is_initializing():
             for kept, new in zip(statistics, (found.mean, found.var), strict=True):
-                kept.value = MOMENTUM * kept.value + (1 - MOMENTUM) * new.mean(axis=0)
+                latest = new.mean(axis=0)
+                kept.value = latest if measure else MOMENTUM * kept.value + (1 - MOMENTUM) * latest
         return found.y.reshape(x.shape).astype(dtype)
 
 
-@contextmanager
-def batch_norm_groups(groups: int) -> Iterator[None]:
+def batch_norm_groups(groups: int) -> AbstractContextManager[None]:
     """Gives the BatchNorms of the modules called inside so many `groups`."""
+    return _batch_norm_options(groups=groups)
 
+
+def batch_norm_measure(valid: Bool[Array, " b"]) -> AbstractContextManager[None]:
+    """Makes the BatchNorms of the modules called inside `measure` the images that are `valid`."""
+    return _batch_norm_options(measure=True, mask=valid)
+
+
+@contextmanager
+def _batch_norm_options(mask: Bool[Array, " b"] | None = None, **options: Any) -> Iterator[None]:
     def intercept(
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
-        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
-            return call(*args, **kwargs, groups=groups)
-        return call(*args, **kwargs)
+        if not isinstance(context.module, BatchNorm) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if mask is not None:
+            x = args[0]
+            whole = mask.reshape(-1, *(1,) * (x.ndim - 1))
+            kwargs = {**kwargs, "mask": jnp.broadcast_to(whole, (*x.shape[:-1], 1))}
+        return call(*args, **kwargs, **options)
 
     with nn.intercept_methods(intercept):
         yield

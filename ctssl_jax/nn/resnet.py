@@ -117,7 +117,7 @@ class ResNet(nn.Module):
     Attributes:
       depth: 18, 34 or 50.
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
-      zero_init_residual: start each block as the identity (timm's default).
+      zero_init_residual: start each block as the identity (timm's default; not torchvision's).
       dtype: of the computation; parameters and BatchNorm statistics stay in `param_dtype`.
       remat_stages: of so many stages, from the first and largest on, the backward pass recomputes
         the blocks instead of keeping their activations.
@@ -125,7 +125,7 @@ class ResNet(nn.Module):
 
     depth: int = 50
     drop_path_rate: float = 0.0
-    zero_init_residual: bool = True
+    zero_init_residual: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     remat_stages: int = 0

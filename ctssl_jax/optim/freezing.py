@@ -48,6 +48,8 @@ class FreezeConfig:
 
     Attributes:
       epochs: convolutions rest this long; classifier and BatchNorm train from the start.
+      steps: in place of `epochs`, so many steps; 0: by epochs.
+      double_every: an epoch of `mode`, in steps; 0: an epoch of the data.
       mode: AS_MEANT, what Lightning's BackboneFinetuning documents: the encoder joins at
         `encoder_lr_ratio` of the peak rate and doubles each epoch up to it. AS_RUN, what the
         paper's notebooks do, their optimizer having one parameter group: everything at the peak in
@@ -57,30 +59,38 @@ class FreezeConfig:
     """
 
     epochs: int = 10
+    steps: int = 0
+    double_every: int = 0
     mode: FreezeMode = FreezeMode.AS_MEANT
     encoder_lr_ratio: float = 0.1
     scratch: bool = False
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
-        if self.epochs < 0:
-            raise ConfigError(f"freeze.epochs={self.epochs}: must not be negative")
+        for name in ("epochs", "steps", "double_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"freeze.{name}={getattr(self, name)}: must not be negative")
         if not 0 < self.encoder_lr_ratio <= 1:
             raise ConfigError(f"freeze.encoder_lr_ratio={self.encoder_lr_ratio}: must be in (0, 1]")
+
+    def frozen_steps(self, steps_per_epoch: int) -> int:
+        """How many steps the convolutions rest."""
+        return self.steps or self.epochs * steps_per_epoch
 
 
 def freeze_schedules(
     lr: float, freeze: FreezeConfig, steps_per_epoch: int
 ) -> tuple[Schedule, Schedule]:
     """Learning rates of encoder and head by step, by whole epochs (Wolf et al. 2023, notebooks)."""
-    ratio = freeze.encoder_lr_ratio
+    ratio, frozen = freeze.encoder_lr_ratio, freeze.frozen_steps(steps_per_epoch)
+    epoch = freeze.double_every or steps_per_epoch
 
     def unfrozen_epochs(step: Any) -> Any:
-        return jnp.asarray(step) // steps_per_epoch - freeze.epochs
+        return (jnp.asarray(step) - frozen) // epoch
 
     def encoder(step: Any) -> Float[Array, ""]:
         since = unfrozen_epochs(step)
-        if freeze.epochs == 0:
+        if frozen == 0:
             return jnp.full((), lr, jnp.result_type(float))
         if freeze.mode is FreezeMode.AS_RUN:
             return jnp.where(since <= 0, lr, 2 * ratio * lr)
@@ -88,7 +98,7 @@ def freeze_schedules(
         return jnp.where(since < 0, lr, lr * ramp)  # before: BatchNorm alone, with the head
 
     def head(step: Any) -> Float[Array, ""]:
-        if freeze.epochs and freeze.mode is FreezeMode.AS_RUN:
+        if frozen and freeze.mode is FreezeMode.AS_RUN:
             return encoder(step)
         return jnp.full((), lr, jnp.result_type(float))
 
@@ -104,7 +114,7 @@ def finetune_optimizer(
       The optimizer, and the head's learning rate by step.
     """
     encoder_lr, head_lr = freeze_schedules(config.lr, freeze, steps_per_epoch)
-    frozen_steps = freeze.epochs * steps_per_epoch
+    frozen_steps = freeze.frozen_steps(steps_per_epoch)
 
     def decay(step: Any) -> Float[Array, ""]:
         return jnp.full((), config.weight_decay, jnp.result_type(float))

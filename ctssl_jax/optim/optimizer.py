@@ -63,7 +63,8 @@ class OptimConfig:
       weight_decay, weight_decay_end: from first to last step by a cosine.
       exclude_1d: BatchNorm scales, biases, mask tokens and SwAV's prototypes get no decay and, in
         LARS and LAMB, no trust ratio; False treats all parameters alike.
-      b1, b2: of LAMB, ADAM and ADAMW; `momentum`: of LARS and SGD.
+      b1, b2: of LAMB, ADAM and ADAMW.
+      momentum: of LARS and SGD.
       eps: in the denominator of all but SGD (LARS: beside a gradient's norm; timm has 1e-8).
       trust_coefficient: of LARS.
       clip_norm: the gradient's global norm is cut to this; 0 = not at all.

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from ctssl_jax import __version__
-from ctssl_jax.config import Config, config_record, first_difference
+from ctssl_jax.augment import Intensity
+from ctssl_jax.config import Config, config_record, first_difference, to_json
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.hosts import distributed
@@ -70,7 +71,7 @@ def open_run(
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
-    told = ("source_kind", "origin", "note", "canvas")  # where the manifest has them
+    told = ("source_kind", "origin", "note", "canvas", "labels_of")  # where the manifest has them
     data |= {key: dataset.manifest[key] for key in told if key in dataset.manifest}
 
     def make() -> dict[str, Any]:
@@ -158,6 +159,29 @@ def method(run: str) -> str:
     if "method" not in config:
         raise DataError(f"no run at {run}: config.encoder_run takes a pre-training run folder")
     return config["method"]["type"].lower()
+
+
+def notes(run: str, intensity: Intensity) -> list[str]:
+    """A line where slices enter an encoder otherwise than in its pre-training: no shape shows that.
+
+    What an older run does not say is no difference.
+    """
+    theirs = read_json(Path(run) / "config.json")["config"]["intensity"]
+    ours = {name: value for name, value in to_json(intensity).items() if name in theirs}
+    if ours == theirs:
+        return []
+    difference = first_difference(ours, theirs, "intensity")
+    return [f"note: {difference}: the encoder was pre-trained on other input"]
+
+
+def recipe(run: str) -> dict[str, Any]:
+    """What made an encoder, but for its seed: two runs of one recipe repeat each other."""
+    made, data = read_json(Path(run) / "config.json"), {}
+    if (Path(run) / "data.json").is_file():
+        data = read_json(Path(run) / "data.json")
+    config = {name: value for name, value in made["config"].items() if name != "seed"}
+    of_data = {name: data.get(name) for name in ("fingerprint", "filter", "encoder_run")}
+    return {"type": made.get("type"), "config": config, "data": of_data}
 
 
 def run_hash(run: str) -> str | None:

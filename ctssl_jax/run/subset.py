@@ -44,9 +44,17 @@ class Subset(NamedTuple):
     patients: int
     fraction: float
 
-    def record(self, config: "FinetuneConfig | EvaluateConfig") -> dict[str, Any]:
-        """What `subset.json` holds: row numbers, which name nobody."""
-        return {
+    def record(
+        self, config: "FinetuneConfig | EvaluateConfig", val: "Subset | None" = None
+    ) -> dict[str, Any]:
+        """What `subset.json` holds: row numbers, which name nobody.
+
+        Of a validation split only where it was cut.
+        """
+        cut = {}
+        if val is not None and len(val.rows) < val.of:
+            cut = {"val": {"split": config.val_split, "rows": val.rows.tolist()}}
+        return cut | {
             "split": config.data.split,
             "by": config.subset_by.value,
             "seed": config.subset_seed,
@@ -65,6 +73,28 @@ def training_subset(config: "FinetuneConfig | EvaluateConfig", dataset: data.Dat
     return Subset(rows, len(labels), len(set(patients[rows])), fraction)
 
 
+def validation_subset(config: "FinetuneConfig | EvaluateConfig", dataset: data.Dataset) -> Subset:
+    """The part of the validation split that a run uses; all of it without `val_count`.
+
+    Raises:
+      ConfigError: it cannot be drawn, or holds a single class.
+    """
+    labels, patients = data.read_labels(dataset, config.val_split)
+    if not config.val_count:
+        return Subset(np.arange(len(labels)), len(labels), len(set(patients)), 1.0)
+    by = config.subset_by
+    rows = subset(
+        labels, patients, 1.0, config.subset_seed, by, count=config.val_count, name="val_count"
+    )
+    if len(set(labels[rows].tolist())) < 2:
+        raise ConfigError(
+            f"val_count={config.val_count}: what is drawn of split {config.val_split!r} holds a "
+            "single class; give more, or another subset_by"
+        )
+    items = len(set(patients)) if by is SubsetBy.PATIENT else len(labels)
+    return Subset(rows, len(labels), len(set(patients[rows])), config.val_count / items)
+
+
 def subset(
     labels: Int[np.ndarray, " n"],
     patients: Shaped[np.ndarray, " n"],
@@ -72,12 +102,13 @@ def subset(
     seed: int,
     by: SubsetBy = SubsetBy.IMAGE,
     count: int = 0,
+    name: str = "count",
 ) -> Int[np.ndarray, " m"]:
     """Row numbers, ascending, of a part of the records.
 
     It has `int(fraction * n)` of n images or patients, or `count` where that is not 0. IMAGE and
     PATIENT take at least one of each class. Depends on nothing but the arguments; of one seed,
-    smaller subsets are contained in larger ones.
+    smaller subsets are contained in larger ones. `name` is that of `count` in errors.
 
     Raises:
       ConfigError: `fraction` is not in (0, 1], or there are not `count` to take, or fewer than
@@ -93,21 +124,22 @@ def subset(
         )
     if by is not SubsetBy.PATIENT:
         order, least = _image_order(labels, seed, by)
-        return np.sort(order[: _size(len(order), least, fraction, count, "images")])
+        return np.sort(order[: _size(len(order), least, fraction, count, "images", name)])
     _, owner = np.unique(patients, return_inverse=True)
     votes = np.zeros((owner.max() + 1, labels.max() + 1), np.int64)
     np.add.at(votes, (owner, labels), 1)
     order, least = _stratified_order(votes.argmax(axis=1), seed)
-    drawn = order[: _size(len(order), least, fraction, count, "patients")]
+    drawn = order[: _size(len(order), least, fraction, count, "patients", name)]
     return np.flatnonzero(np.isin(owner, drawn))
 
 
-def _size(n: int, least: int, fraction: float, count: int, what: str) -> int:
+def _size(n: int, least: int, fraction: float, count: int, what: str, name: str) -> int:
     if not count:
         return max(int(fraction * n), least)
     if not least <= count <= n:
+        split = "training" if name == "count" else "validation"
         raise ConfigError(
-            f"count={count}: the training split has {n} {what}, and {least} are the fewest to take"
+            f"{name}={count}: the {split} split has {n} {what}, and {least} are the fewest to take"
         )
     return count
 
@@ -119,8 +151,13 @@ def _image_order(
     if by is SubsetBy.FIRST:
         return np.arange(len(labels)), 1
     if by is SubsetBy.IMAGE_UNSTRATIFIED:
-        return np.argsort(_draw(len(labels), seed), kind="stable"), 1
+        return random_order(len(labels), seed), 1
     return _stratified_order(labels, seed)
+
+
+def random_order(n: int, seed: int) -> Int[np.ndarray, " n"]:
+    """The numbers 0 to n - 1 in a random order that is the same everywhere."""
+    return np.argsort(_draw(n, seed), kind="stable")
 
 
 def _draw(n: int, seed: int) -> Shaped[np.ndarray, " n"]:

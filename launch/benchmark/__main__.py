@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ctssl_jax import command as frame
 from ctssl_jax.config import PretrainConfig, config_record
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import platform, sharding
@@ -133,7 +134,7 @@ def command(argv: list[str]) -> int:
         platform.enable_compilation_cache()
         measure(options, config)
 
-    return measuring.exit_code("launch.benchmark", work)
+    return frame.run("launch.benchmark", work)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from ctssl_jax import main
+from ctssl_jax import flags
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.hosts import platform
 from launch.benchmark.steps import compile_step, flops, prepare, without_augmentation
@@ -100,6 +100,6 @@ if __name__ == "__main__":
     platform.set_cpu_flags()
     platform.quiet_libraries()
     platform.enable_compilation_cache()
-    config = main.parse([sys.argv[0], *arguments]).config
+    config = flags.parse([sys.argv[0], *arguments]).config
     assert isinstance(config, PretrainConfig), "compare has seen to it"
     serve(kind, config, sys.stdin, answers)

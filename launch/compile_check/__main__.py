@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ctssl_jax import command as frame
 from ctssl_jax.config import PretrainConfig, config_record
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import platform, sharding
@@ -278,7 +279,7 @@ def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
     platform.quiet_libraries()
     set_up()
-    return measuring.exit_code("launch.compile_check", lambda: check(*parse(argv)))
+    return frame.run("launch.compile_check", lambda: check(*parse(argv)))
 
 
 if __name__ == "__main__":

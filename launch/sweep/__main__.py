@@ -13,6 +13,9 @@ again. `--config.base.FIELD=VALUE` changes the task's config. Several sweeps may
     --gpus=0,1,...      for --parallel: parted over the processes
     --cell=I            the I-th cell alone, from 0: for a task of a Slurm array
 
+With `--config.lrs` and `--config.tuning_seeds` runs that choose the learning rate on validation
+come first, in the folder `tuning`; the cells that are compared wait for them.
+
 A broken cell does not keep the others; all are named at the end, and the exit code is the first's.
 """
 
@@ -30,9 +33,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from ctssl_jax import main
+from ctssl_jax import command as frame
+from ctssl_jax import config_help, main
 from ctssl_jax.ablation import AblationConfig, Cell
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import open_dataset
@@ -48,28 +52,19 @@ from launch.sweep.command_line import command_line
 NAME = "launch.sweep"
 
 
-class Flags(argparse.ArgumentParser):
-    """The sweep's own flags; what is wrong is a `ConfigError`."""
+class Flags(frame.Parser):
+    """The sweep's own flags."""
 
     def __init__(self) -> None:
-        super().__init__(
-            prog=f"python -m {NAME}",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(prog=f"python -m {NAME}", add_help=False)
         self.add_argument("--dry_run", action="store_true")
         self.add_argument("--price_per_hour", type=float, default=0.0)
         self.add_argument("--parallel", type=int, default=1)
         self.add_argument("--gpus", default="")
         self.add_argument("--cell", type=int)
 
-    def error(self, message: str) -> NoReturn:
-        """As argparse calls it."""
-        raise ConfigError(message)
-
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The flags, and the arguments that are left for `main.parse`."""
+        """The flags, and the arguments that are left for `flags.parse`."""
         own, others = self.parse_known_args(argv[1:])
         if own.parallel < 1:
             raise ConfigError(f"--parallel={own.parallel}: must be 1 or more")
@@ -100,10 +95,38 @@ class Sweep(NamedTuple):
     workdir: Path
     parallel: int
 
+    def ready(self, cells: Iterable[Cell]) -> list[tuple[Cell, Cell | None]]:
+        """Cells, each with itself at its learning rate; None where that is still to be chosen."""
+        tries = [cell for cell in self.grid if cell.tries]
+        done = {c.name for c in tries if folder.state(c, self.workdir) == folder.DONE}
+        return [(cell, folder.with_lr(cell, done, self.workdir)) for cell in cells]
+
+    def asked(self) -> list[Cell]:
+        """The chosen cells."""
+        return [self.grid[number] for number in self.chosen]
+
     def todo(self) -> list[Cell]:
         """The chosen cells that are not done."""
-        cells = [self.grid[number] for number in self.chosen]
-        return [cell for cell in cells if folder.state(cell, self.workdir) != folder.DONE]
+        return [
+            cell
+            for cell, ready in self.ready(self.asked())
+            if ready is None or folder.state(ready, self.workdir) != folder.DONE
+        ]
+
+    def in_rounds(
+        self, todo: Sequence[Cell], run: Callable[[Sequence[Cell]], Iterator[pool.Ended]]
+    ) -> Iterator[pool.Ended]:
+        """Runs first what tries learning rates, then the rest with those chosen."""
+        yield from run([cell for cell in todo if cell.tries])
+        ready = []
+        for cell, found in self.ready([cell for cell in todo if not cell.tries]):
+            if found is not None:
+                ready.append(found)
+            else:
+                wanted = next(iter(cell.tuning.values()))[0]
+                told = f"waits for its learning rate: run the tuning cells, as {wanted}"
+                yield pool.Ended(cell.name, ConfigError.exit_code, told)
+        yield from run(ready)
 
     def seconds(self, cells: Iterable[Cell]) -> tuple[float, int]:
         """How long cells will take, and of how many of them that is not known."""
@@ -129,7 +152,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         main.provide_phantom(config.base.data.path)
         _require_folds(config)
         todo = sweep.todo()
-        ends = in_turn(todo, workdir, supervisor)
+        ends = sweep.in_rounds(todo, lambda cells: in_turn(cells, workdir, supervisor))
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
     else:  # JAX is left to the children
         if config.base.data.path == main.PHANTOM:
@@ -137,8 +160,13 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         _require_folds(config)
         todo = sweep.todo()
         places = local.environments(os.environ, own.parallel, 0, own.gpus)
-        commands = [(cell.name, [sys.executable, "-m", *_words(cell, workdir)]) for cell in todo]
-        ends = pool.run(commands, places, supervisor)
+
+        def start(cells: Sequence[Cell]) -> Iterator[pool.Ended]:
+            words = [(cell.name, _words(cell, workdir)) for cell in cells]
+            commands = [(name, [sys.executable, "-m", *own]) for name, own in words]
+            return pool.run(commands, places, supervisor)
+
+        ends = sweep.in_rounds(todo, start)
         follow(sweep, todo, ends, functools.partial(print, flush=True), lambda write: write())
 
 
@@ -173,10 +201,10 @@ def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Ite
                 evaluate.run(cell.config, path)
         except Exception as error:
             several = jax.process_count() > 1
-            failure = main.for_user(error, several)
+            failure = frame.for_user(error, several)
             if failure is None or several:
                 raise
-            main.mark_ended(path, None, failure.exit_code)
+            frame.mark_ended(path, None, failure.exit_code)
             if isinstance(failure, Preempted):
                 raise
             supervisor.resumable = False  # nothing that is not saved will be now
@@ -210,6 +238,11 @@ def follow(
         once(write)
         say(f"[{cells - len(left) - len(broken)}/{cells}] {_outlook(sweep, left.values())}")
     once(write)
+    if late := folder.unfinished(sweep.asked(), sweep.workdir):
+        say(
+            f"WARNING: {len(late)} runs were best at their last step, {late[0]} among them: not "
+            "finished learning, give more steps or epochs"
+        )
     if broken:
         raise Broken(broken, cells)
 
@@ -229,8 +262,11 @@ def _and_unknown(cells: int) -> str:
 def tell(sweep: Sweep, price_per_hour: float) -> None:
     """Prints the cells as a shell script of ordinary commands, with what they will take."""
     counts = Counter[str]()
-    for number in sweep.chosen:
-        cell = sweep.grid[number]
+    for number, (asked, cell) in zip(sweep.chosen, sweep.ready(sweep.asked()), strict=True):
+        if cell is None:
+            counts["waiting"] += 1
+            print(f"# {number} {asked.name}: waits for its learning rate, of {list(asked.tuning)}")
+            continue
         state = folder.state(cell, sweep.workdir)
         counts[state] += 1
         seconds, unknown = sweep.seconds([cell])
@@ -257,14 +293,18 @@ def _words(cell: Cell, workdir: Path) -> list[str]:
 
 def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
+    if config_help.asked(argv):
+        defaults = [AblationConfig(base=FinetuneConfig(), base_config="configs/….py")]
+        doc = f"{__doc__}\nOwn flags: {Flags().format_usage()}"
+        return frame.run(NAME, lambda: print(config_help.help_text(argv, doc, defaults)))
     try:
         own, others = Flags().parse(argv)
     except ConfigError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return error.exit_code
     computes = own.parallel == 1 and not own.dry_run
-    return main.execute(others, functools.partial(run, own), NAME, devices=computes)
+    return frame.execute(others, functools.partial(run, own), NAME, devices=computes)
 
 
 if __name__ == "__main__":
-    main.end(command(sys.argv))
+    frame.end(command(sys.argv))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ctssl_jax import main
+from ctssl_jax import flags
 
 
 def command_line(config: Any, file: str, workdir: Path) -> list[str]:
@@ -28,7 +28,7 @@ def command_line(config: Any, file: str, workdir: Path) -> list[str]:
 
 @functools.cache
 def _load(file: str) -> Any:
-    return main.parse(["main", f"--config={file}"]).config
+    return flags.parse(["main", f"--config={file}"]).config
 
 
 def _changes(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

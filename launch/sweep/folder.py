@@ -1,12 +1,13 @@
 """What a sweep's folder says of its cells: which are done, how long they took, what they found."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 from ctssl_jax.ablation import Cell
@@ -19,7 +20,7 @@ from ctssl_jax.run import folder as run_folder
 COLUMNS = (
     *("task", "arm", "classifier", "fraction", "train_slices", "train_patients", "seed"),
     *("test_split", "best_epoch", "val_auc", "test_auc", "test_f1", "test_accuracy", "test_slices"),
-    *("config_hash", "run"),
+    *("best_step", "total_steps", "encoder_run", "config_hash", "run"),
 )
 CLASSIFIERS = ("finetuned", "knn", "linear")
 DONE = "done"
@@ -40,15 +41,43 @@ def state(cell: Cell, workdir: Path) -> str:
     return DONE if _same(cell, run) else "done with another config, encoder or data"
 
 
+def with_lr(cell: Cell, done: Collection[str], workdir: Path) -> Cell | None:
+    """The cell with the learning rate that its tuning cells chose; None until all are `done`.
+
+    The best mean validation score over their seeds, by `select_by`; the first listed of equals.
+
+    Raises:
+      StorageError: the results of one cannot be read.
+    """
+    if not cell.tuning or not isinstance(cell.config, FinetuneConfig):
+        return cell
+    metric, means = cell.config.select_by.value, dict[float, float]()
+    for lr, names in cell.tuning.items():
+        if not set(names) <= set(done):
+            return None
+        found = [run_folder.read_json(workdir / name / "results.json") for name in names]
+        means[lr] = mean(results["val"][metric] for results in found)
+    best = max(means, key=lambda lr: means[lr])
+    optim = dataclasses.replace(cell.config.optim, lr=best)
+    return cell._replace(config=dataclasses.replace(cell.config, optim=optim))
+
+
+def unfinished(cells: Iterable[Cell], workdir: Path) -> list[str]:
+    """Names of the fine-tunings whose best step is their last."""
+    names = []
+    for cell in cells:
+        path = workdir / cell.name / "results.json"
+        results = run_folder.read_json(path) if path.exists() else {}
+        if "best_step" in results and results["best_step"] == results["total_steps"]:
+            names.append(cell.name)
+    return names
+
+
 def _same(cell: Cell, run: Path) -> bool:
-    from ctssl_jax import evaluate, finetune
+    from ctssl_jax.run.opening import resolved
 
     config, dataset = cell.config, open_dataset(cell.config.data.path)
-    ours = (
-        finetune.resolved(config, dataset)
-        if isinstance(config, FinetuneConfig)
-        else evaluate.resolved(config, dataset)
-    )
+    ours = resolved(config, dataset)
     encoder = run_folder.read_json(run / "results.json")["encoder_run"]
     return (
         run_folder.read_json(run / "config.json")["hash"] == config_record(ours)["hash"]
@@ -135,7 +164,7 @@ def _rows(run: Path) -> Iterator[dict[str, Any]]:
     results = run_folder.read_json(run / "results.json")
     common = {name: results.get(name) for name in COLUMNS} | {"run": run.name}
     parts: Iterable[tuple[str, Any]] = [("finetuned", results)]
-    if "test" not in results:
+    if "test" not in results:  # of frozen features, or of one that only validated
         parts = [(name, results[name]) for name in CLASSIFIERS if name in results]
     for classifier, part in parts:
         test = part["test"]

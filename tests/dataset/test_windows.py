@@ -8,7 +8,7 @@ import pytest
 from ctssl_jax.augment import Intensity, IntensityMode, to_unit
 from ctssl_jax.dataset.windows import WINDOWS, Window
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.main import parse
+from ctssl_jax.flags import parse
 
 # Level and width in HU: Radiopaedia, "Windowing (CT)"; soft_tissue: OHIF.
 LEVEL_WIDTH = {

@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "methods")]
 
-from ctssl_jax import main  # noqa: E402
+from ctssl_jax import command, main  # noqa: E402
 
 
 def build(ask, name):
@@ -153,7 +153,7 @@ def instrument(ask, workdir):
 
 
 def work(ask):
-    """What `main.execute` runs."""
+    """What `command.execute` runs."""
 
     def run(config, workdir, supervisor):
         import jax
@@ -174,4 +174,6 @@ def work(ask):
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    main.end(main.execute(["tiny", "--config=configs/spark.py:smoke", *sys.argv[2:]], work(asked)))
+    command.end(
+        command.execute(["tiny", "--config=configs/spark.py:smoke", *sys.argv[2:]], work(asked))
+    )

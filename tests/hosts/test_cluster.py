@@ -2,7 +2,7 @@
 
 import pytest
 
-from ctssl_jax import main
+from ctssl_jax import flags
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts.cluster import Cluster, find_cluster
 
@@ -74,7 +74,7 @@ def test_flags_that_make_no_sense(flags, named):
 
 def test_the_command_takes_the_flags():
     argv = ["main", "--config=configs/spark.py:smoke", "--coordinator=h:7000", "--processes=3"]
-    command = main.parse([*argv, "--process=2", "--start_timeout=7"])
+    command = flags.parse([*argv, "--process=2", "--start_timeout=7"])
     assert (command.cluster, command.start_timeout) == (Cluster("h:7000", 3, 2), 7.0)
     with pytest.raises(ConfigError, match="processes"):
-        main.parse([*argv[:3], "--processes=0", "--process=0"])
+        flags.parse([*argv[:3], "--processes=0", "--process=0"])

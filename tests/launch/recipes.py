@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ctssl_jax import main
+from ctssl_jax import flags as run_flags
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -75,7 +75,7 @@ def parse(module: str, *arguments: str) -> flags.FlagValues:
     """The flags of `python -m MODULE ARGUMENTS`; fails where one is unknown or a value is wrong."""
     assert importlib.util.find_spec(module), module
     values, argv = flags.FlagValues(), [module, *arguments]
-    main.define_flags(values, argv)
+    run_flags.define_flags(values, argv)
     assert values(argv) == [module]
     assert values.config is not None
     return values

@@ -17,7 +17,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from configs import spark
-from ctssl_jax import finetune, main
+from ctssl_jax import finetune, flags
 from ctssl_jax.config import config_record
 from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
 from ctssl_jax.methods.base import Start, init_encoder
@@ -66,7 +66,7 @@ def argv(tmp_path, phantom_path, encoder_run):
 
 def grid_of(argv):
     _, others = sweep.Flags().parse(argv)
-    return list(main.parse(others).config.cells())
+    return list(flags.parse(others).config.cells())
 
 
 def table(workdir):
@@ -152,6 +152,67 @@ def test_broken_cells_are_named_tried_again_and_keep_none_of_the_others(
     assert ran == names[1:3]
 
 
+def test_the_rate_is_chosen_on_validation_before_the_cells_that_are_compared(
+    tmp_path, argv, capsys, monkeypatch
+):
+    argv = [*argv, "--config.lrs=(0.001,0.01)", "--config.tuning_seeds=(5,6)"]
+    names = [cell.name for cell in grid_of(argv)]
+    assert sum(name.startswith("tuning/") for name in names) == 8
+    given = {}
+
+    def run(config, workdir, supervisor):
+        given[workdir.name] = config
+        workdir.mkdir(parents=True)
+        (workdir / "STATUS").write_text("done\n")
+        # From scratch the second rate is better, for the encoder the first.
+        better = (config.optim.lr == 0.01) == (config.arm == "scratch")
+        score = {"auc": 0.5 + 0.1 * better + config.seed / 100, "f1": 0.5, "accuracy": 0.5, "n": 8}
+        results = {"task": config.task, "arm": config.arm, "fraction": config.fraction}
+        results |= {"seed": config.seed, "val": score} | (
+            {"test": score} if config.read_test else {}
+        )
+        for file in ("config.json", "results.json"):
+            (workdir / file).write_text(json.dumps(results))
+
+    monkeypatch.setattr(finetune, "run", run)
+    monkeypatch.setattr(folder, "_same", lambda cell, run: True)
+    assert sweep.command([*argv, "--dry_run"]) == 0
+    assert capsys.readouterr().out.count("waits for its learning rate") == 2
+    assert sweep.command([*argv, "--cell=9"]) == ConfigError.exit_code
+    assert f"run the tuning cells, as {names[4]}" in capsys.readouterr().err
+    assert sweep.command(argv) == 0
+    assert [name.split("-")[1] for name in given] == ["scratch"] * 4 + ["spark"] * 4 + [
+        "scratch",
+        "spark",
+    ]
+    assert given["phantom-scratch-0.5-seed0"].optim.lr == 0.01
+    assert given["phantom-spark-0.5-seed0"].optim.lr == 0.001
+    assert [row["run"] for row in table(tmp_path / "grid")] == [
+        "phantom-scratch-0.5-seed0",
+        "phantom-spark-0.5-seed0",
+    ]
+    assert sweep.command([*argv, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "# 10 cells: 10 done" in out
+    line = next(
+        line for line in out.splitlines() if "phantom-spark-0.5-seed0" in line and "--" in line
+    )
+    assert "--config.optim.lr" not in line  # the smoke preset's rate
+    assert "--config.tuned_lrs=(0.001, 0.01)" in line
+
+
+def test_runs_that_were_best_at_their_last_step_are_told(tmp_path, argv, capsys, monkeypatch):
+    fake_runs(monkeypatch, {})
+    assert sweep.command(argv) == 0
+    name = grid_of(argv)[1].name
+    path = tmp_path / "grid" / name / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"best_step": 9, "total_steps": 9}))
+    capsys.readouterr()
+    assert sweep.command(argv) == 0
+    assert f"1 runs were best at their last step, {name} among them" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("after", range(4))
 def test_interrupted_after_any_cell_the_table_is_the_same(tmp_path, argv, monkeypatch, after):
     argv = [*argv, "--config.seeds=(0,1)"]
@@ -192,11 +253,11 @@ def test_dry_run_prints_ordinary_commands_that_give_the_very_configs(
     assert not (tmp_path / "grid").exists()
     commands = [shlex.split(line) for line in lines if not line.startswith("#")]
     assert len(commands) == len(cells)
-    for cell, (*start, module, file, flags) in zip(
+    for cell, (*start, module, file, changes) in zip(
         cells, [(*c[:2], c[2], c[3], c[4:]) for c in commands], strict=True
     ):
         assert (start, module) == (["python", "-m"], "ctssl_jax.main")
-        command = main.parse([module, file, *flags])
+        command = flags.parse([module, file, *changes])
         assert config_record(command.config)["hash"] == config_record(cell.config)["hash"]
         assert command.config == cell.config
         assert command.workdir == tmp_path / "grid" / cell.name
@@ -208,7 +269,7 @@ def test_every_value_that_a_flag_can_give_comes_through(tmp_path):
     file = "configs/finetune_covid_ct.py"
     config = importlib.import_module("configs.finetune_hemorrhage").get_config("as_run")
     config.task, config.hang_after_s = "two words", 0.5
-    command = main.parse(command_line(config, file, tmp_path / "a b"))
+    command = flags.parse(command_line(config, file, tmp_path / "a b"))
     assert (command.config, command.workdir) == (config, tmp_path / "a b")
 
 
@@ -251,6 +312,7 @@ def test_dry_run_says_what_is_left_and_its_cost(tmp_path, argv, capsys, monkeypa
         ("--price_per_hour=-1", 2, "--price_per_hour=-1.0"),
         ("--paralel=2", 2, "paralel"),
         ("--config.encoders=/nowhere", 3, "no run at /nowhere"),
+        ("--config.encoders=my runs/spark", 2, "a value with spaces needs quotes of its own"),
         ("--config.folds=2", 2, "folds=2: must be 3 or more"),
         (
             "--config.folds=3",

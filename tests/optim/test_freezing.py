@@ -70,3 +70,14 @@ def test_fine_tuning_decays_batchnorm_and_biases_too():
         updates["encoder"],
         PARAMS["encoder"],
     )
+
+
+def test_rest_and_ramp_may_be_given_in_steps():
+    freeze = FreezeConfig(epochs=7, steps=6, double_every=4)
+    encoder, _ = freeze_schedules(1.0, freeze, steps_per_epoch=100)
+    found = [float(encoder(step)) for step in (0, 5, 6, 9, 10, 14, 18, 22, 26)]
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.2, 0.4, 0.8, 1, 1])
+    same = FreezeConfig(epochs=3, steps=6, double_every=2), FreezeConfig(epochs=3)
+    for step in range(0, 30):
+        ours, theirs = (float(freeze_schedules(1.0, f, 2)[0](step)) for f in same)
+        assert ours == theirs

@@ -1,0 +1,186 @@
+"""The frame of every command: signals, one line for what went wrong, the exit code.
+
+`run` is for a command that is one process and computes little; `execute` for a run, which several
+processes may share, which signals stop, and which a watchdog ends. Exit codes: `ctssl_jax.errors`.
+"""
+
+import argparse
+import contextlib
+import errno
+import faulthandler
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ctssl_jax.errors import (
+    ConfigError,
+    DeviceError,
+    Interrupted,
+    Preempted,
+    StorageError,
+    UserError,
+    one_line,
+)
+from ctssl_jax.hosts import distributed, platform
+from ctssl_jax.hosts.cluster import Cluster
+from ctssl_jax.hosts.roll_call import Lifeline
+from ctssl_jax.hosts.signals import Supervisor, dump_stacks
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command's flags: written out in full, the description shown as it is written.
+
+    A mistake is a `ConfigError`, which `run` shows as the one line that every error is.
+    """
+
+    def __init__(self, **settings: Any):
+        usual: dict[str, Any] = {
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+            "allow_abbrev": False,
+        }
+        super().__init__(**usual | settings)
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse calls it; raises `ConfigError`."""
+        raise ConfigError(message)
+
+
+def run(name: str, work: Callable[[], int | None]) -> int:
+    """Does the work of the command `name`; returns the exit code.
+
+    What a user can mend is one line on stderr, `NAME: what is wrong`, without a traceback.
+    """
+    try:
+        return work() or 0
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted: repeat the command to go on", file=sys.stderr, flush=True)
+        return Interrupted.exit_code
+
+
+def execute(
+    argv: list[str],
+    work: Callable[[object, Path, Supervisor], None],
+    name: str = "ctssl_jax",
+    devices: bool = True,
+) -> int:
+    """Runs a command of one or several processes, to its end or to an exit code.
+
+    Args:
+      argv: the command line, as `sys.argv`.
+      work: gets the config, the run folder and the supervisor.
+      name: of the command, before its error messages.
+      devices: whether `work` computes; else they are left to others.
+    """
+    from ctssl_jax.flags import parse  # late: commands of other flags do without it
+
+    platform.set_cpu_flags()
+    platform.quiet_libraries()
+    with contextlib.suppress(OSError, ValueError):  # a stderr without a file, as under pytest
+        faulthandler.enable()  # JAX aborts when a machine is lost; the stacks say where
+    workdir, cluster, lifeline = None, None, None
+
+    def leave(code: int) -> NoReturn:  # at once, in any thread
+        mark_ended(workdir, cluster, code)
+        if lifeline is not None:
+            lifeline.fail(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def lost(code: int) -> None:
+        if code == DeviceError.exit_code:
+            dump_stacks()
+        leave(code)
+
+    supervisor = Supervisor(leave)
+    try:
+        with supervisor.listen():
+            config, workdir, cluster, timeout = parse(argv)
+            if cluster is not None and not devices:
+                raise ConfigError("this command is one process: start it without --processes")
+            if cluster is not None:
+                lifeline = distributed.join(cluster, timeout, lost)
+            if devices:
+                distributed.require_devices()
+                platform.enable_compilation_cache()
+            if cluster is not None:
+                print(distributed.who(), flush=True)
+            work(config, workdir, supervisor)
+            if lifeline is not None:
+                _part(lifeline)
+        return 0
+    except Exception as error:
+        found = for_user(error, several=lifeline is not None)
+        if found is None and lifeline is None:
+            raise
+        if found is None:
+            traceback.print_exc()
+            leave(UserError.exit_code)
+        failure = found
+    one_of_many = f" [process {cluster.process}/{cluster.processes}]" if cluster else ""
+    print(f"{name}{one_of_many}: {failure}", file=sys.stderr, flush=True)
+    mark_ended(workdir, cluster, failure.exit_code)
+    if lifeline is not None:
+        if not isinstance(failure, Preempted):
+            leave(failure.exit_code)
+        _part(lifeline)  # all have saved the same step and end so
+    return failure.exit_code
+
+
+def for_user(error: Exception, several: bool) -> UserError | None:
+    """The line for an error that is the user's to mend; None for one that is ours."""
+    if isinstance(error, UserError):
+        return error
+    import jax  # late: a mistyped flag is answered at once
+
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return StorageError(
+            f"{error.strerror}: mend it and repeat the command, which goes on from the last "
+            "checkpoint"
+        )
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        text = one_line(error)[:200]
+        if "RESOURCE_EXHAUSTED" in text:
+            return ConfigError(
+                "the devices' memory is too small for this config: set encoder.remat_stages, "
+                f"accumulate or shard_state, or a smaller batch_size ({text})"
+            )
+        if several:
+            return DeviceError(f"the processes lost touch ({text}): repeat the command")
+    return None
+
+
+def _part(lifeline: Lifeline) -> None:
+    """Ends together with the other processes, which are all about to."""
+    import jax
+
+    lifeline.leave()
+    jax.distributed.shutdown()
+
+
+def mark_ended(workdir: Path | None, cluster: Cluster | None, code: int) -> None:
+    """Notes how a run ended that had begun; a refused folder keeps its status."""
+    if cluster is not None and cluster.process != 0:
+        return
+    status = workdir / "STATUS" if workdir else None
+    words = {Preempted.exit_code: "preempted", Interrupted.exit_code: "interrupted"}
+    with contextlib.suppress(OSError):  # a full disk, on which this is the least
+        if status and code not in (2, 3) and status.exists():
+            status.write_text(words.get(code, f"failed:{code}") + "\n")
+
+
+def end(code: int) -> NoReturn:
+    """Ends the program; after a failure at once, for libraries to add nothing to the last line."""
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(0)

@@ -1,0 +1,175 @@
+"""The flags of a run: a config file, changes to it, the run folder, the other processes.
+
+Starts without JAX, so that a mistyped flag is answered at once.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from ctssl_jax.errors import ConfigError, one_line
+from ctssl_jax.hosts.cluster import Cluster, find_cluster
+
+MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """The command's flags; the overrides of the config are found in `argv`."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A file of configs/, with :PRESET if wanted.",
+        flag_values=values,
+        sys_argv=argv,
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "The run folder; default: runs/CONFIG-PRESET.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, for a run of several processes; the next port is used too.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "processes", None, "How many processes there are.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process", None, "The number of this one, from 0.", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_float(
+        "start_timeout",
+        300.0,
+        "Seconds to wait until all processes have started.",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+
+
+class Command(NamedTuple):
+    """What the flags say.
+
+    Attributes:
+      config: of a file in `configs`, with its changes.
+      workdir: the run folder.
+      cluster: the processes of the run; None: this one alone.
+      start_timeout: seconds in which they must have met.
+    """
+
+    config: object
+    workdir: Path
+    cluster: Cluster | None
+    start_timeout: float
+
+
+def parse(argv: list[str]) -> Command:
+    """Reads the flags, and the environment for what launches several processes.
+
+    Raises:
+      ConfigError: an unknown flag or key, a value of the wrong type, no such file or preset.
+    """
+    file, _, preset = config_argument(argv).partition(":")
+    if file and not Path(file).is_file():
+        raise ConfigError(f"no config file {file}: run from the project's folder, or give its path")
+    try:
+        values, rest = _read(argv)
+    except ConfigError:
+        raise
+    except MISTAKES as error:
+        _require_known_fields(argv)
+        raise ConfigError(_in_words(one_line(error))) from None
+    config = values.config
+    if len(rest) > 1:
+        raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
+    if config is None:
+        raise ConfigError("no --config: give a file, for example --config=configs/spark.py:demo")
+    stem = Path(file).stem + (f"-{preset}" if preset else "")
+    workdir = Path(values.workdir or Path("runs") / stem)
+    cluster = find_cluster(values.coordinator, values.processes, values.process, os.environ)
+    return Command(config, workdir, cluster, values.start_timeout)
+
+
+def _read(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags, and the arguments that are none; raises one of `MISTAKES`."""
+    values = flags.FlagValues()
+    define_flags(values, argv)
+    rest = values(argv)
+    if values.config is not None:
+        dataclasses.fields(values.config)  # where loading failed, this raises what went wrong
+    return values, rest
+
+
+def config_argument(argv: list[str]) -> str:
+    """What `--config` was given, or nothing."""
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value if equals else following
+    return ""
+
+
+def _in_words(problem: str) -> str:
+    """What flags say of a value, clearer where it is a text with spaces for a list of texts."""
+    found = re.match(r"flag (--[\w.]+)=(.*): Error while parsing string: .* as tuple", problem)
+    if found is None:
+        return problem
+    name, value = found.groups()
+    return (
+        f"{name}={value}: a value with spaces needs quotes of its own, as in "
+        f"{name}=\"'{value}'\"; several values are several flags"
+    )
+
+
+def field_names(config: Any, prefix: str = "") -> Iterator[str]:
+    """The name of every field that is a flag, such as `optim.lr`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from field_names(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _require_known_fields(argv: list[str]) -> None:
+    """Raises `ConfigError` that names the closest field for a field that is not there."""
+    try:
+        values, _ = _read([word for word in argv if not word.startswith("--config.")])
+    except (ConfigError, *MISTAKES):
+        return  # the mistake is another one
+    if values.config is None:
+        return
+    known = list(field_names(values.config))
+    for word in argv[1:]:
+        field = word.removeprefix("--config.").partition("=")[0]
+        if word.startswith("--config.") and field not in known:
+            close = closest(field, known)
+            mend = f"did you mean --config.{close}?" if close else "--help lists them"
+            raise ConfigError(f"--config.{field}: there is no such field; {mend}")
+
+
+def closest(field: str, known: list[str]) -> str:
+    """The known field that a mistyped one is most like, by its whole name or its last part.
+
+    >>> closest("batchsize", ["batch_size", "optim.lr"])
+    'batch_size'
+    >>> closest("lr", ["batch_size", "optim.lr"])
+    'optim.lr'
+    >>> closest("colour", ["batch_size", "optim.lr"])
+    ''
+    """
+    if found := difflib.get_close_matches(field, known, 1):
+        return found[0]
+    by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    found = difflib.get_close_matches(field.rpartition(".")[2], by_last, 1)
+    return by_last[found[0]] if found else ""

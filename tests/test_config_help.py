@@ -1,0 +1,92 @@
+"""`--help` shows every config, preset and field, with its default and meaning."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from ctssl_jax import command, config_help, main
+from ctssl_jax.ablation import AblationConfig
+from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from launch.sweep import __main__ as sweep
+
+NO_CONFIGS = ("__init__", "phantom", "downstream", "contrastive")
+FILES = [path.stem for path in sorted(Path("configs").glob("*.py")) if path.stem not in NO_CONFIGS]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_field_says_what_it_means(file):
+    config = importlib.import_module(f"configs.{file}").get_config()
+    silent = [field.name for field in config_help.fields(config) if not field.meaning]
+    assert not silent
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_what_one_gets(word, capsys):
+    assert main.main(["main", word]) == 0
+    told, wrong = capsys.readouterr()
+    assert not wrong
+    for file in (name for name in FILES if name != "ablation"):
+        presets = re.search(r"presets: ([^.]*)", Path(f"configs/{file}.py").read_text())[1]
+        line = " ".join(told[told.index(f"  --config=configs/{file}.py  ") :].split()[:40])
+        assert f"Presets: {' '.join(presets.split())}" in line
+    for kind in (PretrainConfig, FinetuneConfig, EvaluateConfig):
+        for name, default, _ in config_help.fields(kind()):
+            assert f"--config.{name}={default}" in told
+    assert max(map(len, told.splitlines())) <= 100
+
+
+def test_help_of_a_config_has_its_values(capsys):
+    assert main.main(["main", "--config=configs/moco.py:smoke", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "--config.method.queue_size=16" in told
+    assert "FinetuneConfig" not in told
+
+
+def test_help_of_the_sweep_has_its_grid(capsys):
+    assert sweep.command(["sweep", "--help"]) == 0
+    told = capsys.readouterr().out
+    for words in ("--dry_run", "--parallel", "--config=configs/ablation.py", "--config.encoders="):
+        assert words in told
+
+
+def test_attributes_are_read_from_a_docstring():
+    class Shown:
+        """Title.
+
+        Attributes:
+          one: what it is,
+            on two lines.
+          two, three: both.
+        """
+
+    found = config_help.meanings(Shown)
+    assert found == {"one": "what it is, on two lines.", "two": "both.", "three": "both."}
+    assert AblationConfig.__doc__
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("batchsize", "batch_size"),
+        ("lr", "optim.lr"),
+        ("method.mask_ration", "method.mask_ratio"),
+        ("optim.learning_rate_of_all", ""),
+    ],
+)
+def test_an_unknown_field_names_the_closest(flag, meant, capsys):
+    assert main.main(["main", "--config=configs/spark.py:smoke", f"--config.{flag}=1"]) == 2
+    told = capsys.readouterr().err
+    mend = f"did you mean --config.{meant}?" if meant else "--help lists them"
+    assert told == f"ctssl_jax: --config.{flag}: there is no such field; {mend}\n"
+
+
+def test_a_command_ends_with_its_code_and_one_line(capsys):
+    def wrong():
+        raise KeyboardInterrupt
+
+    assert command.run("name", lambda: None) == 0
+    assert command.run("name", lambda: 3) == 3
+    assert command.run("name", wrong) == 130
+    assert capsys.readouterr().err == "name: interrupted: repeat the command to go on\n"
