@@ -1,9 +1,11 @@
 """The runs of a cross-validation, put together: one run for all that the report computes.
 
-Each fold of the dataset is tested by one run. Their test cases and scores one after the other are
-those of one run that has tested every patient once; scores of different networks are then ranked
-together. The settings that are a fold's own stand apart, as `folds` of the pooled config: other
-seeds must have the same.
+Each fold of the dataset is tested by one run. Their test cases one after the other are those of one
+run that has tested every patient once. Scores of different networks are never ranked together:
+`Cases.folds` says which network tested each case, and AUC is the mean over folds (Forman and
+Scholz, SIGKDD Explor. 12:49, 2010). A fold whose test cases are of one class has none and is left
+out of that mean, of every arm alike. The settings that are a fold's own stand apart, as `folds` of
+the pooled config: other seeds must have the same.
 """
 
 import json
@@ -20,6 +22,7 @@ import numpy as np
 from ctssl_jax.dataset.splits import fold_number, folds_of
 from ctssl_jax.metrics import Scored
 from ctssl_jax.report.runs import Cases, Run
+from ctssl_jax.statistics import auc, resampled, within_folds
 
 OWN = ("test_split", "val_split", "data.split", "intensity.mean", "intensity.std")
 """Settings that a fold has of its own; the last two where they are of its training split."""
@@ -56,6 +59,16 @@ def fold_of(run: Run) -> int | None:
     """The number of the fold that a run tests, None if it tests no fold of its dataset."""
     split = str(run.config.get("test_split"))
     return fold_number(split) if split in _folds(run) else None
+
+
+def without_auc(run: Run) -> list[int]:
+    """The folds of a pooled run whose test cases are of one class."""
+    found = ((fold_of(part), part.cases) for part in run.folds)
+    return [
+        number
+        for number, cases in found
+        if cases and number is not None and len(np.unique(cases.labels)) < 2
+    ]
 
 
 def _folds(run: Run) -> list[str]:
@@ -101,6 +114,8 @@ def _pooled(runs: list[Run]) -> list[Run]:
         problem = "cross-validation has several runs of one fold"
     elif sum(len(set(own)) for own in patients) > len(set(np.concatenate(patients))):
         problem = "cross-validation has a patient in two folds"
+    elif all(len(np.unique(run.cases.labels)) < 2 for run in runs if run.cases):
+        problem = "cross-validation has no fold whose test cases are of two classes"
     if problem:
         return [replace(run, problem=problem) for run in runs]
     return [_together([by_fold[fold] for fold in folds])]
@@ -114,7 +129,7 @@ def _together(runs: list[Run]) -> Run:
         name: float(mean(run.results[name] for run in runs))
         for name in ("fraction", "train_slices")
     }
-    test = Scored(cases.labels, cases.patients, cases.scores).metrics()
+    test = Scored(cases.labels, cases.patients, cases.scores).metrics() | {"auc": _auc(cases)}
     return replace(
         first,
         hash=_digest([run.hash for run in runs]),
@@ -126,6 +141,13 @@ def _together(runs: list[Run]) -> Run:
     )
 
 
+def _auc(cases: Cases) -> float:
+    """The mean over folds."""
+    assert cases.folds is not None, "cases of a cross-validation know their folds"
+    metric = within_folds(auc, cases.folds)
+    return float(resampled(cases.labels, cases.scores, cases.patients, metric, n=0)[0, 0])
+
+
 def _all_cases(of: list[Cases]) -> Cases:
     return Cases(
         _digest([cases.digest for cases in of]),
@@ -133,6 +155,12 @@ def _all_cases(of: list[Cases]) -> Cases:
         np.concatenate([cases.labels for cases in of]),
         np.concatenate([cases.scores for cases in of]),
         all(cases.patients_known for cases in of),
+        np.repeat(np.arange(len(of)), [len(cases.labels) for cases in of]),
+        {
+            name: np.concatenate([cases.called[name] for cases in of])
+            for name in of[0].called
+            if all(name in cases.called for cases in of)
+        },
     )
 
 

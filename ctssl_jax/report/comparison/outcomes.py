@@ -2,7 +2,7 @@
 
 A class is predicted where its score is the largest, as everywhere in this project. With two classes
 the ROC curve is that of class 1, with more the plain mean of one class against the rest, over the
-classes present.
+classes present. In a cross-validation curves are of each fold's network and then averaged.
 """
 
 import numpy as np
@@ -20,17 +20,41 @@ def roc_curves(cell: Cell) -> Float[np.ndarray, "runs 101"]:
     return np.stack([_roc(run.cases) for run in cell.runs if run.cases])
 
 
+def mean_roc_curve(cell: Cell) -> Float[np.ndarray, "101"]:
+    """The mean over pre-trainings of the means over fine-tunings."""
+    return cell.weights() @ roc_curves(cell)
+
+
+def mean_confusion(cell: Cell) -> Float[np.ndarray, "k k"]:
+    """Of the runs' matrices, likewise."""
+    return np.tensordot(cell.weights(), confusion(cell), axes=1)
+
+
 def _roc(cases: Cases) -> Float[np.ndarray, "101"]:
+    if cases.folds is None:
+        return _roc_of(cases.labels, cases.scores)
+    curves = np.array(
+        [
+            _roc_of(cases.labels[own], cases.scores[own])
+            for own in (cases.folds == fold for fold in np.unique(cases.folds))
+        ]
+    )
+    return curves[np.isfinite(curves).all(axis=1)].mean(axis=0)
+
+
+def _roc_of(
+    labels: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n k"]
+) -> Float[np.ndarray, "101"]:
     from sklearn.metrics import roc_curve
 
-    classes = cases.scores.shape[1]
-    present = np.unique(cases.labels)
+    classes = scores.shape[1]
+    present = np.unique(labels)
     curves = []
     for label in present if classes > 2 else (1,):
-        positive = cases.labels == label
+        positive = labels == label
         if not 0 < positive.sum() < len(positive):
             continue
-        false, true, _ = roc_curve(positive, cases.scores[:, label], drop_intermediate=False)
+        false, true, _ = roc_curve(positive, scores[:, label], drop_intermediate=False)
         # Where the curve rises at one rate, NumPy takes the upper end: the best at that rate.
         curves.append(np.interp(FALSE_POSITIVES, false, true))
     return np.mean(curves, axis=0) if curves else np.full(len(FALSE_POSITIVES), np.nan)

@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ctssl_jax.report.comparison.compare import Cell, Task, arm_name
-from ctssl_jax.report.comparison.outcomes import FALSE_POSITIVES, confusion, roc_curves
+from ctssl_jax.report.comparison.compare import Cell, Task
+from ctssl_jax.report.comparison.outcomes import (
+    FALSE_POSITIVES,
+    mean_confusion,
+    mean_roc_curve,
+    roc_curves,
+)
 from ctssl_jax.report.figures.theme import (
     Theme,
     arm_looks,
@@ -18,7 +23,8 @@ from ctssl_jax.report.figures.theme import (
     set_title,
     style,
 )
-from ctssl_jax.report.words import percent, sizes
+from ctssl_jax.report.names import arm_name
+from ctssl_jax.report.words import legend_name, percent, sizes
 
 PRINTED = 4
 """With more classes than these a matrix is colours alone; its numbers are in the CSV."""
@@ -40,7 +46,7 @@ def roc_of_sizes(task: Task, theme: Theme) -> bytes:
                 curves = roc_curves(cell)
                 if len(curves) > 1:
                     axes.plot(FALSE_POSITIVES, curves.T, color=colour, alpha=0.3, linewidth=0.7)
-                mean, name = curves.mean(axis=0), arm_name(cell.arm)
+                mean, name = mean_roc_curve(cell), legend_name(task, cell.arm)
                 axes.plot(FALSE_POSITIVES, mean, color=colour, linewidth=1.8, label=name)
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
@@ -74,7 +80,7 @@ def confusion_of_size(cells: list[Cell], classes: tuple[str, ...], theme: Theme)
 def _draw_matrix(axes: Any, cell: Cell, theme: Theme) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
-    counts = confusion(cell).mean(axis=0)
+    counts = mean_confusion(cell)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     colours = LinearSegmentedColormap.from_list("share", [theme.paper, theme.series[1]])
     printed = len(counts) <= PRINTED

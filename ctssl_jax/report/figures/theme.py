@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from ctssl_jax.report.comparison.compare import NAMES, arm_order
+from ctssl_jax.report.names import arm_order, known_arms
 
 WIDTH = 6.6
 """Of every figure, in inches."""
@@ -76,9 +76,10 @@ def new_figure(theme: Theme, height: float) -> Iterator[Any]:
 
 def arm_looks(arms: list[str], theme: Theme) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm: known arms always the same, others those left over."""
-    known = {arm: arm_order(arm)[0] for arm in arms if arm in NAMES}
-    others = [arm for arm in arms if arm not in NAMES]
-    places = known | {arm: len(NAMES) + index for index, arm in enumerate(others)}
+    names = known_arms()
+    known = {arm: arm_order(arm)[0] for arm in arms if arm in names}
+    others = [arm for arm in arms if arm not in names]
+    places = known | {arm: len(names) + index for index, arm in enumerate(others)}
     return {arm: (theme.series[place % 8], MARKERS[place % 8]) for arm, place in places.items()}
 
 
