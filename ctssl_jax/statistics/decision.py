@@ -9,7 +9,7 @@ from math import nan
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Num, Shaped
 
-from ctssl_jax.statistics.metric import Statistic, as_runs
+from ctssl_jax.statistics.metric import Metric, Statistic, as_runs
 
 BINS = 5
 """Of predicted chances, in a calibration curve: equally wide."""
@@ -78,23 +78,26 @@ def brier(
     return _share(np.ones(len(labels), dtype=bool), errors, patients)
 
 
-def calibration(
-    labels: Integer[np.ndarray, " n"],
-    scores: Num[np.ndarray, "*runs n k"],
-    patients: Integer[np.ndarray, " n"],
-) -> Statistic:
-    """Prepares the share of class 1 among the cases of each of `BINS` predicted chances.
+def calibration(weights: Float[np.ndarray, " runs"]) -> Metric:
+    """The metric whose columns are the share of class 1 in each of `BINS` of predicted chances.
 
-    Bins follow runs in the last axis: run 0 of all bins, run 1, ... NaN where a bin is empty.
+    All runs together, each counting as `weights` say. NaN where a bin is empty.
     """
-    parts = [
-        _share(bins == number, np.broadcast_to(labels == 1, bins.shape), patients)
-        for bins in [bins_of(as_runs(scores)[..., 1])]
-        for number in range(BINS)
-    ]
-    return lambda weights: np.stack([part(weights) for part in parts], axis=-1).reshape(
-        len(weights), -1
-    )
+
+    def prepare(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> Statistic:
+        chances, count = as_runs(scores)[..., 1], int(patients.max()) + 1
+        sums, cases = np.zeros((2, count, BINS))
+        for weight, bins in zip(weights, bins_of(chances), strict=True):
+            np.add.at(cases, (patients, bins), weight)
+            np.add.at(sums, (patients, bins), weight * (labels == 1))
+
+        def statistic(drawn: Float[np.ndarray, "r g"]) -> Float[np.ndarray, "r bins"]:
+            total, of = drawn @ sums, drawn @ cases
+            return np.divide(total, of, out=np.full(total.shape, nan), where=of > 0)
+
+        return statistic
+
+    return prepare
 
 
 def bins_of(chances: Float[np.ndarray, "*n"]) -> Integer[np.ndarray, "*n"]:

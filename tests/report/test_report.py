@@ -240,12 +240,13 @@ def test_page_is_one_offline_file_without_scripts(page):
 def test_every_picture_has_an_alternative_text_and_is_also_a_file(page):
     html, out = page
     images = re.findall(r"<img [^>]*>", html)
-    assert len(images) == 9
+    assert len(images) == 10
     assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
     drawn = (
         "auc-1",
         "f1-accuracy-1",
         "roc-1",
+        "calibration-1",
         "confusion-1-1",
         "confusion-1-2",
         "pretraining-1-curves",

@@ -57,7 +57,7 @@ def test_weighted_patients_count_as_repeated_cases():
             ("sensitivity", sensitivity, called),
             ("specificity", specificity, called),
             ("brier", brier, scores),
-            ("calibration", calibration, scores),
+            ("calibration", calibration(np.array([0.25, 0.75])), scores),
         )
     }
     for index, weight in enumerate(weights):
@@ -69,11 +69,14 @@ def test_weighted_patients_count_as_repeated_cases():
             assert found["sensitivity"][index, run] == pytest.approx(np.mean(yes[truth == 1]))
             assert found["specificity"][index, run] == pytest.approx(np.mean(~yes[truth == 0]))
             assert found["brier"][index, run] == pytest.approx(brier_score_loss(truth, chance))
-            own = found["calibration"][index].reshape(2, BINS)[run]
-            for number in range(BINS):
-                inside = (chance >= number / BINS) & (chance < (number + 1) / BINS + (number == 4))
-                expected = np.mean(truth[inside]) if inside.any() else np.nan
-                assert own[number] == pytest.approx(expected, nan_ok=True)
+        of_run = np.repeat([0.25, 0.75], len(rows))
+        chance, truth = scores[:, rows, 1].ravel(), np.tile(truth, 2)
+        for number in range(BINS):
+            inside = (chance >= number / BINS) & (chance < (number + 1) / BINS + (number == 4))
+            expected = np.nan
+            if inside.any():
+                expected = np.average(truth[inside], weights=of_run[inside])
+            assert found["calibration"][index, number] == pytest.approx(expected, nan_ok=True)
 
 
 def test_brier_of_many_classes_is_the_sum_over_them():

@@ -1,4 +1,4 @@
-"""Pictures of `outcomes`: ROC curves of a task, and confusion matrices of one of its sizes.
+"""Pictures of `outcomes`: ROC curves, calibration, and confusion matrices.
 
 Every function returns a PNG of the given colours that depends on nothing but the arguments.
 """
@@ -10,6 +10,7 @@ import numpy as np
 from ctssl_jax.report.comparison.compare import Cell, Task
 from ctssl_jax.report.comparison.outcomes import (
     FALSE_POSITIVES,
+    calibration_curve,
     mean_confusion,
     mean_roc_curve,
     roc_curves,
@@ -54,6 +55,38 @@ def roc_of_sizes(task: Task, theme: Theme) -> bytes:
             axes.tick_params(labelsize=8.5)
         figure.supxlabel("false positive rate", fontsize=9.5, color=theme.soft)
         figure.supylabel("true positive rate", fontsize=9.5, color=theme.soft)
+        fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
+        legend(figure, fullest, len(looks))
+        return png(figure)
+
+
+def calibration_of_sizes(task: Task, theme: Theme) -> bytes:
+    """One panel for each training size: the observed share against the predicted chance."""
+    fractions = sorted({cell.fraction for cell in task.cells})
+    looks, columns = arm_looks(task.arms(), theme), _columns(len(fractions))
+    rows = -(-len(fractions) // columns)
+    with new_figure(theme, height=1.0 + rows * min(5.8 / columns, 3.4)) as figure:
+        panels = _panels(figure, len(fractions), columns)
+        for axes, fraction in zip(panels, fractions, strict=True):
+            cells = [cell for cell in task.cells if cell.fraction == fraction]
+            style(axes, theme)
+            axes.plot([0, 1], [0, 1], color=theme.soft, linewidth=0.9, linestyle=(0, (2, 3)))
+            for place, cell in enumerate(cells):
+                colour, marker = looks[cell.arm]
+                curve = calibration_curve(cell)
+                # Beside each other, so that no bar hides another.
+                at = [each.predicted + 0.012 * (place - (len(cells) - 1) / 2) for each in curve]
+                low, high = ([getattr(each, end) for each in curve] for end in ("low", "high"))
+                axes.vlines(at, low, high, color=colour, alpha=0.35, linewidth=2.5)
+                name, shares = legend_name(task, cell.arm), [each.observed for each in curve]
+                look = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
+                axes.plot(at, shares, label=name, **look)
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+            set_title(axes, f"{sizes(cells[0].sizes('slices'))} slices", size=9.5)
+            axes.tick_params(labelsize=8.5)
+        figure.supxlabel("predicted chance", fontsize=9.5, color=theme.soft)
+        figure.supylabel("observed share", fontsize=9.5, color=theme.soft)
         fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
         legend(figure, fullest, len(looks))
         return png(figure)

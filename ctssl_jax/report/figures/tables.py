@@ -11,6 +11,7 @@ from ctssl_jax.report import words
 from ctssl_jax.report.comparison.compare import Cell, Task
 from ctssl_jax.report.comparison.outcomes import (
     FALSE_POSITIVES,
+    calibration_curve,
     confusion,
     mean_roc_curve,
     roc_curves,
@@ -52,6 +53,12 @@ def decisions(task: Task) -> str:
         for cell in task.cells
     ]
     return _csv(("metric", *PLACE, "value", "low", "high", "covers"), rows)
+
+
+def calibration(task: Task) -> str:
+    """Of `outcomes.calibration_of_sizes`; intervals are over patients."""
+    rows = [(*_place(cell), *each) for cell in task.cells for each in calibration_curve(cell)]
+    return _csv((*PLACE, "predicted", "observed", "low", "high"), rows)
 
 
 def differences(task: Task) -> str:

@@ -19,13 +19,16 @@ class TaskPictures:
     others: Picture
     roc: Picture
     confusions: list[tuple[str, Picture]]
+    calibration: Picture | None
     differences: Numbers
     decisions: Numbers
 
     def files(self) -> list[Picture | Numbers]:
         """All that has files beside the page."""
         confusions = (picture for _, picture in self.confusions)
-        return [self.auc, self.others, self.roc, *confusions, self.differences, self.decisions]
+        calibration = [self.calibration] if self.calibration else []
+        numbers = [self.differences, self.decisions]
+        return [self.auc, self.others, self.roc, *calibration, *confusions, *numbers]
 
 
 def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
@@ -41,6 +44,7 @@ def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
             tables.roc(task),
         ),
         confusions=_confusions(task, title, f"confusion-{number}"),
+        calibration=_calibration(task, title, f"calibration-{number}"),
         differences=Numbers(f"differences-{number}", tables.differences(task)),
         decisions=Numbers(f"decisions-{number}", tables.decisions(task)),
     )
@@ -63,6 +67,19 @@ def _against_size(task: Task, title: str, metrics: tuple[str, ...], name: str) -
         f"{title}: means by number of training slices. {'; '.join(told)}.",
         partial(figures.against_size, task, metrics),
         tables.against_size(task, metrics),
+    )
+
+
+def _calibration(task: Task, title: str, name: str) -> Picture | None:
+    """Of two classes; of more there is no one curve."""
+    if len(task.classes) != 2:
+        return None
+    return drawn(
+        name,
+        f"{title}: calibration of every start, one panel for each number of training slices: the "
+        f"observed share of {task.classes[1]} against its predicted chance.",
+        partial(outcome_figures.calibration_of_sizes, task),
+        tables.calibration(task),
     )
 
 
