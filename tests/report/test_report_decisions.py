@@ -13,6 +13,8 @@ from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.comparison.outcomes import calibration_curve
 from ctssl_jax.report.runs import find_runs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def add_validation(run, name, split="val", patients=30):
     """Validation cases as good as the test cases, in place of the one that is there."""

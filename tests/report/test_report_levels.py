@@ -15,6 +15,8 @@ from ctssl_jax.report.words import summary
 LUCK = (-0.9, 0.1, 1.0, -0.2, 0.5)
 """What each pre-training brings; 0 on average but for rounding."""
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def write_encoders(root, pretrainings=3, seeds=3, gain=0.0, luck=LUCK, arm="spark"):
     for encoder in range(pretrainings):

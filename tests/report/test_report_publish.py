@@ -9,6 +9,8 @@ from test_report_folds import write_fold
 
 from ctssl_jax.report.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def runs(tmp_path):

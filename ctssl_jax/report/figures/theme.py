@@ -13,6 +13,8 @@ from ctssl_jax.report.names import arm_order, known_arms
 
 WIDTH = 6.6
 """Of every figure, in inches."""
+LEGEND = 80
+"""Letters that fit in a row of a legend; a line and the gap take the room of five."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -110,11 +112,14 @@ def short_number(value: float, _: object = None) -> str:
 
 
 def legend(figure: Any, axes: Any, columns: int) -> None:
-    """What the lines of `axes` are, above all panels."""
+    """What the lines of `axes` are, above all panels, in as many columns as there is room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels), default=1)
     figure.legend(
-        *axes.get_legend_handles_labels(),
+        handles,
+        labels,
         loc="outside upper left",
-        ncols=min(columns, 5),
+        ncols=max(1, min(columns, LEGEND // (longest + 5))),
         frameon=False,
         handletextpad=0.5,
         columnspacing=1.5,
