@@ -205,6 +205,8 @@ def _with_outcome(run: Run) -> Run:
         raise Unusable(f"not finished (status {run.status})")
     if run.kind != "fine-tuning":
         return run
+    if run.config.get("read_test") is False:
+        raise Unusable("it was for choosing a learning rate, and has read no test")
     results = _results(run.folder / "results.json")
     split = run.config.get("test_split", "test")
     held_out = str(run.config.get("val_split", "val"))

@@ -242,6 +242,19 @@ def test_a_count_is_another_fraction_of_each_fold(tmp_path):
     assert task.cells[0].fraction == pytest.approx(np.mean([8 / 80, 8 / 81, 8 / 82]))
 
 
+def test_each_fold_may_have_a_learning_rate_of_its_own_that_was_chosen(tmp_path):
+    for fold in range(FOLDS):
+        for arm in ("scratch", "spark"):
+            rate = 1e-3 / (fold + 1 + (arm == "spark"))
+            run = write_fold(tmp_path, fold, arm, config={"optim": {"lr": rate}})
+            split = f"fold{(fold - 2) % FOLDS}"
+            tuning = {"lr": rate, "candidates": [rate], "seeds": [100], "split": split}
+            edit_json(run / "results.json", tuning=tuning)
+    comparison = found_in(tmp_path)
+    assert ([run.problem for run in comparison.runs], comparison.conflicts) == ([""] * 6, [])
+    assert len(comparison.tasks[0].pairs) == 1
+
+
 def test_a_patient_in_two_folds_is_refused(tmp_path):
     for fold in range(FOLDS):
         run = write_fold(tmp_path, fold)

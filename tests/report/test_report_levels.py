@@ -184,6 +184,14 @@ def test_a_learning_rate_chosen_on_validation_is_said_and_no_conflict(tmp_path):
     assert "other runs" not in str(compare(find_runs([tmp_path / "runs"])).conflicts)
 
 
+def test_a_run_that_chose_a_learning_rate_is_left_out_by_name(tmp_path):
+    run = two_arms(tmp_path) / "b0"
+    edit_json(run / "config.json", config={"seed": 0, "read_test": False})
+    edit_json(run / "results.json", test=None)
+    problems = [found.problem for found in find_and_compare(tmp_path) if found.problem]
+    assert problems == ["it was for choosing a learning rate, and has read no test"]
+
+
 def test_encoders_of_one_arm_are_pretrained_alike(tmp_path):
     write_encoders(tmp_path, pretrainings=2, seeds=2)
     for encoder, epochs in ((0, 8), (1, 16)):

@@ -10,7 +10,7 @@ the pooled config: other seeds must have the same.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import replace
 from hashlib import sha256
@@ -21,6 +21,7 @@ import numpy as np
 
 from ctssl_jax.dataset.splits import fold_number, folds_of
 from ctssl_jax.metrics import Scored
+from ctssl_jax.report.comparison.recipes import CHOSEN, tuned
 from ctssl_jax.report.runs import Cases, Run
 from ctssl_jax.statistics import auc, resampled, within_folds
 
@@ -83,7 +84,7 @@ def _is_fold(run: Run) -> bool:
 
 def _key(run: Run) -> str:
     """What the runs of one cross-validation share."""
-    shared, _ = _parted(run.config)
+    shared, _ = _parted(run)
     results = run.results
     names = ("task", "arm", "seed", "encoder_run", "data_fingerprint", "classes")
     # A count is another fraction of a larger fold.
@@ -91,14 +92,21 @@ def _key(run: Run) -> str:
     return json.dumps([shared, fraction, *(results.get(name) for name in names)], sort_keys=True)
 
 
-def _parted(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """A config without what a fold has of its own, and that."""
-    shared, own = deepcopy(dict(config)), []
-    for name in OWN:
-        first, _, last = name.rpartition(".")
-        place = shared.get(first) if first else shared
-        own.append(place.pop(last, None) if isinstance(place, dict) else None)
-    return shared, own
+def _parted(run: Run) -> tuple[dict[str, Any], list[Any]]:
+    """A config without what a fold has of its own, and that.
+
+    A learning rate that was chosen on validation is a fold's own too, and named by `tuning` alone.
+    """
+    shared = deepcopy(dict(run.config))
+    if tuned(run):
+        _pop(shared, CHOSEN)
+    return shared, [_pop(shared, name) for name in OWN]
+
+
+def _pop(config: dict[str, Any], name: str) -> Any:
+    first, _, last = name.rpartition(".")
+    place = config.get(first) if first else config
+    return place.pop(last, None) if isinstance(place, dict) else None
 
 
 def _pooled(runs: list[Run]) -> list[Run]:
@@ -124,7 +132,7 @@ def _pooled(runs: list[Run]) -> list[Run]:
 def _together(runs: list[Run]) -> Run:
     """One run of all folds, in their order."""
     first, cases = runs[0], _all_cases([run.cases for run in runs if run.cases])
-    shared, _ = _parted(first.config)
+    shared, _ = _parted(first)
     means = {  # exact where all are equal
         name: float(mean(run.results[name] for run in runs))
         for name in ("fraction", "train_slices")
@@ -133,7 +141,7 @@ def _together(runs: list[Run]) -> Run:
     return replace(
         first,
         hash=_digest([run.hash for run in runs]),
-        config={**shared, "folds": [_parted(run.config)[1] for run in runs]},
+        config={**shared, "folds": [_parted(run)[1] for run in runs]},
         metrics=[],
         results={**first.results, **means, "test": test},
         cases=cases,

@@ -112,10 +112,10 @@ def tuning_conflicts(runs: list[Run]) -> list[str]:
 
 def _tuning_conflicts(runs: list[Run]) -> Iterator[str]:
     compared = {run.results["seed"] for run in runs}
-    for run in runs:
+    for run in (part for pooled in runs for part in pooled.parts()):
         found, arm = tuned(run) or {}, arm_name(run.results["arm"])
         seeds = found.get("seeds")
-        if found and found.get("split") != "val":
+        if found and found.get("split") != run.config.get("val_split", "val"):
             yield f"the learning rate of {arm} was not chosen on validation."
         if isinstance(seeds, list) and any(seed in compared for seed in seeds):
             yield f"the learning rate of {arm} was chosen on seeds that are compared here."
