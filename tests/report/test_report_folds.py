@@ -16,6 +16,8 @@ from ctssl_jax.report.comparison.outcomes import roc_curves
 from ctssl_jax.report.runs import find_runs
 from ctssl_jax.statistics import auc, contrast, resampled, within_folds
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FOLDS = 3
 
 

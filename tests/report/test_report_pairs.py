@@ -26,6 +26,8 @@ from ctssl_jax.statistics import (
     two_sided_p,
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SKILLS = {  # at 10, 40 and 100 % of the data: SparK loses least, scratch most, the others between
     "scratch": (0.2, 1.0, 2.0),
     "spark": (1.6, 1.8, 2.0),
