@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ctssl_jax.errors import ConfigError, StorageError
 from ctssl_jax.report.comparison.compare import compare
-from ctssl_jax.report.figures.picture import Picture
+from ctssl_jax.report.figures.picture import Numbers, Picture
 from ctssl_jax.report.page import render
+from ctssl_jax.report.publish import publish
 from ctssl_jax.report.runs import Run, find_runs
 from ctssl_jax.report.sections.neighbours import neighbours_section
 from ctssl_jax.report.sections.pretraining import pretraining_section
@@ -20,20 +21,27 @@ from ctssl_jax.report.sections.study import task_pictures
 from ctssl_jax.report.words import section_titles
 
 
-def write_report(places: Iterable[str | Path], out: str | Path) -> list[Run]:
+def write_report(
+    places: Iterable[str | Path], out: str | Path, published: str | Path | None = None
+) -> list[Run]:
     """Writes `out`/report.html and `out`/figures/*; the same runs give the same bytes.
+
+    With `published` also a folder of that name, from which this function finds the same numbers
+    (`report.publish`).
 
     Returns every run found; those with a `problem` are listed on the page but not averaged.
 
     Raises:
       DataError: there is no run.
       ConfigError: the `report` extra is not installed.
-      StorageError: `out` cannot be written.
+      StorageError: `out` or `published` cannot be written.
     """
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"report: {missing[0]} is missing; pip install 'ctssl_jax[report]'")
     comparison = compare(find_runs(places))
+    if published:
+        publish(comparison.runs, Path(published))
     titles = section_titles(comparison.tasks)
     studies = [
         task_pictures(task, title, index)
@@ -51,8 +59,8 @@ def write_report(places: Iterable[str | Path], out: str | Path) -> list[Run]:
         for index, run in enumerate(evaluations, start=1)
         if (found := neighbours_section(run, f"neighbours-{index}"))
     ]
-    pictures = [
-        *(picture for study in studies for picture in study.pictures()),
+    pictures: list[Picture | Numbers] = [
+        *(file for study in studies for file in study.files()),
         *(picture for section in pretraining for picture in section.pictures()),
         *(found.picture for found in neighbours),
     ]
@@ -60,7 +68,7 @@ def write_report(places: Iterable[str | Path], out: str | Path) -> list[Run]:
     return comparison.runs
 
 
-def _write(out: Path, page: str, pictures: list[Picture]) -> None:
+def _write(out: Path, page: str, pictures: list[Picture | Numbers]) -> None:
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for picture in pictures:

@@ -5,6 +5,7 @@ import sys
 
 from ctssl_jax.errors import UserError
 from ctssl_jax.report import write_report
+from ctssl_jax.report.runs import last_was_best
 from ctssl_jax.report.words import leakage
 
 
@@ -17,9 +18,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, or folders of them")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the page goes")
+    parser.add_argument(
+        "--publish",
+        metavar="FOLDER",
+        help="also copy there what the page's numbers come from, to be given away: configs, logs, "
+        "results and the score of every case with its patient's pseudonym; no weights, no pictures",
+    )
     flags = parser.parse_args(arguments)
     try:
-        runs = write_report(flags.runs, flags.out)
+        runs = write_report(flags.runs, flags.out, flags.publish)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -28,6 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
     if marked := [run for run in runs if leakage(run.results or run.data)]:
         print(f"{len(marked)} runs are on data that leaks into the test: marked", file=sys.stderr)
+    if late := [run for run in runs if not run.problem and last_was_best(run)]:
+        said = "were at their best when they ended: not finished learning, give them more steps"
+        print(f"{len(late)} runs {said}", file=sys.stderr)
+    if flags.publish:
+        print(f"{flags.publish}: {len(runs) - len(left_out)} runs published")
     print(f"{flags.out}/report.html: {len(runs)} runs, {len(left_out)} left out of the averages")
     return 0
 

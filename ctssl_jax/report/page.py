@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ctssl_jax.report import words
-from ctssl_jax.report.comparison.compare import RESAMPLES, Comparison, arm_name
+from ctssl_jax.report.comparison.compare import RESAMPLES, Comparison
 from ctssl_jax.report.comparison.folds import fold_of
-from ctssl_jax.report.runs import Run, is_number
+from ctssl_jax.report.names import arm_name
+from ctssl_jax.report.runs import OPERATING, Run, is_number
 from ctssl_jax.report.sections import findings
 from ctssl_jax.report.sections.data_card import data_cards
 from ctssl_jax.report.sections.deviations import deviations
@@ -23,18 +24,24 @@ from ctssl_jax.report.sections.study import TaskPictures
 from ctssl_jax.report.words import count, percent, section_titles, short, three_digits
 
 FILTERS = (
+    "ahead",
     "cell_leakage",
+    "cell_levels",
+    "cell_stands_on",
     "count",
     "cross_validation",
     "interval",
+    "levels",
     "number",
     "patients",
     "percent",
+    "runs_range",
     "short",
     "signed",
     "signed_interval",
     "sizes",
-    "spread_range",
+    "slice_labels",
+    "tuning",
 )
 """Functions of `words` that the templates use."""
 ENVIRONMENT = {
@@ -96,9 +103,10 @@ def render(
         reproducibility=reproducibility(comparison),
         comparisons=sum(len(task.pairs) for task in tasks),
         resamples=RESAMPLES,
+        operating=OPERATING,
         verdict=words.verdict,
         most_skipped=max(
-            (cell.auc_interval.skipped for task in tasks for cell in task.cells), default=0
+            (cell.interval("auc").skipped for task in tasks for cell in task.cells), default=0
         ),
         fewest_seeds=min((len(cell.runs) for task in tasks for cell in task.cells), default=0),
     )

@@ -8,7 +8,7 @@ import csv
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ctssl_jax.errors import DataError
-from ctssl_jax.statistics import roc_auc
+from ctssl_jax.statistics import roc_auc, threshold_at_sensitivity, threshold_at_specificity
 
 KINDS = {
     "PretrainConfig": "pre-training",
@@ -35,6 +35,10 @@ TOLERANCE = 2e-3
 """How far results.json may be from the AUC of its own predictions, which are rounded in the CSV."""
 
 
+OPERATING = 0.9
+"""The specificity, and the sensitivity, at which thresholds are chosen on validation."""
+
+
 class Unusable(Exception):
     """What is wrong with a run, as the phrase that the report shows."""
 
@@ -44,6 +48,9 @@ class Cases:
     """Test cases of one run in the order of their records; patients are pseudonyms.
 
     `patients_known` is False when a row names none: such a case is then a patient of its own.
+    `folds` numbers the network that tested each case, where they are of a cross-validation.
+    `called` says which cases are called positive at the thresholds of validation (`OPERATING`);
+    empty of more than two classes, or where validation has not both.
     """
 
     digest: str
@@ -51,13 +58,16 @@ class Cases:
     labels: Int[np.ndarray, " n"]
     scores: Float[np.ndarray, "n k"]
     patients_known: bool
+    folds: Int[np.ndarray, " n"] | None = None
+    called: Mapping[str, Bool[np.ndarray, " n"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
     """One run folder. `folder` is for the screen: it may hold a name and never goes on a page.
 
-    A fine-tuning run without a `problem` has `results` and `cases`. A cross-validation is one run
+    A fine-tuning run without a `problem` has `results` and `cases`; its AUC is NaN where the test
+    cases are of one class. A cross-validation is one run
     (`report.folds`), whose `folds` are the runs that it is made of.
     """
 
@@ -116,6 +126,15 @@ def read_run(folder: Path) -> Run:
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number that a float can hold, and no bool."""
     return type(value) in (int, float) and -1e300 < value < 1e300
+
+
+def last_was_best(run: Run) -> bool:
+    """Whether a fine-tuning was at its best when it ended: it had not finished learning."""
+    results = run.results
+    for best, last in (("best_step", "total_steps"), ("best_epoch", "epochs")):
+        if is_number(results.get(best)) and is_number(results.get(last)):
+            return bool(results[best] >= results[last])
+    return False
 
 
 def reconstructions(run: Run) -> list[tuple[int, bytes]]:
@@ -186,9 +205,12 @@ def _with_outcome(run: Run) -> Run:
         raise Unusable(f"not finished (status {run.status})")
     if run.kind != "fine-tuning":
         return run
+    if run.config.get("read_test") is False:
+        raise Unusable("it was for choosing a learning rate, and has read no test")
     results = _results(run.folder / "results.json")
     split = run.config.get("test_split", "test")
-    cases = _cases(run.folder / "predictions.csv", results, split)
+    held_out = str(run.config.get("val_split", "val"))
+    cases = _cases(run.folder / "predictions.csv", results, split, held_out)
     return replace(run, results=results, cases=cases)
 
 
@@ -266,25 +288,30 @@ def _results(path: Path) -> dict[str, Any]:
             raise Unusable(f"results.json has no number {name}")
     if not (0 < results["fraction"] <= 1 and 1 <= results["train_slices"] < 1e12):
         raise Unusable("results.json has a fraction or train_slices out of range")
-    test = results.get("test")
-    for name in ("auc", "accuracy", "f1", "n"):
-        if not isinstance(test, dict) or not is_number(test.get(name)):
-            raise Unusable(f"results.json has no test {name}")
+    found = results.get("test")
+    test: dict[str, Any] = found if isinstance(found, dict) else {}
+    missing = [n for n in ("auc", "accuracy", "f1", "n") if not is_number(test.get(n))]
+    if missing and not (missing == ["auc"] and isinstance(test.get("auc"), float)):
+        raise Unusable(f"results.json has no test {missing[0]}")
     if not isinstance(results.get("classes"), list) or len(results["classes"]) < 2:
         raise Unusable("results.json has no list of two or more classes")
     return results
 
 
-def _cases(path: Path, results: dict[str, Any], split: Any) -> Cases:
+def _cases(path: Path, results: dict[str, Any], split: Any, held_out: str) -> Cases:
     """Rows of the test split in predictions.csv, checked against results.json."""
     names = [f"score_{index}" for index in range(len(results["classes"]))]
     try:
-        rows = [row for row in csv.DictReader(_text(path).splitlines()) if row["split"] == split]
+        table = list(csv.DictReader(_text(path).splitlines()))
+        rows = [row for row in table if row["split"] == split]
         rows.sort(key=lambda row: row["record"])
         records = [row["record"] for row in rows]
         labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)
         scores = np.array([[float(row[name]) for name in names] for row in rows], dtype=np.float64)
         named = [row["patient"] for row in rows]
+        validation = [row for row in table if row["split"] == held_out]
+        val_labels = np.array([int(row["label"]) for row in validation], dtype=np.int64)
+        val_scores = np.array([float(row[names[1]]) for row in validation], dtype=np.float64)
     except (KeyError, TypeError, ValueError, csv.Error):
         raise Unusable("predictions.csv is not as documented") from None
     if len(rows) != results["test"]["n"] or len(set(records)) != len(rows):
@@ -292,6 +319,8 @@ def _cases(path: Path, results: dict[str, Any], split: Any) -> Cases:
     if not np.isfinite(scores).all() or not np.isin(labels, np.arange(len(names))).all():
         raise Unusable("predictions.csv holds a score or label that is not possible")
     own = roc_auc(labels, scores)
+    if isfinite(own) and not is_number(results["test"]["auc"]):
+        raise Unusable("results.json has no test auc")
     if isfinite(own) and abs(own - results["test"]["auc"]) > TOLERANCE:
         raise Unusable(
             f"results.json says AUC {results['test']['auc']:.3f}, its predictions give {own:.3f}"
@@ -301,4 +330,18 @@ def _cases(path: Path, results: dict[str, Any], split: Any) -> Cases:
     ]
     content = json.dumps([records, patients, labels.tolist()])
     digest = sha256(content.encode()).hexdigest()
-    return Cases(digest, np.array(patients), labels, scores, all(named))
+    called = _called(val_labels, val_scores, scores) if len(names) == 2 else {}
+    return Cases(digest, np.array(patients), labels, scores, all(named), called=called)
+
+
+def _called(
+    labels: Int[np.ndarray, " v"], scores: Float[np.ndarray, " v"], test: Float[np.ndarray, "n 2"]
+) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Test cases that are called positive at the thresholds which validation gives."""
+    positive = labels == 1
+    if not positive.any() or positive.all() or not np.isfinite(scores).all():
+        return {}
+    return {
+        "specificity": test[:, 1] >= threshold_at_specificity(positive, scores, OPERATING),
+        "sensitivity": test[:, 1] >= threshold_at_sensitivity(positive, scores, OPERATING),
+    }

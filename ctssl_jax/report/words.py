@@ -1,12 +1,20 @@
 """Numbers as they are written on the page, and the sentences made of them."""
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from ctssl_jax.report.comparison.compare import SCRATCH, Cell, Comparison, Task, arm_name
-from ctssl_jax.report.runs import Run, is_number
-from ctssl_jax.statistics import Difference, Interval, Spread
+from ctssl_jax.report.comparison.compare import Cell, Comparison, Task
+from ctssl_jax.report.comparison.folds import without_auc
+from ctssl_jax.report.comparison.recipes import tuned
+from ctssl_jax.report.names import SCRATCH, arm_name, listed, stands_on, subject
+from ctssl_jax.report.runs import Run, is_number, last_was_best
+from ctssl_jax.statistics import Difference, Interval, Training
+
+OF_SCANS = (
+    "Each label is of a scan and was given to all its slices: the figures count slices, not scans."
+)
 
 
 def summary(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
@@ -19,13 +27,54 @@ def summary(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
 
 
 def _size_sentence(task: Task) -> str:
-    seeds = sizes(sorted({len(cell.runs) for cell in task.cells}))
+    seeds = sizes(sorted({len(set(cell.seeds())) for cell in task.cells}))
     marked = [part for run in task.runs() for part in run.parts() if leakage(part.results)]
     folds = f"cross-validated in {task.folds} folds, " if task.folds else ""
-    return (
+    said = [
         f"{count(task.test_cases)} test cases from {patients(task)}, {folds}"
-        f"{seeds} {'seed' if seeds == '1' else 'seeds'} at each size."
-        + (" Test data was seen in training: results below are marked." if marked else "")
+        f"{seeds} {'seed' if seeds == '1' else 'seeds'} at each size.",
+        "Test data was seen in training: results below are marked." if marked else "",
+        slice_labels(task),
+        _single_encoders(task),
+        unfinished(task),
+    ]
+    return " ".join(filter(None, said))
+
+
+def _single_encoders(task: Task) -> str:
+    """Which arms are one encoder, so that nothing is said of their method."""
+    arms = [arm_name(arm) for arm in task.arms() if task.pretrainings(arm) == 1]
+    if not arms:
+        return ""
+    stand = "stands on one pre-training" if len(arms) == 1 else "stand on one pre-training each"
+    return (
+        f"{listed(arms)} {stand}: what is said is of this encoder, not of the method, for the luck "
+        "of its pre-training is in no number."
+    )
+
+
+def slice_labels(task: Task) -> str:
+    """Says so where labels of scans were given to slices."""
+    parts = (part for run in task.runs() for part in run.parts())
+    return OF_SCANS if any(part.data.get("labels_of") == "scan" for part in parts) else ""
+
+
+def unfinished(task: Task) -> str:
+    """Says so where the best step of runs is their last one, arm by arm."""
+    by_arm = {
+        arm: [last_was_best(part) for run in task.runs(arm) for part in run.parts()]
+        for arm in task.arms()
+    }
+    late = [
+        f"{arm_name(arm)} in {sum(found)} of {len(found)} runs"
+        for arm, found in by_arm.items()
+        if any(found)
+    ]
+    if not late:
+        return ""
+    return (
+        f"Not finished learning: the last validation was the best of {listed(late)}. With more "
+        "steps these numbers may change."
     )
 
 
@@ -38,22 +87,27 @@ def _arm_sentences(task: Task) -> list[str]:
 
 def _arm_sentence(task: Task, arm: str) -> str:
     cells = [cell for cell in task.comparisons() if cell.arm == arm]
+    name = subject(arm, task.pretrainings(arm))
     if not cells:
-        return f"{arm_name(arm)} has no run from scratch of the same size to be compared with."
+        return f"{_capital(name)} has no run from scratch of the same size to be compared with."
     higher, lower, unclear = (
         [cell for cell in cells if verdict(cell)[0] == kind]
         for kind in ("higher", "lower", "unclear")
     )
     if not higher and not lower:
         where = f"with {_slices(cells)}" if len(cells) < 3 else f"at any of the {len(cells)} sizes"
-        return f"{arm_name(arm)} and training from scratch cannot be told apart {where}."
+        return f"{_capital(name)} and training from scratch cannot be told apart {where}."
     parts = [
         f"{word} than from scratch with {_slices(won)} (by {listed(_gap(cell) for cell in won)})"
         for word, won in (("higher", higher), ("lower", lower))
         if won
     ]
     rest = f"; with {_slices(unclear)} the two cannot be told apart" if unclear else ""
-    return f"The AUC of {arm_name(arm)} is {' and '.join(parts)}{rest}."
+    return f"The AUC of {name} is {' and '.join(parts)}{rest}."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _gap(cell: Cell) -> str:
@@ -64,22 +118,62 @@ def _slices(cells: list[Cell]) -> str:
     return f"{listed(sizes(cell.sizes('slices')) for cell in cells)} training slices"
 
 
-def listed(words: Iterable[str]) -> str:
-    """Words as a list in a sentence: one, two and three."""
-    *before, last = words
-    return f"{', '.join(before)} and {last}" if before else last
-
-
 def verdict(cell: Cell) -> tuple[str, str]:
     """The verdict of a cell against scratch as (kind, words)."""
     if cell.difference is None:
         return "none", "no scratch run"
     found = cell.difference.verdict
     if found == "A higher":
-        return "higher", f"{arm_name(cell.arm)} higher"
+        return "higher", f"{subject(cell.arm, cell.pretrainings)} higher"
     if found == "B higher":
         return "lower", "scratch higher"
     return "unclear", found
+
+
+def levels(again: Training) -> str:
+    """What luck an interval holds."""
+    held = ["patients"]
+    held += ["fine-tunings"] if again.fine_tunings else []
+    held += ["pre-trainings"] if again.pretrainings else []
+    return listed(held) if len(held) > 1 else "patients alone"
+
+
+def cell_levels(cell: Cell) -> str:
+    """What luck the intervals of a cell hold."""
+    return levels(cell.again)
+
+
+def cell_stands_on(cell: Cell) -> str:
+    """One encoder, or so many pre-trainings; nothing of scratch."""
+    return stands_on(cell.arm, cell.pretrainings)
+
+
+def legend_name(task: Task, arm: str) -> str:
+    """An arm in the legend of a figure, with what it stands on."""
+    on = stands_on(arm, task.pretrainings(arm))
+    return arm_name(arm) + (f" ({on})" if on else "")
+
+
+def ahead(cell: Cell) -> str:
+    """In how many seeds an arm is above scratch, every encoder of it; nothing of a single one."""
+    won, of = cell.ahead
+    if of < 2:
+        return ""
+    return f"ahead in {won} of {of} {'seeds' if cell.pretrainings < 2 else 'pairs of one seed'}"
+
+
+def tuning(task: Task) -> str:
+    """The learning rates that were chosen on validation; nothing where none was."""
+    chosen: dict[str, list[str]] = defaultdict(list)
+    for cell in task.cells:
+        for found in filter(None, (tuned(part) for run in cell.runs for part in run.parts())):
+            if is_number(found.get("lr")):
+                at = f"{rate(found['lr'])} at {sizes(cell.sizes('slices'))}"
+                chosen[arm_name(cell.arm)] += [] if at in chosen[arm_name(cell.arm)] else [at]
+    if not chosen:
+        return ""
+    said = "; ".join(f"{name} {listed(rates)}" for name, rates in chosen.items())
+    return f"Learning rates chosen on validation, at numbers of training slices: {said}."
 
 
 def leakage(results: Mapping[str, Any]) -> str:
@@ -120,9 +214,19 @@ def cross_validation(task: Task) -> str:
         return ""
     return (
         f"The task was cross-validated in {task.folds} folds: in each run every patient was tested "
-        "once, by a network that had not seen that patient in fine-tuning, and the scores of the "
-        f"{task.folds} networks are ranked together."
+        "once, by a network that had not seen that patient in fine-tuning. Scores of different "
+        "networks are never ranked together: AUC, its intervals and p are within folds, then "
+        f"averaged over them.{_left_out_folds(task)}"
     )
+
+
+def _left_out_folds(task: Task) -> str:
+    """Folds that have no AUC."""
+    found = sorted({number for run in task.runs() for number in without_auc(run)})
+    if not found:
+        return ""
+    which = f"fold {found[0]}" if len(found) == 1 else f"folds {listed(map(str, found))}"
+    return f" The test cases of {which} are of one class: left out of AUC, for every start alike."
 
 
 def section_titles(tasks: list[Task]) -> list[str]:
@@ -172,11 +276,13 @@ def signed_interval(value: Interval | Difference) -> str:
     return f"{signed(value.low)} to {signed(value.high)}" if isfinite(value.low) else "–"
 
 
-def spread_range(value: Spread) -> str:
-    """Smallest and largest of several seeds."""
-    if value.n == 1:
+def runs_range(cell: Cell, metric: str) -> str:
+    """Smallest and largest of several runs, and how many they are."""
+    found = cell.spread(metric)
+    if found.n == 1:
         return "one seed"
-    return f"{number(value.low)}–{number(value.high)}, {value.n} seeds"
+    unit = "seeds" if cell.pretrainings < 2 else "runs"
+    return f"{number(found.low)}–{number(found.high)}, {found.n} {unit}"
 
 
 def count(value: float | int) -> str:
@@ -187,6 +293,12 @@ def count(value: float | int) -> str:
 def three_digits(value: float) -> str:
     """Three significant digits, never in powers of ten."""
     return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def rate(value: float) -> str:
+    """A learning rate: 0.0003 as 3e-4."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
 
 
 def sizes(values: list[int]) -> str:

@@ -3,10 +3,12 @@
 The patient is what is drawn anew (cluster bootstrap; Field and Welsh, J. R. Stat. Soc. B 69:369,
 2007), the same patients for every run of every arm, so that what makes a test set easy or hard
 cancels in differences. An interval over patients is about the networks that were trained. One over
-runs as well is about training again, with another seed. For that the runs are not drawn anew:
-five values drawn with replacement spread a fifth too little and have no tails. Their error is
-drawn from Student's t instead, so that with very many patients the interval is the usual
-t-interval over seeds. Below three runs nothing is claimed about training again.
+runs as well is about training again (`levels`). For that the runs are not drawn anew: five values
+drawn with replacement spread a fifth too little and have no tails. Their error is drawn from
+Student's t instead, so that with very many patients the interval is the usual t-interval.
+
+In a cross-validation each patient is tested by the network of one fold. Patients are then drawn
+within their fold, and what ranks scores is computed within folds (`metric.within_folds`).
 """
 
 from collections.abc import Sequence
@@ -17,13 +19,11 @@ import numpy as np
 from jaxtyping import Float, Integer, Num, Shaped
 from scipy.stats import t as student_t
 
+from ctssl_jax.statistics.levels import FEWEST_RUNS, NOTHING, Runs, Training, training
 from ctssl_jax.statistics.metric import Metric, auc
 
 Table = Float[np.ndarray, "r _"]
 """A metric by run: row 0 on the test set, the others on resamples of its patients."""
-
-FEWEST_RUNS = 3
-"""Below so many runs nothing is claimed about training again."""
 
 
 class Interval(NamedTuple):
@@ -64,21 +64,25 @@ def resampled(
     groups: Shaped[np.ndarray, " n"],
     metric: Metric = auc,
     *,
+    folds: Shaped[np.ndarray, " n"] | None = None,
     n: int = 2000,
     seed: int = 0,
 ) -> Table:
     """The metric of each run on the test set and on `n` resamples of its patients.
 
-    `groups` names the patient of each case. The same groups, `n` and `seed` give the same
-    resamples, so tables made with them can be set against each other. Rows that lack a class are
-    NaN. With fewer than two patients there is nothing to draw: row 0 stands alone.
+    `groups` names the patient of each case, `folds` the fold that tested it, within which patients
+    are then drawn. The same groups, folds, `n` and `seed` give the same resamples, so tables made
+    with them can be set against each other. Rows that lack a class are NaN. With fewer than two
+    patients there is nothing to draw: row 0 stands alone.
     """
     names, patients = np.unique(groups, return_inverse=True)
     count = len(names)
     weights = np.ones((1, count))
     if count > 1:
-        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n)
-        weights = np.concatenate([weights, drawn])
+        fold = np.zeros(count, dtype=int)
+        if folds is not None:
+            fold[patients] = np.unique(folds, return_inverse=True)[1]
+        weights = np.concatenate([weights, _drawn(fold, n, seed)])
     return metric(labels, scores, patients)(weights)
 
 
@@ -86,8 +90,8 @@ def contrast(
     tables: Sequence[Table],
     coefficients: Sequence[float | int] | Float[np.ndarray, " m"],
     *,
-    over_runs: bool = False,
-    paired: bool = False,
+    of: Sequence[Runs] | None = None,
+    again: Training = NOTHING,
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
@@ -96,28 +100,49 @@ def contrast(
     Args:
       tables: of `resampled`, one for each arm and size, on the same resamples.
       coefficients: [1] is a mean, [1, -1] a difference; `slope` and `drop` give others.
-      over_runs: cover training again as well. NaN ends if a table has fewer than three runs. A
-        little too wide, for the runs' spread holds some of the patients' luck once more.
-      paired: run i of every table had the same seed, so what they share cancels.
+      of: who the runs of each table are: means are taken within a pre-training first. None: all
+        runs of a table count alike.
+      again: errors of training again (`trained_again`), which are added to the patients'. A little
+        too wide, for the runs' spread holds some of the patients' luck once more.
       seed: of the draws for the runs.
       level: chance to cover.
 
     Resamples that lack a class are skipped and counted. Without patients to draw the ends are NaN.
-
-    Raises:
-      ValueError: `paired` tables differ in their number of runs.
     """
-    weighted = [factor * table for factor, table in zip(coefficients, tables, strict=True)]
-    estimate, *draws = sum(table.mean(axis=1) for table in weighted)
-    values = np.array(draws)
-    if over_runs:
-        values = values + _training_again([x[0] for x in weighted], paired, len(values), seed)
+    estimate, *draws = sum(
+        factor * (table @ weights)
+        for factor, table, weights in zip(coefficients, tables, _weights(tables, of), strict=True)
+    )
+    values = np.array(draws) + again.drawn(len(draws), seed)
     usable = values[np.isfinite(values)]
     skipped = len(values) - len(usable)
     if not len(usable):
         return Interval(float(estimate), nan, nan, 0, skipped)
     low, high = np.quantile(usable, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(estimate), float(low), float(high), len(usable), skipped)
+
+
+def trained_again(
+    tables: Sequence[Table],
+    coefficients: Sequence[float | int] | Float[np.ndarray, " m"],
+    of: Sequence[Runs],
+) -> Training:
+    """The errors of training again of a `contrast`: `levels.training` of the rows 0."""
+    return training([table[0] for table in tables], of, coefficients)
+
+
+def spread_over_patients(
+    tables: Sequence[Table],
+    coefficients: Sequence[float | int] | Float[np.ndarray, " m"],
+    of: Sequence[Runs],
+) -> float:
+    """The bootstrap's standard error of a `contrast`; NaN where no two resamples can be used."""
+    draws = sum(
+        factor * (table[1:] @ runs.weights())
+        for factor, table, runs in zip(coefficients, tables, of, strict=True)
+    )
+    usable = np.asarray(draws)[np.isfinite(draws)]
+    return float(np.std(usable, ddof=1)) if len(usable) > 1 else nan
 
 
 def slope(sizes: Num[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
@@ -155,14 +180,13 @@ def bootstrap_interval(
     n: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-    over_runs: bool = False,
 ) -> Interval:
-    """Interval of `metric`, over patients or over patients and runs.
+    """Interval of `metric` over patients.
 
     With a leading axis of runs (seeds) the metric is their mean. See `resampled` and `contrast`.
     """
     table = resampled(labels, scores, groups, metric, n=n, seed=seed)
-    return contrast([table], [1], level=level, over_runs=over_runs, seed=seed)
+    return contrast([table], [1], level=level, seed=seed)
 
 
 def paired_bootstrap_difference(
@@ -208,19 +232,18 @@ def mean_and_range(values: Num[np.ndarray, " n"]) -> Spread:
     return Spread(mean, low, high, count, mean - half, mean + half)
 
 
-def _training_again(
-    values: Sequence[Float[np.ndarray, " _"]], paired: bool, n: int, seed: int
-) -> Float[np.ndarray, " n"]:
-    """Draws the error of a sum of means over runs; NaN where a mean is over too few."""
-    if paired:
-        if len({len(of_table) for of_table in values}) > 1:
-            raise ValueError("contrast: paired tables need the same number of runs")
-        values = [np.sum(values, axis=0)]
-    if min(map(len, values)) < FEWEST_RUNS:
-        return np.full(n, nan)
-    rng = np.random.default_rng([seed, 1])  # not the numbers that drew the patients
-    errors = [
-        rng.standard_t(len(of_table) - 1, size=n) * np.std(of_table, ddof=1) / sqrt(len(of_table))
-        for of_table in values
-    ]
-    return np.sum(errors, axis=0)
+def _drawn(fold: Integer[np.ndarray, " g"], n: int, seed: int) -> Float[np.ndarray, "n g"]:
+    """How often each patient is drawn, fold by fold."""
+    rng, weights = np.random.default_rng(seed), np.empty((n, len(fold)))
+    for own in (fold == number for number in range(fold.max() + 1)):
+        count = int(own.sum())
+        weights[:, own] = rng.multinomial(count, np.full(count, 1 / count), size=n)
+    return weights
+
+
+def _weights(
+    tables: Sequence[Table], of: Sequence[Runs] | None
+) -> list[Float[np.ndarray, " runs"]]:
+    if of is None:
+        return [np.full(table.shape[1], 1 / table.shape[1]) for table in tables]
+    return [runs.weights() for runs in of]

@@ -46,6 +46,36 @@ def auc(
     return lambda weights: np.mean([part(weights) for part in parts], axis=0)
 
 
+def within_folds(metric: Metric, folds: Shaped[np.ndarray, " n"]) -> Metric:
+    """The mean over folds of a metric computed within each.
+
+    Scores of different networks are on different scales, so ranking them together measures the
+    scales (Forman and Scholz, SIGKDD Explor. 12:49, 2010). A fold that lacks a class, as a whole or
+    in a resample, is left out of the mean; where every fold does, it is NaN.
+
+    Args:
+      metric: `auc`, or another that ranks scores.
+      folds: of each case; a patient is in one fold.
+    """
+
+    def prepare(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> Statistic:
+        runs, parts = as_runs(scores), []
+        for fold in np.unique(folds):
+            own = folds == fold
+            names, local = np.unique(patients[own], return_inverse=True)
+            parts.append((names, metric(labels[own], runs[:, own], local)))
+
+        def statistic(weights: Float[np.ndarray, "r g"]) -> Float[np.ndarray, "r runs"]:
+            values = np.stack([part(weights[:, names]) for names, part in parts])
+            known = np.isfinite(values)
+            total, count = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
+            return np.divide(total, count, out=np.full(total.shape, nan), where=count > 0)
+
+        return statistic
+
+    return prepare
+
+
 def accuracy(
     labels: Integer[np.ndarray, " n"],
     scores: Num[np.ndarray, "*runs n k"],

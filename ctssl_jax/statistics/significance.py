@@ -4,11 +4,14 @@ Two independent ways to the same question: patients whose two scores are swapped
 assumes nothing about distributions and is what the report uses, and DeLong's normal approximation,
 which is the field's standard and has a standard error. Both are about the networks at hand:
 training again is not covered. Five seeds could not show it by swapping alone, for of 2^5 ways to
-swap them two are as extreme as any, and 2/32 is above 0.05. It is the intervals over runs
-(`bootstrap`) that cover it.
+swap them two are as extreme as any, and 2/32 is above 0.05. It is `levels` that covers it, and the
+report goes by the larger of both p.
+
+With `folds`, the fold of a cross-validation that tested each case, everything is computed within
+folds and averaged over those that have both sides.
 """
 
-from itertools import product
+from collections.abc import Iterator
 from math import nan, sqrt
 from typing import NamedTuple
 
@@ -49,6 +52,7 @@ def delong(
     scores: Num[np.ndarray, "*runs n k"] | Num[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"] | None = None,
     *,
+    folds: Shaped[np.ndarray, " n"] | None = None,
     level: float = 0.95,
 ) -> DeLong:
     """AUC of two classes with DeLong's standard error, averaged over runs.
@@ -59,7 +63,8 @@ def delong(
     Raises:
       ValueError: there are more than two classes.
     """
-    return _delong(labels, _mean_placements(labels, scores), groups, 0.5, level)
+    placed = _mean_placements(labels, scores, folds)
+    return _delong(labels, placed, groups, folds, 0.5, level)
 
 
 def delong_difference(
@@ -68,6 +73,7 @@ def delong_difference(
     scores_b: Num[np.ndarray, "*runs_b n k"] | Num[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"] | None = None,
     *,
+    folds: Shaped[np.ndarray, " n"] | None = None,
     level: float = 0.95,
 ) -> DeLong:
     """The difference A - B of two AUCs on the same cases, as `delong`.
@@ -75,8 +81,8 @@ def delong_difference(
     Raises:
       ValueError: there are more than two classes.
     """
-    placed = _mean_placements(labels, scores_a) - _mean_placements(labels, scores_b)
-    return _delong(labels, placed, groups, 0.0, level)
+    placed_a, placed_b = (_mean_placements(labels, x, folds) for x in (scores_a, scores_b))
+    return _delong(labels, placed_a - placed_b, groups, folds, 0.0, level)
 
 
 def permutation_difference(
@@ -85,6 +91,7 @@ def permutation_difference(
     scores_b: Num[np.ndarray, "*runs_b n k"] | Num[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"],
     *,
+    folds: Shaped[np.ndarray, " n"] | None = None,
     n: int = 10_000,
     seed: int = 0,
 ) -> Permutation:
@@ -94,7 +101,7 @@ def permutation_difference(
     observed is counted as one more (Phipson and Smyth, SAGMB 9:39, 2010). See
     `swap_contributions`.
     """
-    parts = swap_contributions(labels, scores_a, scores_b, groups)
+    parts = swap_contributions(labels, scores_a, scores_b, groups, folds=folds)
     p = float(flip_p_values(parts[:, None], n=n, seed=seed)[0])
     exact = _all_swaps(len(parts)) <= n
     return Permutation(float(parts.sum()), p, _all_swaps(len(parts)) if exact else n, exact)
@@ -105,6 +112,9 @@ def swap_contributions(
     scores_a: Num[np.ndarray, "*runs_a n k"] | Num[np.ndarray, " n"],
     scores_b: Num[np.ndarray, "*runs_b n k"] | Num[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"],
+    *,
+    folds: Shaped[np.ndarray, " n"] | None = None,
+    weights: tuple[Float[np.ndarray, " runs_a"], Float[np.ndarray, " runs_b"]] | None = None,
 ) -> Float[np.ndarray, " g"]:
     """What each patient adds to the difference A - B of two AUCs, in the order of their names.
 
@@ -114,20 +124,22 @@ def swap_contributions(
     several differences may be added before their signs are turned.
 
     Scores are replaced by their ranks within a run, as two networks may use the scale differently.
-    Run i of A is set against run i of B; with different numbers of runs, every run of A against
-    every one of B. More than two classes: the mean of one against the rest.
+    Run i of A is set against run i of B where they are as many and count alike, else every run of A
+    against every one of B; `weights` say how much each counts in its arm's mean, all alike if None.
+    More than two classes: the mean of one against the rest.
     """
     names, patients = np.unique(groups, return_inverse=True)
-    ranked_a, ranked_b = (rankdata(as_runs(scores), axis=1) for scores in (scores_a, scores_b))
-    pairs = zip if len(ranked_a) == len(ranked_b) else product
-    parts = [
-        np.bincount(patients, _swap_parts(positive, a, b), len(names))
-        for (positive, runs_a), (_, runs_b) in zip(
-            one_against_rest(labels, ranked_a), one_against_rest(labels, ranked_b), strict=True
-        )
-        for a, b in pairs(runs_a, runs_b)
-    ]
-    return np.mean(parts, axis=0)
+    runs_a, runs_b = as_runs(scores_a), as_runs(scores_b)
+    pairs = list(_paired(len(runs_a), len(runs_b), weights))
+    parts = np.array(
+        [
+            np.bincount(patients[own], of_fold, len(names))
+            for own in _cases_by_fold(labels, folds)
+            for of_fold in [_swap_parts_of(labels[own], runs_a[:, own], runs_b[:, own], pairs)]
+            if np.isfinite(of_fold).all()
+        ]
+    )
+    return parts.mean(axis=0) if len(parts) else np.full(len(names), nan)
 
 
 def flip_p_values(
@@ -170,6 +182,48 @@ def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     return adjusted
 
 
+def _cases_by_fold(
+    labels: Integer[np.ndarray, " n"], folds: Shaped[np.ndarray, " n"] | None
+) -> list[Shaped[np.ndarray, " n"]]:
+    """Which cases each fold has; all of them where there is no fold."""
+    if folds is None:
+        return [np.ones(len(labels), dtype=bool)]
+    return [folds == fold for fold in np.unique(folds)]
+
+
+def _paired(
+    count_a: int,
+    count_b: int,
+    weights: tuple[Float[np.ndarray, " a"], Float[np.ndarray, " b"]] | None,
+) -> Iterator[tuple[int, int, float]]:
+    """Which runs are set against each other, and how much that counts."""
+    if weights is None:
+        weights = np.full(count_a, 1 / count_a), np.full(count_b, 1 / count_b)
+    of_a, of_b = weights
+    if count_a == count_b and np.allclose(of_a, of_b, rtol=1e-12, atol=0):
+        yield from ((run, run, float(weight)) for run, weight in enumerate(of_a))
+    else:
+        for a, b in np.ndindex(count_a, count_b):
+            yield a, b, float(of_a[a] * of_b[b])
+
+
+def _swap_parts_of(
+    labels: Integer[np.ndarray, " n"],
+    scores_a: Num[np.ndarray, "runs_a n k"],
+    scores_b: Num[np.ndarray, "runs_b n k"],
+    pairs: list[tuple[int, int, float]],
+) -> Float[np.ndarray, " n"]:
+    """What each case adds to the difference, mean over pairs of runs and over classes."""
+    ranked_a, ranked_b = (rankdata(scores, axis=1) for scores in (scores_a, scores_b))
+    of_classes = [
+        np.sum([w * _swap_parts(positive, runs_a[a], runs_b[b]) for a, b, w in pairs], axis=0)
+        for (positive, runs_a), (_, runs_b) in zip(
+            one_against_rest(labels, ranked_a), one_against_rest(labels, ranked_b), strict=True
+        )
+    ]
+    return np.mean(of_classes, axis=0)
+
+
 def _swap_parts(
     positive: Shaped[np.ndarray, " n"],
     a: Float[np.ndarray, " n"],
@@ -193,25 +247,50 @@ def _all_swaps(patients: int) -> int:
 def _mean_placements(
     labels: Integer[np.ndarray, " n"],
     scores: Num[np.ndarray, "*runs n k"] | Num[np.ndarray, " n"],
+    folds: Shaped[np.ndarray, " n"] | None,
 ) -> Float[np.ndarray, " n"]:
+    """Placements within folds, mean over runs."""
     runs = as_runs(scores)
     if runs.shape[-1] > 2:
         raise ValueError("delong: more than two classes; use the bootstrap")
     ((positive, of_class),) = one_against_rest(labels, runs)
-    return placements(positive, of_class).mean(axis=0)
+    placed = np.empty(of_class.shape)
+    for own in _cases_by_fold(labels, folds):
+        placed[:, own] = placements(positive[own], of_class[:, own])
+    return placed.mean(axis=0)
 
 
 def _delong(
     labels: Integer[np.ndarray, " n"],
     placed: Float[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"] | None,
+    folds: Shaped[np.ndarray, " n"] | None,
     null: float,
     level: float,
 ) -> DeLong:
-    positive = labels == 1
-    names, patients = np.unique(
-        np.arange(len(labels)) if groups is None else groups, return_inverse=True
-    )
+    patients = np.arange(len(labels)) if groups is None else groups
+    found = [
+        _estimate(labels[own] == 1, placed[own], patients[own])
+        for own in _cases_by_fold(labels, folds)
+        if folds is None or 0 < np.sum(labels[own] == 1) < np.sum(own)
+    ]
+    estimate = float(np.mean([mean for mean, _ in found])) if found else nan
+    variance = sum(of_fold for _, of_fold in found) / len(found) ** 2 if found else nan
+    error = sqrt(variance) if variance >= 0 else nan
+    half = norm.ppf((1 + level) / 2) * error
+    p = 1.0 if error == 0 and estimate == null else nan
+    if error > 0:
+        p = float(2 * norm.sf(abs(estimate - null) / error))
+    return DeLong(estimate, error, estimate - half, estimate + half, p)
+
+
+def _estimate(
+    positive: Shaped[np.ndarray, " n"],
+    placed: Float[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+) -> tuple[float, float]:
+    """The mean placement of the positive cases and its variance over patients."""
+    names, patients = np.unique(groups, return_inverse=True)
     estimate = float(placed[positive].mean()) if positive.any() else nan
     variance, residuals = 0.0, []
     for side in (positive, ~positive):
@@ -219,12 +298,7 @@ def _delong(
         residuals.append(of_patient / max(1, np.sum(side)))
         variance += _unbiased(len(np.unique(patients[side]))) * np.sum(residuals[-1] ** 2)
     variance += 2 * _unbiased(len(names)) * np.sum(residuals[0] * residuals[1])
-    error = sqrt(variance) if variance >= 0 else nan
-    half = norm.ppf((1 + level) / 2) * error
-    p = 1.0 if error == 0 and estimate == null else nan
-    if error > 0:
-        p = float(2 * norm.sf(abs(estimate - null) / error))
-    return DeLong(estimate, error, estimate - half, estimate + half, p)
+    return estimate, float(variance)
 
 
 def _unbiased(patients: int) -> float:

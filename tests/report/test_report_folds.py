@@ -1,7 +1,6 @@
 """Cross-validated runs in the report: each fold's run is a part of one run over all patients."""
 
 import csv
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,8 +12,11 @@ from test_report import edit_json, write, write_finetuning
 
 from ctssl_jax.report import write_report
 from ctssl_jax.report.comparison.compare import Comparison, compare
+from ctssl_jax.report.comparison.outcomes import roc_curves
 from ctssl_jax.report.runs import find_runs
-from ctssl_jax.statistics import bootstrap_interval
+from ctssl_jax.statistics import auc, contrast, resampled, within_folds
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FOLDS = 3
 
@@ -75,8 +77,10 @@ def test_scores_are_those_of_the_pooled_predictions(validated):
     for cell in task.cells:
         for seed, run in enumerate(cell.runs):
             patients, labels, scores = by_hand(validated, f"{cell.arm}-{seed}")
-            test = run.results["test"]
-            assert test["auc"] == pytest.approx(roc_auc_score(labels, scores[:, 1]), abs=1e-12)
+            test, own = run.results["test"], np.repeat([0, 1, 2], [40, 42, 44])
+            aucs = [roc_auc_score(labels[own == f], scores[own == f, 1]) for f in range(FOLDS)]
+            assert test["auc"] == pytest.approx(np.mean(aucs), abs=1e-12)
+            np.testing.assert_array_equal(run.cases.folds, own)
             predicted = scores.argmax(axis=1)
             assert test["f1"] == pytest.approx(f1_score(labels, predicted))
             assert test["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
@@ -85,19 +89,92 @@ def test_scores_are_those_of_the_pooled_predictions(validated):
             np.testing.assert_array_equal(run.cases.scores, scores)
         of = [run.cases for run in cell.runs]
         scores = np.stack([cases.scores for cases in of])
-        assert cell.auc_interval == bootstrap_interval(of[0].labels, scores, of[0].patients)
+        within = within_folds(auc, of[0].folds)
+        table = resampled(of[0].labels, scores, of[0].patients, within, folds=of[0].folds)
+        np.testing.assert_allclose(cell.interval("auc"), contrast([table], [1]), atol=1e-12)
         assert cell.fraction == 0.1
         assert cell.sizes("slices") == [40, 41, 42]
 
 
-def test_pooled_auc_is_not_the_mean_of_the_folds(validated):
-    (task,) = found_in(validated).tasks
-    folds = [
-        json.loads((validated / f"scratch-0-fold{fold}" / "results.json").read_text())
-        for fold in range(FOLDS)
+def rewrite_scores(run: Path, fold: int, patients: int, score, shift: float) -> None:
+    """One test case for each patient; `score` of the labels and the patients, moved by `shift`."""
+    labels = np.arange(patients) % 2
+    values = 1 / (1 + np.exp(-(score(labels, fold) + shift)))
+    rows = ["split,record,patient,label,score_0,score_1"]
+    rows += [
+        f"fold{fold},r{k:03},f{fold}p{k},{labels[k]},{1 - values[k]:.6g},{values[k]:.6g}"
+        for k in range(patients)
     ]
-    mean = np.mean([results["test"]["auc"] for results in folds])
-    assert abs(task.cells[0].test("auc")[0] - mean) > 1e-3
+    write(run / "predictions.csv", "\n".join(rows) + "\n")
+    predicted = values > 0.5
+    test = {
+        "auc": float(roc_auc_score(labels, values)) if len(set(labels)) == 2 else float("nan"),
+        "accuracy": float(np.mean(predicted == labels)),
+        "f1": float(f1_score(labels, predicted, zero_division=0.0)),
+        "n": patients,
+        "patients": patients,
+    }
+    edit_json(run / "results.json", test=test)
+
+
+def same_ranks(labels, fold):
+    return labels + np.random.default_rng(fold).normal(0, 0.6, len(labels))
+
+
+def test_arms_that_rank_alike_in_every_fold_cannot_be_told_apart(tmp_path):
+    """One arm's score scale moves from fold to fold, which is no difference in ranking."""
+    rng = np.random.default_rng(5)
+    for seed in range(5):
+        for fold in range(FOLDS):
+            for arm, moved in (("scratch", 3.0), ("spark", 0.0)):
+                run = write_fold(tmp_path / "runs", fold, arm, seed)
+                rewrite_scores(run, fold, 40, same_ranks, moved * rng.normal())
+    (task,) = found_in(tmp_path / "runs").tasks
+    (pair,) = task.pairs
+    assert pair.difference.verdict == "cannot tell"
+    np.testing.assert_allclose(pair.difference[:3], 0, atol=1e-12)
+    assert pair.answer.p == 1
+    scratch, spark = task.cells
+    assert scratch.mean("auc") == pytest.approx(spark.mean("auc"), abs=1e-12)
+    np.testing.assert_allclose(roc_curves(scratch), roc_curves(spark), atol=1e-12)
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "This SparK encoder and training from scratch cannot be told apart" in html
+    assert "never ranked together" in html
+
+
+def test_a_fold_of_one_class_is_left_out_of_auc_for_all_arms_and_said(tmp_path):
+    for seed in (0, 1):
+        for fold in range(FOLDS):
+            for arm, sign in (("scratch", 0.5), ("spark", 2.0)):
+                run = write_fold(tmp_path / "runs", fold, arm, seed)
+                number = 1 if fold == 1 else 30  # one patient has one class
+                rewrite_scores(run, fold, number, lambda y, f, s=sign: s * same_ranks(y, f), 0.1)
+    (task,) = found_in(tmp_path / "runs").tasks
+    assert task.test_cases == 61
+    for cell in task.cells:
+        for run in cell.runs:
+            parts = [part.results["test"]["auc"] for part in run.folds]
+            assert np.isnan(parts[1])
+            assert run.results["test"]["auc"] == pytest.approx(np.nanmean(parts), abs=1e-12)
+    assert np.isfinite(task.pairs[0].difference.low)
+    assert task.pairs[0].answer.p == 1  # the same ranks again
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "The test cases of fold 1 are of one class: left out of AUC" in html
+
+
+def test_without_a_fold_of_two_classes_there_is_no_auc(tmp_path):
+    for fold in range(FOLDS):
+        rewrite_scores(write_fold(tmp_path, fold), fold, 1, same_ranks, 0.0)
+    write_finetuning(tmp_path / "whole", task="other")
+    rewrite_scores(tmp_path / "whole", 0, 1, same_ranks, 0.0)
+    edit_json(tmp_path / "whole" / "config.json", config={"test_split": "fold0"})
+    problems = {run.problem for run in found_in(tmp_path).runs}
+    assert problems == {
+        "cross-validation has no fold whose test cases are of two classes",
+        "its test cases are of one class, so that there is no AUC",
+    }
 
 
 def test_page_says_how_it_was_tested(validated, tmp_path):
@@ -165,6 +242,19 @@ def test_a_count_is_another_fraction_of_each_fold(tmp_path):
         edit_json(run / "results.json", fraction=8 / (80 + fold))
     (task,) = found_in(tmp_path).tasks
     assert task.cells[0].fraction == pytest.approx(np.mean([8 / 80, 8 / 81, 8 / 82]))
+
+
+def test_each_fold_may_have_a_learning_rate_of_its_own_that_was_chosen(tmp_path):
+    for fold in range(FOLDS):
+        for arm in ("scratch", "spark"):
+            rate = 1e-3 / (fold + 1 + (arm == "spark"))
+            run = write_fold(tmp_path, fold, arm, config={"optim": {"lr": rate}})
+            split = f"fold{(fold - 2) % FOLDS}"
+            tuning = {"lr": rate, "candidates": [rate], "seeds": [100], "split": split}
+            edit_json(run / "results.json", tuning=tuning)
+    comparison = found_in(tmp_path)
+    assert ([run.problem for run in comparison.runs], comparison.conflicts) == ([""] * 6, [])
+    assert len(comparison.tasks[0].pairs) == 1
 
 
 def test_a_patient_in_two_folds_is_refused(tmp_path):

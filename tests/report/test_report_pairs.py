@@ -7,11 +7,13 @@ from test_report import edit_json, write_finetuning
 
 from ctssl_jax.report import write_report
 from ctssl_jax.report.comparison.compare import compare
-from ctssl_jax.report.comparison.pairs import Sampled, difference
+from ctssl_jax.report.comparison.pairs import Question, Sampled, answered, interval
 from ctssl_jax.report.runs import find_runs
 from ctssl_jax.report.sections.findings import claim_sentences, lead, p_value, pair_rows
 from ctssl_jax.statistics import (
+    Runs,
     accuracy,
+    auc,
     bootstrap_interval,
     contrast,
     flip_p_values,
@@ -19,7 +21,12 @@ from ctssl_jax.statistics import (
     paired_bootstrap_difference,
     permutation_difference,
     resampled,
+    spread_over_patients,
+    trained_again,
+    two_sided_p,
 )
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SKILLS = {  # at 10, 40 and 100 % of the data: SparK loses least, scratch most, the others between
     "scratch": (0.2, 1.0, 2.0),
@@ -77,29 +84,54 @@ def test_every_two_arms_of_a_size_are_compared_once(task):
         assert pair.parts.sum() == pytest.approx(gap, abs=1e-12)
 
 
-def test_p_is_of_swapping_patients_and_corrected_for_all_pairs_of_the_task(task):
+def test_p_is_the_larger_of_two_and_corrected_within_its_family(task):
     pair = task.pairs[1]
     labels, patients, a, b = cases_of(task, (pair.a, 0.1), (pair.b, 0.1))
-    assert pair.p == permutation_difference(labels, a, b, patients).p
-    adjusted = holm(np.array([pair.p for pair in task.pairs]))
-    np.testing.assert_allclose([pair.adjusted for pair in task.pairs], adjusted)
-    assert len(adjusted) == 18
+    swapped = permutation_difference(labels, a, b, patients).p
+    tables, who = [resampled(labels, x, patients) for x in (a, b)], runs_of("spark", "byol")
+    errors = trained_again(tables, [1, -1], who)
+    levels = two_sided_p(pair.difference.estimate, over_patients(tables, who), errors)
+    assert pair.answer.p == max(swapped, levels)
+    for against_scratch in (True, False):
+        family = [p for p in task.pairs if (p.b == "scratch") == against_scratch]
+        assert len(family) == 9
+        adjusted = holm(np.array([pair.answer.p for pair in family]))
+        np.testing.assert_allclose([pair.adjusted for pair in family], adjusted)
+
+
+def runs_of(*arms, seeds=(0, 1, 2)):
+    """As `write_arms` writes them: one encoder, but for scratch."""
+    return [
+        Runs(arm, tuple(seeds), (None if arm == "scratch" else "feed" * 4,) * len(seeds))
+        for arm in arms
+    ]
+
+
+def over_patients(tables, who):
+    return spread_over_patients(tables, [1, -1], who)
 
 
 def test_intervals_of_pairs_cover_patients_and_runs(task):
     pair = task.pairs[1]
     labels, patients, a, b = cases_of(task, (pair.a, 0.1), (pair.b, 0.1))
-    assert pair.over_patients == paired_bootstrap_difference(labels, a, b, patients)[:5]
-    tables = [resampled(labels, scores, patients) for scores in (a, b)]
-    expected = contrast(tables, [1, -1], over_runs=True, paired=True)
-    assert pair.over_runs
-    assert pair.difference[:5] == expected
-    assert expected.low < pair.over_patients.low
+    alone = paired_bootstrap_difference(labels, a, b, patients)[:5]
+    np.testing.assert_allclose(pair.answer.over_patients, alone, atol=1e-12)
+    tables, who = (
+        [resampled(labels, scores, patients) for scores in (a, b)],
+        runs_of("spark", "byol"),
+    )
+    again = trained_again(tables, [1, -1], who)
+    assert (again.fine_tunings, again.pretrainings) == (True, False)
+    assert [error.freedom for error in again.errors] == [2]
+    expected = contrast(tables, [1, -1], of=who, again=again)
+    np.testing.assert_allclose(pair.difference[:5], expected, atol=1e-12)
+    assert expected.low < pair.answer.over_patients.low
 
 
 def test_a_verdict_needs_the_corrected_p_and_the_interval(task):
     for pair in task.pairs:
-        clear = pair.difference.low > 0 and pair.over_patients.low > 0 and pair.adjusted < 0.05
+        clear = pair.difference.low > 0 and pair.answer.over_patients.low > 0
+        clear = clear and pair.adjusted < 0.05
         assert (pair.difference.verdict == "A higher") == clear
 
 
@@ -110,20 +142,28 @@ def test_neither_the_interval_nor_p_decides_alone(task):
         for arm in ("spark", "scratch")
     ]
     tables = [resampled(labels, x, patients) for x in scores]
-    of = [
-        Sampled(cell.runs, table, table, table) for cell, table in zip(cells, tables, strict=True)
-    ]
-    said = [difference(of, [1, -1], adjusted)[0].verdict for adjusted in (0.04, 0.05, np.nan)]
+    of = [Sampled(cell.runs, {"auc": table}) for cell, table in zip(cells, tables, strict=True)]
+    (pair,) = [p for p in task.pairs if (p.a, p.b, p.fraction) == ("spark", "scratch", 0.1)]
+    scattered = np.random.default_rng(0).permutation(np.resize([1.0, -1.0], len(pair.parts)))
+    asked = [Question(of, (1, -1), parts) for parts in (pair.parts, scattered, np.nan * scattered)]
+    said = [answered([each])[0].difference.verdict for each in asked]
     assert said == ["A higher", "cannot tell", "cannot tell"]
-    same = difference([of[0], of[0]], [1, -1], 0.04)[0]
-    assert same.verdict == "cannot tell"
+    same = answered([Question([of[0], of[0]], (1, -1), pair.parts)])[0]
+    assert same.difference.verdict == "cannot tell"
 
 
 def test_intervals_of_cells_are_each_of_their_own_metric(task):
     labels, patients, scores = cases_of(task, ("moco", 0.4))
     (cell,) = [cell for cell in task.cells if (cell.arm, cell.fraction) == ("moco", 0.4)]
-    assert cell.auc_interval == bootstrap_interval(labels, scores, patients)
-    assert cell.accuracy_interval == bootstrap_interval(labels, scores, patients, accuracy)
+    for name, metric in (("auc", auc), ("accuracy", accuracy)):
+        alone = bootstrap_interval(labels, scores, patients, metric)
+        found = cell.interval(name)
+        sampled = Sampled(cell.runs, {name: resampled(labels, scores, patients, metric)})
+        both, over_patients, again = interval([sampled], [1], name)
+        assert found == both
+        np.testing.assert_allclose(over_patients, alone, atol=1e-12)
+        assert found.low < alone.low < alone.high < found.high
+        assert again.fine_tunings
 
 
 def test_the_table_of_cells_shows_what_the_pair_with_scratch_found(task):
@@ -131,18 +171,19 @@ def test_the_table_of_cells_shows_what_the_pair_with_scratch_found(task):
     assert len(task.comparisons()) == len(pairs) == 9
     for cell in task.comparisons():
         assert cell.difference is pairs[cell.fraction, cell.arm].difference
-        assert cell.seeds_ahead == pairs[cell.fraction, cell.arm].seeds_ahead
+        assert cell.ahead == pairs[cell.fraction, cell.arm].ahead
 
 
 def test_two_seeds_give_intervals_over_patients_and_say_so(tmp_path):
     write_arms(tmp_path, seeds=2, skills={"scratch": (0.3, 1.0), "spark": (1.5, 1.9)})
     task = task_of(tmp_path)
     for pair in task.pairs:
-        assert not pair.over_runs
-        assert pair.difference[:5] == pair.over_patients
+        assert not pair.answer.again.errors
+        assert pair.difference[:5] == pair.answer.over_patients
     write_report([tmp_path], tmp_path / "out")
     html = (tmp_path / "out/report.html").read_text()
-    assert html.count("(patients)") == 2
+    # Of each cell, of its difference, in the table of pairs, and of each course.
+    assert html.count("over patients alone</small>") == 4 + 2 + 2 + 2
     assert "over patients alone" in claim_sentences(task)[0]
 
 
@@ -156,7 +197,7 @@ def test_slopes_and_drops_are_of_the_mean_aucs(task):
         assert course.slope.estimate == pytest.approx(line.slope, abs=1e-12)
         assert course.drop.estimate == pytest.approx(means[2] - means[0], abs=1e-12)
         assert course.slope.low < course.slope.estimate < course.slope.high
-        assert course.over_runs
+        assert course.again.fine_tunings
 
 
 def test_the_claim_is_the_difference_of_drops_with_its_own_test(task):
@@ -169,17 +210,19 @@ def test_the_claim_is_the_difference_of_drops_with_its_own_test(task):
     for claim in claims:
         gap = drops[claim.b] - drops["spark"]
         parts = pairs[0.1, claim.b].parts - pairs[1.0, claim.b].parts
-        assert claim.difference.estimate == pytest.approx(gap, abs=1e-12)
+        assert claim.answer.difference.estimate == pytest.approx(gap, abs=1e-12)
         assert parts.sum() == pytest.approx(gap, abs=1e-12)
     np.testing.assert_allclose(
-        [claim.adjusted for claim in claims], holm(np.array([claim.p for claim in claims]))
+        [claim.answer.adjusted for claim in claims],
+        holm(np.array([claim.answer.p for claim in claims])),
     )
     by_arm = {claim.b: claim for claim in claims}
-    assert by_arm["scratch"].difference.verdict == "A higher"
-    gap = by_arm["scratch"].difference
+    assert by_arm["scratch"].answer.difference.verdict == "A higher"
+    gap = by_arm["scratch"].answer.difference
     assert claim_sentences(task)[0] == (
-        f"SparK loses {gap.estimate:.3f} less AUC than training from scratch "
-        f"({gap.low:.3f} to {gap.high:.3f}, {p_value(by_arm['scratch'].adjusted)})."
+        f"This SparK encoder loses {gap.estimate:.3f} less AUC than training from scratch "
+        f"({gap.low:.3f} to {gap.high:.3f}, {p_value(by_arm['scratch'].answer.adjusted)}, over "
+        "patients and fine-tunings)."
     )
 
 
@@ -187,12 +230,16 @@ def test_a_claim_turned_round_says_so(tmp_path):
     write_arms(tmp_path, skills={"spark": (0.2, 1.0, 2.5), "moco": (2.5, 2.5, 2.5)})
     task = task_of(tmp_path)
     (claim,) = task.robustness.claims
-    assert claim.difference.verdict == "B higher"
+    assert claim.answer.difference.verdict == "B higher"
     (sentence,) = claim_sentences(task)
-    assert sentence.startswith(f"SparK loses {-claim.difference.estimate:.3f} more AUC than MoCo")
+    gap = -claim.answer.difference.estimate
+    assert sentence.startswith(
+        f"This SparK encoder loses {gap:.3f} more AUC than this MoCo v2 encoder"
+    )
     (words,) = lead(task)
     assert words == (
-        "Robustness, from 100 % to 10 % of the training data: SparK loses more than MoCo v2."
+        "Robustness, from 100 % to 10 % of the training data: this SparK encoder loses more than "
+        "this MoCo v2 encoder."
     )
 
 
@@ -202,10 +249,12 @@ def test_equal_arms_cannot_be_told_apart(tmp_path):
     assert {pair.difference.verdict for pair in task.pairs} == {"cannot tell"}
     few, all_of_them = task.pairs
     (claim,) = task.robustness.claims
-    assert claim.p == flip_p_values((few.parts - all_of_them.parts)[:, None])[0]
-    assert claim.p > 0.05
+    assert claim.answer.p >= flip_p_values((few.parts - all_of_them.parts)[:, None])[0]
+    assert claim.answer.p > 0.05
     (sentence,) = claim_sentences(task)
-    assert sentence.startswith("SparK and training from scratch cannot be told apart in what they")
+    assert sentence.startswith(
+        "This SparK encoder and training from scratch cannot be told apart in what they"
+    )
     write_report([tmp_path], tmp_path / "out")
     html = (tmp_path / "out/report.html").read_text()
     assert sentence in html
@@ -245,11 +294,12 @@ def test_sizes_that_are_the_same_slices_have_no_slope(tmp_path):
 def test_the_page_has_a_table_of_all_pairs_and_names_its_family(root, task, tmp_path):
     write_report([root], tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert "for all 18 comparisons of this table" in html
+    assert "the 9 with training from scratch and the 9 of pre-trained starts with each" in html
     assert "for the 3 comparisons with SparK" in html
     assert "This page makes 18 comparisons of arms." in html
     for a, b, found in pair_rows(task):
         assert f"{a}<small>minus {b}</small>" in html
+        assert "(one encoder)" in a
         for pair in found.values():
             assert p_value(pair.adjusted).replace("<", "&lt;") in html
     assert lead(task)[0] in html

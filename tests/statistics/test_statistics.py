@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from ctssl_jax.statistics import (
     Interval,
+    Runs,
     accuracy,
     auc,
     bootstrap_interval,
@@ -20,6 +21,7 @@ from ctssl_jax.statistics import (
     resampled,
     roc_auc,
     slope,
+    trained_again,
     verdict,
 )
 
@@ -241,10 +243,17 @@ def test_contrast_is_the_weighted_sum_on_the_same_resamples():
     assert contrast(tables[:2], [1, -1]) == difference[:5]
 
 
+def runs_of(seeds, arm="a", first=0):
+    """Runs of one encoder."""
+    return Runs(arm, tuple(range(first, first + seeds)), ("e",) * seeds)
+
+
 def test_with_endless_patients_the_interval_over_runs_is_the_t_interval():
     runs = np.array([0.71, 0.78, 0.74, 0.80, 0.76])
     same_on_every_resample = np.broadcast_to(runs, (200_001, 5))
-    found = contrast([same_on_every_resample], [1], over_runs=True)
+    who = [runs_of(5)]
+    again = trained_again([same_on_every_resample], [1], who)
+    found = contrast([same_on_every_resample], [1], of=who, again=again)
     spread = mean_and_range(runs)
     assert found[:3] == pytest.approx((spread.mean, spread.t_low, spread.t_high), abs=5e-4)
     assert contrast([same_on_every_resample], [1])[1:3] == pytest.approx((spread.mean,) * 2)
@@ -252,20 +261,22 @@ def test_with_endless_patients_the_interval_over_runs_is_the_t_interval():
 
 def test_seeds_in_common_cancel_in_a_paired_contrast_only():
     *_, tables = two_sizes(21, many=0.8)
-    paired, alone, patients = (
-        contrast(tables[:2], [1, -1], **how)
-        for how in ({"over_runs": True, "paired": True}, {"over_runs": True}, {})
+    (paired, alone), patients = (
+        ([runs_of(4), runs_of(4, "b", first)] for first in (0, 10)),
+        contrast(tables[:2], [1, -1]),
+    )
+    paired, alone = (
+        contrast(tables[:2], [1, -1], of=who, again=trained_again(tables[:2], [1, -1], who))
+        for who in (paired, alone)
     )
     widths = [found.high - found.low for found in (patients, paired, alone)]
     assert widths[0] < widths[1] < 0.8 * widths[2]
-    with pytest.raises(ValueError, match="same number of runs"):
-        contrast([tables[0], tables[1][:, :3]], [1, -1], over_runs=True, paired=True)
 
 
 def test_two_runs_claim_nothing_about_training_again():
     *_, tables = two_sizes(22, runs=2)
-    assert isnan(contrast(tables, [1, -1, -1, 1], over_runs=True).low)
-    assert contrast(tables, [1, -1, -1, 1]).low < contrast(tables, [1, -1, -1, 1]).high
+    who = [runs_of(2, arm) for arm in "aabb"]
+    assert trained_again(tables, [1, -1, -1, 1], who) == ((), False, False)
 
 
 @pytest.mark.parametrize(("classes", "share"), [(2, 0.5), (2, 0.05), (4, 0.25)])

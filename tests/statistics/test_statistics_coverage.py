@@ -9,11 +9,13 @@ import pytest
 from scipy.stats import norm
 
 from ctssl_jax.statistics import (
+    Runs,
     contrast,
     delong,
     delong_difference,
     permutation_difference,
     resampled,
+    trained_again,
 )
 
 pytestmark = pytest.mark.slow
@@ -38,7 +40,10 @@ def true_auc(skill, run_spread):
     return norm.cdf(skill / np.hypot(SPREAD * np.sqrt(2), run_spread))
 
 
-def holds(tables, coefficients, truths, **how) -> bool:
+def holds(tables, coefficients, truths, arms="") -> bool:
+    """`arms` names the arm of each table where training again is covered."""
+    who = [Runs(arm, tuple(range(RUNS)), (arm,) * RUNS) for arm in arms]
+    how = {"of": who, "again": trained_again(tables, coefficients, who)} if arms else {}
     found = contrast(tables, coefficients, **how)
     return bool(found.low <= np.dot(truths, coefficients) <= found.high)
 
@@ -56,9 +61,9 @@ def test_intervals_over_patients_and_runs_cover_both(run_spread):
             for skill in skills
         ]
         patients_only.append(holds(tables[:1], [1], truths[:1]))
-        mean.append(holds(tables[:1], [1], truths[:1], over_runs=True))
-        gain.append(holds(tables[:2], [1, -1], truths[:2], over_runs=True, paired=True))
-        lost.append(holds(tables, [1, -1, -1, 1], truths, over_runs=True))
+        mean.append(holds(tables[:1], [1], truths[:1], "a"))
+        gain.append(holds(tables[:2], [1, -1], truths[:2], "ab"))
+        lost.append(holds(tables, [1, -1, -1, 1], truths, "abab"))
     for found in (mean, gain, lost):
         assert 0.91 <= np.mean(found) <= 0.985
     if run_spread == 1.0:  # most of the luck is then in the runs

@@ -1,80 +1,98 @@
 """Finished fine-tuning runs put side by side: one cell per task, training size and arm.
 
 An arm is what a run started from: "scratch", or the method that pre-trained its encoder. Only runs
-of the same data and the same test cases are averaged or compared; others get a section of their
-own and are named as a conflict.
+of the same data, the same test cases and the same recipe (`recipes`) are averaged or compared;
+others get a section of their own and are named as a conflict.
 """
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from ctssl_jax.report.comparison.folds import pool, unpool
-from ctssl_jax.report.comparison.pairs import Pair, Place, Sampled, all_pairs
+from ctssl_jax.report.comparison.pairs import Pair, Place, Sampled, all_pairs, interval
+from ctssl_jax.report.comparison.recipes import (
+    alike,
+    mixed_pretrainings,
+    mixed_seeds,
+    tuning_conflicts,
+)
 from ctssl_jax.report.comparison.robustness import Robustness, robustness
+from ctssl_jax.report.names import SCRATCH, SPARK, arm_name, arm_order
 from ctssl_jax.report.runs import Cases, Run, is_number
 from ctssl_jax.statistics import (
     Difference,
     Interval,
     Spread,
+    Training,
     accuracy,
     auc,
-    contrast,
+    brier,
     f1,
     mean_and_range,
     resampled,
+    sensitivity,
+    specificity,
+    within_folds,
 )
 
 RESAMPLES = 2000
-SCRATCH, SPARK = "scratch", "spark"
-NAMES = {
-    SCRATCH: "From scratch",
-    SPARK: "SparK",
-    "moco": "MoCo v2",
-    "swav": "SwAV",
-    "byol": "BYOL",
-    "pretrained": "Pre-trained",
-}
-FREE_SETTINGS = {"seed", "subset_seed", "encoder_run", "log_every"}
-"""What runs of one cell may differ in."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one arm at one training size, over seeds.
+    """The runs of one arm at one training size, over pre-trainings and seeds.
 
-    Intervals are of the mean over the runs, and over patients. `difference` is the AUC of the arm
-    minus scratch and `seeds_ahead` (seeds in which the arm is above scratch, seeds that both have),
-    both from the pair of the two (`Pair`).
+    `intervals` are of the mean of each test metric, over patients and the levels of `again`.
+    `pair` is that of the arm and scratch.
     """
 
     arm: str
     fraction: float
     runs: tuple[Run, ...]
-    auc_interval: Interval
-    f1_interval: Interval
-    accuracy_interval: Interval
-    difference: Difference | None = None
-    seeds_ahead: tuple[int, int] = (0, 0)
+    intervals: Mapping[str, Interval]
+    again: Training
+    pretrainings: int
+    pair: Pair | None = None
+
+    @property
+    def difference(self) -> Difference | None:
+        """The AUC of the arm minus scratch."""
+        return self.pair.difference if self.pair else None
+
+    @property
+    def ahead(self) -> tuple[int, int]:
+        """Pairs of runs of one seed: those in which the arm is above scratch, and all."""
+        return self.pair.ahead if self.pair else (0, 0)
+
+    def seeds(self) -> list[float | int]:
+        """The seed of each run."""
+        return [run.results["seed"] for run in self.runs]
 
     def test(self, metric: str) -> list[float]:
         """One test value per run."""
         return [float(run.results["test"][metric]) for run in self.runs]
 
+    def weights(self) -> Float[np.ndarray, " runs"]:
+        """Of each run in the mean over pre-trainings of the means over fine-tunings."""
+        return Sampled(self.runs, {}).who().weights()
+
     def interval(self, metric: str) -> Interval:
-        """Of the mean of a test metric over the runs: "auc", "f1" or "accuracy"."""
-        return {
-            "auc": self.auc_interval,
-            "f1": self.f1_interval,
-            "accuracy": self.accuracy_interval,
-        }[metric]
+        """Of the mean of a test metric: "auc", "f1" or "accuracy"."""
+        return self.intervals[metric]
+
+    def mean(self, metric: str) -> float:
+        """Of a test metric over the pre-trainings, each the mean of its fine-tunings."""
+        return self.intervals[metric].estimate
 
     def spread(self, metric: str) -> Spread:
-        """Mean and range of a test metric over the runs."""
+        """Plain mean and range of a test metric over the runs."""
         return mean_and_range(np.array(self.test(metric)))
 
     def sizes(self, unit: str) -> list[int]:
@@ -112,6 +130,14 @@ class Task:
         """Every run that counts here, or those of one arm."""
         return [run for cell in self.cells if arm in ("", cell.arm) for run in cell.runs]
 
+    def pretrainings(self, arm: str) -> int:
+        """How many an arm stands on: the fewest at any of its sizes."""
+        return min(cell.pretrainings for cell in self.cells if cell.arm == arm)
+
+    def has(self, metric: str) -> bool:
+        """Whether every cell has a metric: thresholds are not of every task."""
+        return all(metric in cell.intervals for cell in self.cells)
+
     def comparisons(self) -> list[Cell]:
         """Cells with a difference to scratch."""
         return [cell for cell in self.cells if cell.difference]
@@ -127,26 +153,22 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
 
-def arm_name(arm: str) -> str:
-    """An arm as people call it."""
-    return NAMES.get(arm, arm[:40])
-
-
-def arm_order(arm: str) -> tuple[int, str]:
-    """Sorts scratch first and unknown arms last."""
-    return (list(NAMES).index(arm) if arm in NAMES else len(NAMES), arm)
-
-
 def compare(runs: list[Run]) -> Comparison:
     """Sorts runs into tasks and cells and computes every interval and difference."""
     runs = pool(_marked(runs, _repeats(runs)))
-    runs = _marked(runs, _other_settings(runs))
+    runs = _marked(runs, _without_auc(runs))
+    runs = _marked(runs, mixed_seeds(_cells(runs)) | mixed_pretrainings(_cells(runs), runs))
     groups: dict[str, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in _fine_tuned(runs):
         groups[run.results["task"]][_comparable(run)].append(run)
     conflicts = [_conflict(name, list(kinds)) for name, kinds in groups.items() if len(kinds) > 1]
-    tasks = [_task(group) for kinds in groups.values() for group in kinds.values()]
-    return Comparison(unpool(runs), tasks, conflicts, _encoder_notes(tasks))
+    tasks = []
+    for name, kinds in groups.items():
+        for group in kinds.values():
+            parted, apart = alike(group)
+            conflicts += [f"{name[:80]}: {said}" for said in [*apart, *tuning_conflicts(group)]]
+            tasks += [_task(part) for part in parted]
+    return Comparison(unpool(runs), tasks, list(dict.fromkeys(conflicts)), _encoder_notes(tasks))
 
 
 def _marked(runs: list[Run], refused: dict[Path, str]) -> list[Run]:
@@ -190,7 +212,7 @@ def _repeats(runs: list[Run]) -> dict[Path, str]:
     """Refuses copies of a run, and all runs that claim one seed with different results."""
     refused: dict[Path, str] = {}
     for first, *others in _cells(runs, "seed", "encoder_run"):
-        if all(run.results["test"] == first.results["test"] for run in others):
+        if all(_same(run.results["test"], first.results["test"]) for run in others):
             refused |= {run.folder: "the same run a second time" for run in others}
         else:
             problem = "another run has the same seed and size but a different result"
@@ -198,17 +220,17 @@ def _repeats(runs: list[Run]) -> dict[Path, str]:
     return refused
 
 
-def _other_settings(runs: list[Run]) -> dict[Path, str]:
-    """Refuses cells whose runs were trained differently: nobody can tell which to keep."""
-    refused: dict[Path, str] = {}
-    for cell in _cells(runs):
-        names = sorted({name for run in cell for name in run.config} - FREE_SETTINGS)
-        values = {name: {json.dumps(run.config.get(name)) for run in cell} for name in names}
-        differing = [name[:40] for name in names if len(values[name]) > 1]
-        if differing:
-            problem = f"other runs of this arm and size differ in {', '.join(differing)}"
-            refused |= {run.folder: problem for run in cell}
-    return refused
+def _without_auc(runs: list[Run]) -> dict[Path, str]:
+    return {
+        run.folder: "its test cases are of one class, so that there is no AUC"
+        for run in _fine_tuned(runs)
+        if not is_number(run.results["test"]["auc"])
+    }
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are written alike; a number that is none equals itself."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _encoder_notes(tasks: list[Task]) -> list[str]:
@@ -241,20 +263,49 @@ def _task(runs: list[Run]) -> Task:
 
 
 def _sampled(runs: list[Run]) -> dict[Place, Sampled]:
-    """Runs by size and arm. All are scored on the same resamples, which are drawn once."""
+    """Runs by size and arm. All are scored on the same resamples, which are drawn once.
+
+    Ranks are within folds. F1 and accuracy count cases, each called by the network that tests it:
+    of all folds together, for a mean of small folds' F1 is biased (Forman and Scholz 2010).
+    """
     runs = sorted(runs, key=_order)
     cases, scores = _cases(runs[0]), np.stack([_cases(run).scores for run in runs])
-    tables = [
-        resampled(cases.labels, scores, cases.patients, metric, n=RESAMPLES)
-        for metric in (auc, f1, accuracy)
-    ]
+    ranked = auc if cases.folds is None else within_folds(auc, cases.folds)
+    tables = {
+        name: resampled(
+            cases.labels, scores, cases.patients, metric, folds=cases.folds, n=RESAMPLES
+        )
+        for name, metric in (("auc", ranked), ("f1", f1), ("accuracy", accuracy), ("brier", brier))
+    }
+    tables |= _at_thresholds(cases, runs)
     columns: dict[Place, list[int]] = defaultdict(list)
     for index, run in enumerate(runs):
         columns[float(run.results["fraction"]), run.results["arm"]].append(index)
     return {
-        place: Sampled(tuple(runs[index] for index in own), *(table[:, own] for table in tables))
+        place: Sampled(
+            tuple(runs[index] for index in own),
+            {name: table[:, own] for name, table in tables.items()},
+        )
         for place, own in columns.items()
     }
+
+
+def _at_thresholds(cases: Cases, runs: list[Run]) -> dict[str, Float[np.ndarray, "r runs"]]:
+    """Both rates at both thresholds of validation; none where a run has no threshold."""
+    tables = {}
+    for chosen_by in ("specificity", "sensitivity"):
+        if all(chosen_by in _cases(run).called for run in runs):
+            called = np.stack([_cases(run).called[chosen_by] for run in runs])[..., None]
+            for name, metric in (("sensitivity", sensitivity), ("specificity", specificity)):
+                tables[f"{name} at {chosen_by}"] = resampled(
+                    cases.labels,
+                    called.astype(float),
+                    cases.patients,
+                    metric,
+                    folds=cases.folds,
+                    n=RESAMPLES,
+                )
+    return tables
 
 
 def _order(run: Run) -> tuple:
@@ -265,16 +316,24 @@ def _order(run: Run) -> tuple:
 
 def _cell(place: Place, sampled: Sampled, against_scratch: Pair | None) -> Cell:
     fraction, arm = place
+    found = {name: interval([sampled], [1], name) for name in sampled.tables}
     return Cell(
         arm,
         fraction,
         sampled.runs,
-        auc_interval=contrast([sampled.auc], [1]),
-        f1_interval=contrast([sampled.f1], [1]),
-        accuracy_interval=contrast([sampled.accuracy], [1]),
-        difference=against_scratch.difference if against_scratch else None,
-        seeds_ahead=against_scratch.seeds_ahead if against_scratch else (0, 0),
+        {
+            name: _within_range(both, 2.0 if name == "brier" else 1.0)
+            for name, (both, *_) in found.items()
+        },
+        found["auc"][2],
+        sampled.who().pretrainings,
+        against_scratch,
     )
+
+
+def _within_range(found: Interval, highest: float = 1.0) -> Interval:
+    """An interval of a share, whose ends Student's t may put below 0 or above 1."""
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, highest))
 
 
 def _cases(run: Run) -> Cases:

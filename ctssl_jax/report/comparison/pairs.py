@@ -1,48 +1,68 @@
 """Every two arms of a training size set against each other, and what may be said of them.
 
 One arm is called higher only if two things agree: the interval of the difference, which covers the
-choice of test patients and, from three runs on, training again; and the permutation p over
-patients after Holm's correction for all pairs and sizes of the task. The first guards against a
-lucky seed, the second against having looked at many pairs.
+choice of test patients and, as far as there are runs for it, training again; and p after Holm's
+correction for the pairs and sizes of its family. p is the larger of two: one from swapping the two
+arms' scores of whole patients, one of the levels that the interval covers. The questions of a study
+are those against scratch, which are one family; methods among each other are another.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from math import isfinite
 
 import numpy as np
 from jaxtyping import Float
 
-from ctssl_jax.report.runs import Run
+from ctssl_jax.report.runs import Cases, Run
 from ctssl_jax.statistics import (
     Difference,
     Interval,
+    Runs,
+    Training,
     contrast,
     flip_p_values,
     holm,
+    spread_over_patients,
     swap_contributions,
+    trained_again,
+    two_sided_p,
     verdict,
 )
 
 PERMUTATIONS = 10_000
 Place = tuple[float, str]
 """A training size as a fraction, and an arm."""
+Coefficients = Sequence[float | int] | Float[np.ndarray, " m"]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Runs of one place in the order of their seeds, with the tables of `statistics.resampled`."""
+    """Runs of one place in the order of their seeds; `tables` are of `statistics.resampled`."""
 
     runs: tuple[Run, ...]
-    auc: Float[np.ndarray, "r runs"]
-    f1: Float[np.ndarray, "r runs"]
-    accuracy: Float[np.ndarray, "r runs"]
+    tables: Mapping[str, Float[np.ndarray, "r runs"]]
 
-    def seeds(self) -> list[float | int]:
-        """The seed of each run."""
-        return [run.results["seed"] for run in self.runs]
+    @property
+    def auc(self) -> Float[np.ndarray, "r runs"]:
+        """The table of AUC."""
+        return self.tables["auc"]
+
+    def who(self) -> Runs:
+        """Seed and pre-training of each run."""
+        results = [run.results for run in self.runs]
+        return Runs(
+            results[0]["arm"],
+            tuple(each["seed"] for each in results),
+            tuple(each.get("encoder_run") for each in results),
+        )
+
+    def cases(self) -> Cases:
+        """The test cases, which all runs share but for the scores."""
+        cases = self.runs[0].cases
+        assert cases is not None, "a run that counts has its test cases"
+        return cases
 
     def scores(self) -> Float[np.ndarray, "runs n k"]:
         """Of the test cases, in one order for all runs."""
@@ -54,24 +74,55 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A difference to be told from zero: places, their coefficients, what each patient adds."""
+
+    of: Sequence[Sampled]
+    coefficients: Coefficients
+    parts: Float[np.ndarray, " g"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found of a question.
+
+    `difference` covers the levels of `again` beside the patients, and has the verdict;
+    `over_patients` is about the networks at hand. `adjusted` is p after Holm.
+    """
+
+    difference: Difference
+    over_patients: Interval
+    again: Training
+    p: float
+    adjusted: float
+
+
+@dataclass(frozen=True)
 class Pair:
     """The AUC of arm `a` minus that of arm `b` at one training size.
 
-    `difference` is over patients and runs, or over patients where not `over_runs`, and has the
-    verdict; `over_patients` is about the networks at hand. `adjusted` is p after Holm. `parts` are
-    what each patient adds (`statistics.swap_contributions`).
+    `pretrainings` are how many each of the two stands on, 0 where it has none. `ahead` counts pairs
+    of runs of one seed: those in which `a` is higher, and all. `parts` are what each patient adds
+    (`statistics.swap_contributions`).
     """
 
     fraction: float
     a: str
     b: str
-    difference: Difference
-    over_patients: Interval
-    over_runs: bool
-    seeds_ahead: tuple[int, int]
-    p: float
-    adjusted: float
+    answer: Answer
+    pretrainings: tuple[int, int]
+    ahead: tuple[int, int]
     parts: Float[np.ndarray, " g"] = field(repr=False, compare=False)
+
+    @property
+    def difference(self) -> Difference:
+        """Over all levels that there are runs for."""
+        return self.answer.difference
+
+    @property
+    def adjusted(self) -> float:
+        """p after Holm's correction."""
+        return self.answer.adjusted
 
 
 def all_pairs(sampled: Mapping[Place, Sampled], last: str) -> tuple[Pair, ...]:
@@ -82,58 +133,87 @@ def all_pairs(sampled: Mapping[Place, Sampled], last: str) -> tuple[Pair, ...]:
     names = [
         (fraction, a, b) for fraction in sorted(arms) for a, b in combinations(arms[fraction], 2)
     ]
-    parts = [_parts(sampled[fraction, a], sampled[fraction, b]) for fraction, a, b in names]
-    pairs = []
-    for (fraction, a, b), own, p, adjusted in zip(names, parts, *p_values(parts), strict=True):
-        of_a, of_b = sampled[fraction, a], sampled[fraction, b]
-        found = difference([of_a, of_b], [1, -1], adjusted)
-        pairs.append(Pair(fraction, a, b, *found, _seeds_ahead(of_a, of_b), p, adjusted, own))
-    return tuple(pairs)
-
-
-def intervals(
-    of: Sequence[Sampled], coefficients: Sequence[float | int] | Float[np.ndarray, " m"]
-) -> tuple[Interval, Interval, bool]:
-    """The interval to go by, that over patients, and whether the first covers runs as well.
-
-    Runs are paired by seed where all places have the same seeds. Runs of several encoders count as
-    independent of each other.
-    """
-    tables = [place.auc for place in of]
-    paired = all(place.seeds() == of[0].seeds() for place in of)
-    over_patients = contrast(tables, coefficients)
-    both = contrast(tables, coefficients, over_runs=True, paired=paired)
-    covered = isfinite(both.low)
-    return both if covered else over_patients, over_patients, covered
-
-
-def p_values(parts: Sequence[Float[np.ndarray, " g"]]) -> tuple[list[float], list[float]]:
-    """Two-sided permutation p of each difference, and the same corrected for their number."""
-    if not parts:
-        return [], []
-    p = flip_p_values(np.stack(parts, axis=1), n=PERMUTATIONS)
-    return p.tolist(), holm(p).tolist()
-
-
-def difference(
-    of: Sequence[Sampled], coefficients: Sequence[int], adjusted: float
-) -> tuple[Difference, Interval, bool]:
-    """As `intervals`, with the verdict."""
-    found, over_patients, over_runs = intervals(of, coefficients)
-    said = verdict(found, over_patients, p=adjusted)
-    return Difference(*found, verdict=said), over_patients, over_runs
-
-
-def _parts(of_a: Sampled, of_b: Sampled) -> Float[np.ndarray, " g"]:
-    cases = of_a.runs[0].cases
-    assert cases is not None, "a run that counts has its test cases"
-    return swap_contributions(cases.labels, of_a.scores(), of_b.scores(), cases.patients)
-
-
-def _seeds_ahead(of_a: Sampled, of_b: Sampled) -> tuple[int, int]:
-    """Seeds in which `a` is above `b`, and seeds that both have."""
-    own, other = (
-        {run.results["seed"]: run.results["test"]["auc"] for run in of.runs} for of in (of_a, of_b)
+    questions = {
+        (fraction, a, b): _question(sampled[fraction, a], sampled[fraction, b])
+        for fraction, a, b in names
+    }
+    answers: dict[tuple[float, str, str], Answer] = {}
+    for against_last in (True, False):
+        family = [name for name in names if (name[2] == last) == against_last]
+        found = answered([questions[name] for name in family])
+        answers |= dict(zip(family, found, strict=True))
+    return tuple(
+        Pair(
+            *name,
+            answers[name],
+            (of_a.who().pretrainings, of_b.who().pretrainings),
+            _ahead(of_a, of_b),
+            questions[name].parts,
+        )
+        for name in names
+        for of_a, of_b in [questions[name].of]
     )
-    shared = own.keys() & other.keys()
-    return sum(own[seed] > other[seed] for seed in shared), len(shared)
+
+
+def answered(family: Sequence[Question]) -> list[Answer]:
+    """Interval, p and verdict of each question, p corrected for the number of them."""
+    if not family:
+        return []
+    swapped = flip_p_values(np.stack([each.parts for each in family], axis=1), n=PERMUTATIONS)
+    found = [interval(each.of, each.coefficients) for each in family]
+    levels = [
+        two_sided_p(estimate.estimate, _spread(each), again)
+        for each, (estimate, _, again) in zip(family, found, strict=True)
+    ]
+    p = np.maximum(swapped, levels)  # NaN where either is not known
+    return [
+        Answer(
+            Difference(*both, verdict=verdict(both, over_patients, p=adjusted)),
+            over_patients,
+            again,
+            float(own),
+            float(adjusted),
+        )
+        for (both, over_patients, again), own, adjusted in zip(found, p, holm(p), strict=True)
+    ]
+
+
+def interval(
+    of: Sequence[Sampled], coefficients: Coefficients, metric: str = "auc"
+) -> tuple[Interval, Interval, Training]:
+    """The interval to go by, that over patients alone, and what the first holds beside them."""
+    tables = [place.tables[metric] for place in of]
+    who = [place.who() for place in of]
+    again = trained_again(tables, coefficients, who)
+    over_patients = contrast(tables, coefficients, of=who)
+    return contrast(tables, coefficients, of=who, again=again), over_patients, again
+
+
+def _spread(question: Question) -> float:
+    tables = [place.auc for place in question.of]
+    who = [place.who() for place in question.of]
+    return spread_over_patients(tables, question.coefficients, who)
+
+
+def _question(of_a: Sampled, of_b: Sampled) -> Question:
+    cases = of_a.cases()
+    parts = swap_contributions(
+        cases.labels,
+        of_a.scores(),
+        of_b.scores(),
+        cases.patients,
+        folds=cases.folds,
+        weights=(of_a.who().weights(), of_b.who().weights()),
+    )
+    return Question((of_a, of_b), (1, -1), parts)
+
+
+def _ahead(of_a: Sampled, of_b: Sampled) -> tuple[int, int]:
+    """Pairs of runs of one seed, every encoder of it: those in which `a` is above `b`, and all."""
+    gaps = [
+        own.results["test"]["auc"] - other.results["test"]["auc"]
+        for own in of_a.runs
+        for other in of_b.runs
+        if own.results["seed"] == other.results["seed"]
+    ]
+    return sum(gap > 0 for gap in gaps), len(gaps)

@@ -2,8 +2,8 @@
 
 Wolf et al. call SparK the most robust against small training sets. That is a statement about
 drops, not about AUCs: the AUC of SparK falls less between the largest and the smallest size than
-that of another arm. Here each difference of two drops gets an interval and a permutation p,
-corrected for the number of arms that SparK is compared with.
+that of another arm. Here each difference of two drops gets an interval and a p (`pairs`), corrected
+for the number of arms that SparK is compared with.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctssl_jax.report.comparison.pairs import Pair, Place, Sampled, difference, intervals, p_values
-from ctssl_jax.statistics import Difference, Interval, drop, slope
+from ctssl_jax.report.comparison.pairs import (
+    Answer,
+    Pair,
+    Place,
+    Question,
+    Sampled,
+    answered,
+    interval,
+)
+from ctssl_jax.statistics import Interval, Training, drop, slope
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class Course:
     arm: str
     slope: Interval
     drop: Interval
-    over_runs: bool
+    again: Training
+    pretrainings: int
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,8 @@ class Claim:
 
     a: str
     b: str
-    difference: Difference
-    over_runs: bool
-    p: float
-    adjusted: float
+    answer: Answer
+    pretrainings: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,14 @@ def robustness(
 
 def _course(arm: str, of: list[Sampled]) -> Course:
     sizes = np.array([place.slices() for place in of])
-    rise, _, over_runs = intervals(of, slope(sizes))
-    loss, *_ = intervals(of, drop(sizes))
-    return Course(arm, rise, loss, over_runs)
+    rise, _, again = interval(of, slope(sizes))
+    loss, *_ = interval(of, drop(sizes))
+    return Course(arm, rise, loss, again, pretrainings(of))
+
+
+def pretrainings(of: list[Sampled]) -> int:
+    """How many pre-trainings an arm stands on: the fewest at any of its sizes."""
+    return min(place.who().pretrainings for place in of)
 
 
 def _claims(
@@ -96,14 +108,19 @@ def _claims(
     # Turned round where the other arm is the one that a pair names first.
     parts |= {(fraction, b, a): -part for (fraction, a, b), part in parts.items()}
     others = [arm for arm in by_arm if arm != claimed]
-    p, adjusted = p_values(
-        [parts[smallest, claimed, arm] - parts[largest, claimed, arm] for arm in others]
+    own = by_arm[claimed]
+    answers = answered(
+        [
+            Question(
+                [own[0], other[0], own[-1], other[-1]],
+                [1, -1, -1, 1],
+                parts[smallest, claimed, arm] - parts[largest, claimed, arm],
+            )
+            for arm in others
+            for other in [by_arm[arm]]
+        ]
     )
-    own, claims = by_arm[claimed], []
-    for index, arm in enumerate(others):
-        other = by_arm[arm]
-        found, _, over_runs = difference(
-            [own[0], other[0], own[-1], other[-1]], [1, -1, -1, 1], adjusted[index]
-        )
-        claims.append(Claim(claimed, arm, found, over_runs, p[index], adjusted[index]))
-    return tuple(claims)
+    return tuple(
+        Claim(claimed, arm, answer, (pretrainings(own), pretrainings(by_arm[arm])))
+        for arm, answer in zip(others, answers, strict=True)
+    )

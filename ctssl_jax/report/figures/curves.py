@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ctssl_jax.report.comparison.compare import Cell, Task, arm_name
+from ctssl_jax.report.comparison.compare import Cell, Task
 from ctssl_jax.report.figures.theme import (
     WIDTH,
     Theme,
@@ -21,6 +21,7 @@ from ctssl_jax.report.figures.theme import (
     style,
 )
 from ctssl_jax.report.runs import Run
+from ctssl_jax.report.words import legend_name
 
 METRICS = {"auc": "Test AUC", "f1": "Test F1", "accuracy": "Test accuracy"}
 COLUMNS = 3
@@ -62,7 +63,7 @@ def _draw_metric(axes: Any, task: Task, metric: str, theme: Theme, width: float)
         shift = np.exp((index - (len(arms) - 1) / 2) * step)
         cells = [cell for cell in task.cells if cell.arm == arm]
         places = [centres[cell.fraction] * shift for cell in cells]
-        _draw_arm(axes, metric, cells, places, colour, marker, theme, arm_name(arm))
+        _draw_arm(axes, metric, cells, places, colour, marker, theme, legend_name(task, arm))
     if metric == "auc" and axes.get_ylim()[0] < 0.52:
         _draw_chance(axes, theme)
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.005))
@@ -97,7 +98,7 @@ def _draw_arm(
 ) -> None:
     from matplotlib.transforms import ScaledTranslation
 
-    means = [cell.spread(metric).mean for cell in cells]
+    means = [cell.mean(metric) for cell in cells]
     beside = axes.transData + ScaledTranslation(7 / 72, 0, axes.figure.dpi_scale_trans)
     for cell, place in zip(cells, places, strict=True):
         interval = cell.interval(metric)

@@ -1,4 +1,4 @@
-"""Pictures of `outcomes`: ROC curves of a task, and confusion matrices of one of its sizes.
+"""Pictures of `outcomes`: ROC curves, calibration, and confusion matrices.
 
 Every function returns a PNG of the given colours that depends on nothing but the arguments.
 """
@@ -7,8 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ctssl_jax.report.comparison.compare import Cell, Task, arm_name
-from ctssl_jax.report.comparison.outcomes import FALSE_POSITIVES, confusion, roc_curves
+from ctssl_jax.report.comparison.compare import Cell, Task
+from ctssl_jax.report.comparison.outcomes import (
+    FALSE_POSITIVES,
+    calibration_curve,
+    mean_confusion,
+    mean_roc_curve,
+    roc_curves,
+)
 from ctssl_jax.report.figures.theme import (
     Theme,
     arm_looks,
@@ -18,7 +24,8 @@ from ctssl_jax.report.figures.theme import (
     set_title,
     style,
 )
-from ctssl_jax.report.words import percent, sizes
+from ctssl_jax.report.names import arm_name
+from ctssl_jax.report.words import legend_name, percent, sizes
 
 PRINTED = 4
 """With more classes than these a matrix is colours alone; its numbers are in the CSV."""
@@ -40,7 +47,7 @@ def roc_of_sizes(task: Task, theme: Theme) -> bytes:
                 curves = roc_curves(cell)
                 if len(curves) > 1:
                     axes.plot(FALSE_POSITIVES, curves.T, color=colour, alpha=0.3, linewidth=0.7)
-                mean, name = curves.mean(axis=0), arm_name(cell.arm)
+                mean, name = mean_roc_curve(cell), legend_name(task, cell.arm)
                 axes.plot(FALSE_POSITIVES, mean, color=colour, linewidth=1.8, label=name)
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
@@ -48,6 +55,38 @@ def roc_of_sizes(task: Task, theme: Theme) -> bytes:
             axes.tick_params(labelsize=8.5)
         figure.supxlabel("false positive rate", fontsize=9.5, color=theme.soft)
         figure.supylabel("true positive rate", fontsize=9.5, color=theme.soft)
+        fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
+        legend(figure, fullest, len(looks))
+        return png(figure)
+
+
+def calibration_of_sizes(task: Task, theme: Theme) -> bytes:
+    """One panel for each training size: the observed share against the predicted chance."""
+    fractions = sorted({cell.fraction for cell in task.cells})
+    looks, columns = arm_looks(task.arms(), theme), _columns(len(fractions))
+    rows = -(-len(fractions) // columns)
+    with new_figure(theme, height=1.0 + rows * min(5.8 / columns, 3.4)) as figure:
+        panels = _panels(figure, len(fractions), columns)
+        for axes, fraction in zip(panels, fractions, strict=True):
+            cells = [cell for cell in task.cells if cell.fraction == fraction]
+            style(axes, theme)
+            axes.plot([0, 1], [0, 1], color=theme.soft, linewidth=0.9, linestyle=(0, (2, 3)))
+            for place, cell in enumerate(cells):
+                colour, marker = looks[cell.arm]
+                curve = calibration_curve(cell)
+                # Beside each other, so that no bar hides another.
+                at = [each.predicted + 0.012 * (place - (len(cells) - 1) / 2) for each in curve]
+                low, high = ([getattr(each, end) for each in curve] for end in ("low", "high"))
+                axes.vlines(at, low, high, color=colour, alpha=0.35, linewidth=2.5)
+                name, shares = legend_name(task, cell.arm), [each.observed for each in curve]
+                look = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
+                axes.plot(at, shares, label=name, **look)
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+            set_title(axes, f"{sizes(cells[0].sizes('slices'))} slices", size=9.5)
+            axes.tick_params(labelsize=8.5)
+        figure.supxlabel("predicted chance", fontsize=9.5, color=theme.soft)
+        figure.supylabel("observed share", fontsize=9.5, color=theme.soft)
         fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
         legend(figure, fullest, len(looks))
         return png(figure)
@@ -74,7 +113,7 @@ def confusion_of_size(cells: list[Cell], classes: tuple[str, ...], theme: Theme)
 def _draw_matrix(axes: Any, cell: Cell, theme: Theme) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
-    counts = confusion(cell).mean(axis=0)
+    counts = mean_confusion(cell)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     colours = LinearSegmentedColormap.from_list("share", [theme.paper, theme.series[1]])
     printed = len(counts) <= PRINTED

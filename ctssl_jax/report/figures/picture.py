@@ -30,6 +30,18 @@ class Picture:
         return found
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of a table of the page as CSV."""
+
+    name: str
+    numbers: str
+
+    def files(self) -> dict[str, bytes]:
+        """What lies in the folder `figures` beside the page, by file name."""
+        return {f"{self.name}.csv": self.numbers.encode()}
+
+
 def drawn(name: str, alt: str, draw: Callable[[Theme], bytes], numbers: str) -> Picture:
     """A picture by a function of its colours."""
     light, dark = map(draw, THEMES)

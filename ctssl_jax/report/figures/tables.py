@@ -7,53 +7,95 @@ from typing import Any
 
 import numpy as np
 
+from ctssl_jax.report import words
 from ctssl_jax.report.comparison.compare import Cell, Task
-from ctssl_jax.report.comparison.outcomes import FALSE_POSITIVES, confusion, roc_curves
+from ctssl_jax.report.comparison.outcomes import (
+    FALSE_POSITIVES,
+    calibration_curve,
+    confusion,
+    mean_roc_curve,
+    roc_curves,
+)
 from ctssl_jax.report.figures.curves import SMALL_PANELS
 from ctssl_jax.report.runs import Run
+from ctssl_jax.report.sections import findings
+from ctssl_jax.statistics import Interval
 
 MEAN = "mean"
-"""In the column `seed`: of the mean over seeds."""
+"""In the column `seed`: of the mean over pre-trainings, each the mean of its fine-tunings."""
+PLACE = ("start", "pretrainings", "fraction", "train_slices")
+RUN = ("seed", "encoder")
+"""Columns that tell runs apart; `encoder` is the beginning of its run's hash."""
 
 
 def against_size(task: Task, metrics: tuple[str, ...]) -> str:
-    """Of `figures.against_size`; `low` and `high` are the ends of the 95 % interval of the mean."""
+    """Of `figures.against_size`; `low` and `high` are the ends of the 95 % interval of the mean.
+
+    `covers` names the luck that the interval holds.
+    """
     rows = []
     for metric in metrics:
         for cell in task.cells:
             place = (metric, *_place(cell))
-            estimate, interval = cell.spread(metric).mean, cell.interval(metric)
-            ends = (end if np.isfinite(end) else "" for end in (interval.low, interval.high))
-            rows.append((*place, MEAN, estimate, *ends))
+            ends = _ends(cell.interval(metric))
+            rows.append((*place, MEAN, "", cell.mean(metric), *ends, words.cell_levels(cell)))
             values = zip(cell.runs, cell.test(metric), strict=True)
-            rows += [(*place, run.results["seed"], value, "", "") for run, value in values]
-    names = ("metric", "start", "fraction", "train_slices", "seed", "value", "low", "high")
-    return _csv(names, rows)
+            rows += [(*place, *_run(run), value, "", "", "") for run, value in values]
+    return _csv(("metric", *PLACE, *RUN, "value", "low", "high", "covers"), rows)
+
+
+def decisions(task: Task) -> str:
+    """Of the table of thresholds and Brier score."""
+    rows = [
+        (name, *_place(cell), cell.mean(name), *_ends(cell.interval(name)), words.cell_levels(cell))
+        for name in task.cells[0].intervals
+        if task.has(name) and name not in ("auc", "f1", "accuracy")
+        for cell in task.cells
+    ]
+    return _csv(("metric", *PLACE, "value", "low", "high", "covers"), rows)
+
+
+def calibration(task: Task) -> str:
+    """Of `outcomes.calibration_of_sizes`; intervals are over patients."""
+    rows = [(*_place(cell), *each) for cell in task.cells for each in calibration_curve(cell)]
+    return _csv((*PLACE, "predicted", "observed", "low", "high"), rows)
+
+
+def differences(task: Task) -> str:
+    """Every two arms at every size: the numbers of the table of pairs."""
+    rows = [
+        (
+            *(pair.a, pair.pretrainings[0], pair.b, pair.pretrainings[1], pair.fraction),
+            *(pair.difference.estimate, pair.difference.low, pair.difference.high),
+            *(words.levels(pair.answer.again), pair.answer.p, pair.adjusted),
+            findings.pair_verdict(pair)[1],
+        )
+        for pair in task.pairs
+    ]
+    names = ("start", "pretrainings", "minus", "minus_pretrainings", "fraction", "difference")
+    return _csv((*names, "low", "high", "covers", "p", "p_adjusted", "verdict"), rows)
 
 
 def roc(task: Task) -> str:
     """Of `outcome_figures.roc_of_sizes`."""
     rows: list[Sequence[Any]] = []
     for cell in task.cells:
-        curves = roc_curves(cell)
-        seeds = [run.results["seed"] for run in cell.runs]
-        for seed, curve in zip([MEAN, *seeds], [curves.mean(axis=0), *curves], strict=True):
+        runs = [(MEAN, ""), *map(_run, cell.runs)]
+        for run, curve in zip(runs, [mean_roc_curve(cell), *roc_curves(cell)], strict=True):
             points = zip(FALSE_POSITIVES, curve, strict=True)
-            rows += [(*_place(cell), seed, f"{x:.2f}", y) for x, y in points]
-    names = ("start", "fraction", "train_slices", "seed")
-    return _csv((*names, "false_positive_rate", "true_positive_rate"), rows)
+            rows += [(*_place(cell), *run, f"{x:.2f}", y) for x, y in points]
+    return _csv((*PLACE, *RUN, "false_positive_rate", "true_positive_rate"), rows)
 
 
 def confusions(cells: list[Cell], classes: tuple[str, ...]) -> str:
     """Of `outcome_figures.confusion_of_size`, run by run."""
     rows = [
-        (*_place(cell), run.results["seed"], classes[true], classes[predicted], count)
+        (*_place(cell), *_run(run), classes[true], classes[predicted], count)
         for cell in cells
         for run, matrix in zip(cell.runs, confusion(cell), strict=True)
         for (true, predicted), count in np.ndenumerate(matrix)
     ]
-    names = ("start", "fraction", "train_slices", "seed")
-    return _csv((*names, "true_class", "predicted_class", "cases"), rows)
+    return _csv((*PLACE, *RUN, "true_class", "predicted_class", "cases"), rows)
 
 
 def pretraining(run: Run) -> str:
@@ -68,8 +110,16 @@ def pretraining(run: Run) -> str:
     return _csv(("step", *columns), rows)
 
 
-def _place(cell: Cell) -> tuple[str, float, float]:
-    return cell.arm, cell.fraction, float(np.mean(cell.sizes("slices")))
+def _place(cell: Cell) -> tuple[str, int, float, float]:
+    return cell.arm, cell.pretrainings, cell.fraction, float(np.mean(cell.sizes("slices")))
+
+
+def _ends(interval: Interval) -> list[float | str]:
+    return [end if np.isfinite(end) else "" for end in (interval.low, interval.high)]
+
+
+def _run(run: Run) -> tuple[float | int, str]:
+    return run.results["seed"], words.short(run.results.get("encoder_run") or "")
 
 
 def _csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from ctssl_jax.report.comparison.compare import NAMES, arm_order
+from ctssl_jax.report.names import arm_order, known_arms
 
 WIDTH = 6.6
 """Of every figure, in inches."""
+LEGEND = 80
+"""Letters that fit in a row of a legend; a line and the gap take the room of five."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -76,9 +78,10 @@ def new_figure(theme: Theme, height: float) -> Iterator[Any]:
 
 def arm_looks(arms: list[str], theme: Theme) -> dict[str, tuple[str, str]]:
     """Colour and marker of each arm: known arms always the same, others those left over."""
-    known = {arm: arm_order(arm)[0] for arm in arms if arm in NAMES}
-    others = [arm for arm in arms if arm not in NAMES]
-    places = known | {arm: len(NAMES) + index for index, arm in enumerate(others)}
+    names = known_arms()
+    known = {arm: arm_order(arm)[0] for arm in arms if arm in names}
+    others = [arm for arm in arms if arm not in names]
+    places = known | {arm: len(names) + index for index, arm in enumerate(others)}
     return {arm: (theme.series[place % 8], MARKERS[place % 8]) for arm, place in places.items()}
 
 
@@ -109,11 +112,14 @@ def short_number(value: float, _: object = None) -> str:
 
 
 def legend(figure: Any, axes: Any, columns: int) -> None:
-    """What the lines of `axes` are, above all panels."""
+    """What the lines of `axes` are, above all panels, in as many columns as there is room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels), default=1)
     figure.legend(
-        *axes.get_legend_handles_labels(),
+        handles,
+        labels,
         loc="outside upper left",
-        ncols=min(columns, 5),
+        ncols=max(1, min(columns, LEGEND // (longest + 5))),
         frameon=False,
         handletextpad=0.5,
         columnspacing=1.5,

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctssl_jax.report.comparison.compare import arm_name
+from ctssl_jax.report.names import arm_name
 from ctssl_jax.report.runs import Run, is_number
-from ctssl_jax.report.words import count, short
+from ctssl_jax.report.words import OF_SCANS, count, short
 
 INTENSITIES = {
     "hu": "Hounsfield units, lossless",
@@ -52,6 +52,7 @@ def _card(fingerprint: str, runs: list[Run]) -> DataCard:
         "Prepared from": text(data.get("source_kind")),
         "Reduced to": _reduced(data.get("canvas")),
         **_origin(data.get("origin")),
+        "Labels": OF_SCANS if data.get("labels_of") == "scan" else "",
         "Note": text(data.get("note")),
         "Fewer slices": _filters(runs),
         "Leakage between splits": " ".join(dict.fromkeys(map(audit_words, audits))),

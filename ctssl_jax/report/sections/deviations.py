@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctssl_jax.report.comparison.compare import arm_name
 from ctssl_jax.report.figures.theme import short_number
+from ctssl_jax.report.names import arm_name
 from ctssl_jax.report.runs import Run, is_number
 from ctssl_jax.report.words import count
 

@@ -1,9 +1,18 @@
 """What the page says of pairs of arms and of robustness. The template calls these by name."""
 
-from ctssl_jax.report.comparison.compare import SCRATCH, Task, arm_name
+from ctssl_jax.report.comparison.compare import Task
 from ctssl_jax.report.comparison.pairs import PERMUTATIONS, Pair
-from ctssl_jax.report.comparison.robustness import Claim, Robustness
-from ctssl_jax.report.words import listed, number, percent, signed, signed_interval, sizes
+from ctssl_jax.report.comparison.robustness import Claim, Course, Robustness
+from ctssl_jax.report.names import SCRATCH, arm_name, listed, stands_on, subject
+from ctssl_jax.report.words import (
+    legend_name,
+    levels,
+    number,
+    percent,
+    signed,
+    signed_interval,
+    sizes,
+)
 
 
 def training_sizes(task: Task) -> dict[float, str]:
@@ -24,15 +33,32 @@ def pair_rows(task: Task) -> list[tuple[str, str, dict[float, Pair]]]:
     rows: dict[tuple[str, str], dict[float, Pair]] = {}
     for pair in task.pairs:
         rows.setdefault((pair.a, pair.b), {})[pair.fraction] = pair
-    return [(arm_name(a), named(b), found) for (a, b), found in rows.items()]
+    return [(legend_name(task, a), _second(task, b), found) for (a, b), found in rows.items()]
+
+
+def _second(task: Task, arm: str) -> str:
+    return named(arm) if arm == SCRATCH else legend_name(task, arm)
 
 
 def pair_verdict(pair: Pair) -> tuple[str, str]:
     """The verdict of a pair as (kind, words); kind is the colour."""
+    a, b = (
+        "scratch" if arm == SCRATCH else subject(arm, count)
+        for arm, count in zip((pair.a, pair.b), pair.pretrainings, strict=True)
+    )
     return {
-        "A higher": ("higher", f"{arm_name(pair.a)} higher"),
-        "B higher": ("lower", f"{arm_name(pair.b)} higher"),
+        "A higher": ("higher", f"{a} higher"),
+        "B higher": ("lower", f"{b} higher"),
     }.get(pair.difference.verdict, ("unclear", "cannot tell"))
+
+
+def families(task: Task) -> str:
+    """How many comparisons p is corrected for."""
+    against = sum(pair.b == SCRATCH for pair in task.pairs)
+    among = len(task.pairs) - against
+    said = [f"the {against} with training from scratch"] if against else []
+    said += [f"the {among} of pre-trained starts with each other"] if among else []
+    return listed(said)
 
 
 def p_value(p: float) -> str:
@@ -48,8 +74,8 @@ def how_tested(task: Task) -> str:
     if task.test_patients < PERMUTATIONS.bit_length():
         drawn = "in every possible way"
     return (
-        f"two-sided, from swapping the two arms' scores of whole patients {drawn}, and corrected "
-        "by Holm's method"
+        "two-sided, the larger of two: of swapping the two arms' scores of whole patients "
+        f"{drawn}, and of all levels that the interval holds; corrected by Holm's method"
     )
 
 
@@ -65,7 +91,11 @@ def lead(task: Task) -> list[str]:
     if not found or not found.claims:
         return []
     kinds = {
-        kind: [named(claim.b) for claim in found.claims if claim.difference.verdict == kind]
+        kind: [
+            subject(claim.b, claim.pretrainings[1])
+            for claim in found.claims
+            if claim.answer.difference.verdict == kind
+        ]
         for kind in ("A higher", "B higher", "cannot tell")
     }
     parts = [
@@ -77,8 +107,13 @@ def lead(task: Task) -> list[str]:
         )
         if kinds[kind]
     ]
-    spark = named(found.claims[0].a)
+    spark = subject(found.claims[0].a, found.claims[0].pretrainings[0])
     return [f"Robustness, {_between(found)}: {spark} {listed(parts)}."]
+
+
+def on(course: Course) -> str:
+    """What the arm of a course stands on."""
+    return stands_on(course.arm, course.pretrainings)
 
 
 def left_out_sentence(found: Robustness) -> str:
@@ -94,8 +129,12 @@ def _between(found: Robustness) -> str:
 
 
 def _claim_sentence(claim: Claim) -> str:
-    a, b, gap = named(claim.a), named(claim.b), claim.difference
-    p = p_value(claim.adjusted) + ("" if claim.over_runs else "; over patients alone")
+    a, b = (
+        subject(arm, count)
+        for arm, count in zip((claim.a, claim.b), claim.pretrainings, strict=True)
+    )
+    a, gap = a[:1].upper() + a[1:], claim.answer.difference
+    p = f"{p_value(claim.answer.adjusted)}, over {levels(claim.answer.again)}"
     if gap.verdict == "cannot tell":
         ends = f"{signed(gap.estimate)}, {signed_interval(gap)}"
         return f"{a} and {b} cannot be told apart in what they lose ({ends}, {p})."

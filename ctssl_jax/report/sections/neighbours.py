@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ctssl_jax.report.comparison.compare import arm_name
 from ctssl_jax.report.figures.picture import Picture
+from ctssl_jax.report.names import arm_name
 from ctssl_jax.report.runs import Run, neighbours
 from ctssl_jax.report.sections.data_card import text
 

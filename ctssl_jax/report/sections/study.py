@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 
-from ctssl_jax.report.comparison.compare import Task, arm_name
+from ctssl_jax.report.comparison.compare import Task
 from ctssl_jax.report.figures import curves as figures
 from ctssl_jax.report.figures import outcomes as outcome_figures
 from ctssl_jax.report.figures import tables
-from ctssl_jax.report.figures.picture import Picture, drawn
-from ctssl_jax.report.words import number, sizes
+from ctssl_jax.report.figures.picture import Numbers, Picture, drawn
+from ctssl_jax.report.words import legend_name, number, sizes
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,16 @@ class TaskPictures:
     others: Picture
     roc: Picture
     confusions: list[tuple[str, Picture]]
+    calibration: Picture | None
+    differences: Numbers
+    decisions: Numbers
 
-    def pictures(self) -> list[Picture]:
-        """All that is shown."""
-        return [self.auc, self.others, self.roc, *(picture for _, picture in self.confusions)]
+    def files(self) -> list[Picture | Numbers]:
+        """All that has files beside the page."""
+        confusions = (picture for _, picture in self.confusions)
+        calibration = [self.calibration] if self.calibration else []
+        numbers = [self.differences, self.decisions]
+        return [self.auc, self.others, self.roc, *calibration, *confusions, *numbers]
 
 
 def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
@@ -38,15 +44,18 @@ def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
             tables.roc(task),
         ),
         confusions=_confusions(task, title, f"confusion-{number}"),
+        calibration=_calibration(task, title, f"calibration-{number}"),
+        differences=Numbers(f"differences-{number}", tables.differences(task)),
+        decisions=Numbers(f"decisions-{number}", tables.decisions(task)),
     )
 
 
 def _against_size(task: Task, title: str, metrics: tuple[str, ...], name: str) -> Picture:
     """Scores against training size, told in words for those who do not see it."""
     told = [
-        f"{figures.METRICS[metric]} of {arm_name(arm)}: "
+        f"{figures.METRICS[metric]} of {legend_name(task, arm)}: "
         + ", ".join(
-            f"{number(cell.spread(metric).mean)} at {sizes(cell.sizes('slices'))}"
+            f"{number(cell.mean(metric))} at {sizes(cell.sizes('slices'))}"
             for cell in task.cells
             if cell.arm == arm
         )
@@ -58,6 +67,19 @@ def _against_size(task: Task, title: str, metrics: tuple[str, ...], name: str) -
         f"{title}: means by number of training slices. {'; '.join(told)}.",
         partial(figures.against_size, task, metrics),
         tables.against_size(task, metrics),
+    )
+
+
+def _calibration(task: Task, title: str, name: str) -> Picture | None:
+    """Of two classes; of more there is no one curve."""
+    if len(task.classes) != 2:
+        return None
+    return drawn(
+        name,
+        f"{title}: calibration of every start, one panel for each number of training slices: the "
+        f"observed share of {task.classes[1]} against its predicted chance.",
+        partial(outcome_figures.calibration_of_sizes, task),
+        tables.calibration(task),
     )
 
 
