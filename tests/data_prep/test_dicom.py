@@ -1,5 +1,6 @@
 """DICOM sources of made-up files: pixels, headers, series."""
 
+import gzip
 import logging
 import os
 import pickle
@@ -18,6 +19,7 @@ from data_prep import dicom
 from data_prep.dicom import DicomSource
 from data_prep.irregular import Irregular
 from data_prep.readers import dicom_file, dicom_header
+from data_prep.source import Rejected
 
 RNG = np.random.default_rng(0)
 KEPT = Irregular.ACCEPT_2D
@@ -53,7 +55,7 @@ def test_rescale_is_of_each_file_and_order_is_of_position(tmp_path, write_ct):
     n = 6
     stored = [pixels() for _ in range(n)]
     names = RNG.permutation(n)
-    scale = [(1, -1024), (2, -1000), (0.5, -1024), (1, 0), (1.5, -200), (3, -1024)]
+    scale = [(1, -1024), (1.25, -1000), (0.5, -1024), (1, -900), (1.5, -1200), (0.75, -1024)]
     for i in range(n):
         slope, intercept = scale[i]
         write_ct(
@@ -331,7 +333,11 @@ UNUSABLE = {
     "not 8 or 16 bits for each pixel": {"BitsAllocated": 32},
     "no pixels, or too many": {"Columns": 0},
     "cut off": {"Rows": 17},
-    "PixelSpacing or SliceThickness is not a length": {"SliceThickness": -1},
+    "SliceThickness is not a length": {"SliceThickness": -1},
+    "PixelSpacing is not a length": {"PixelSpacing": [0.5, 0]},
+    "PixelSpacing has one value": {"PixelSpacing": 0.5},
+    "SliceThickness has two values": {"SliceThickness": [5, 5]},
+    "RescaleSlope has three values": {"RescaleSlope": [1, 1, 1]},
     "ImageOrientationPatient is not a pair of directions": {
         "ImageOrientationPatient": [1, 0, 0, 1, 0, 0]
     },
@@ -387,10 +393,35 @@ def test_files_without_preamble_and_files_without_syntax(tmp_path, write_ct):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\0" * 500, b"II*\0" + bytes(200)])
-def test_what_is_not_dicom(tmp_path, content):
-    (tmp_path / "a.dcm").write_bytes(content)
-    found = outcome(DicomSource(tmp_path))
-    assert [(r.reason, r.fault) for r in found.rejected] == [("not DICOM", False)]
+def test_what_is_not_dicom_is_a_fault_where_it_is_named_so(tmp_path, content):
+    named = "named like DICOM, but it is not" if content else "an empty file"
+    names = {"a.txt": "not DICOM", "IM0001": "not DICOM", "1.2.3": "not DICOM"}
+    names |= dict.fromkeys(("a.dcm", "b.DCM", "c.ima", "d.dicom", "e.dcm.bz2"), named)
+    for name, reason in names.items():
+        (tmp_path / name).write_bytes(content)
+        found = outcome(DicomSource(tmp_path))
+        assert [(r.reason, r.fault) for r in found.rejected] == [(reason, reason != "not DICOM")]
+        (tmp_path / name).unlink()
+
+
+def test_a_packed_file_is_read_but_no_bomb(tmp_path, write_ct, monkeypatch):
+    stored = pixels()
+    write_ct(tmp_path / "a", stored)
+    packed = gzip.compress((tmp_path / "a").read_bytes())
+    (tmp_path / "a").unlink()
+    for name in ("a.dcm.gz", "a.DCM.GZ", "a.gz"):
+        (tmp_path / name).write_bytes(packed)
+        np.testing.assert_array_equal(only(tmp_path), stored - 1024)
+        (tmp_path / name).unlink()
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(b"x"))
+    assert outcome(DicomSource(tmp_path)).rejected == [Rejected(1, "not DICOM", fault=False)]
+    (tmp_path / "notes.gz").unlink()
+    for damaged in (packed[:-9], packed[:-8] + bytes(8), packed[:40]):
+        (tmp_path / "a.dcm.gz").write_bytes(damaged)
+        assert reasons(tmp_path) == ["cut off or damaged (compression)"]
+    (tmp_path / "a.dcm.gz").write_bytes(gzip.compress(bytes(10_000_000)))
+    monkeypatch.setattr(dicom_file, "MAX_BYTES", 1_000_000)
+    assert reasons(tmp_path) == ["the file is too large"]
 
 
 def test_a_header_that_pydicom_warns_of_is_read_in_silence(tmp_path, write_ct, capfd, caplog):
@@ -574,7 +605,7 @@ def test_items_are_in_a_fixed_order_and_pickle(tmp_path):
     items = list(source.items())
     assert [item.number for item in items] == [1, 2, 3, 4]
     assert [item.path[len(str(tmp_path)) :] for item in items] == ["/c", "/a/2", "/a/10", "/b/1"]
-    assert source.options() == {"irregular": "reject"}
+    assert source.options() == {"irregular": "reject", "values": "auto"}
 
 
 def test_an_empty_source_is_an_error_without_its_path(tmp_path):

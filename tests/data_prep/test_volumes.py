@@ -13,8 +13,9 @@ from data_prep.pipeline.prepare import prepare
 from data_prep.pipeline.records import pseudonym
 from data_prep.readers import volume as volume_module
 from data_prep.readers import volume_header
+from data_prep.readers.hounsfield import NO_AIR, Values
 from data_prep.source import Finding, Rejected, Slice, Unusable, Unwanted
-from data_prep.volumes import Values, VolumeSource, read_volume
+from data_prep.volumes import VolumeSource, read_volume
 
 KEY = b"0123456789abcdef"
 RNG = np.random.default_rng(0)
@@ -23,7 +24,7 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 def volume(shape=(4, 15, 12), spacing=(0.5, 0.75, 3.0), origin=(1.0, 2.0, -30.0), dtype=np.float32):
     """An LPS image of CT's range; shape is z y x."""
-    image = SimpleITK.GetImageFromArray(RNG.uniform(-1000, 1500, shape).astype(dtype))
+    image = SimpleITK.GetImageFromArray(RNG.uniform(-1000, 1100, shape).astype(dtype))
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
     return image
@@ -90,6 +91,7 @@ def test_rescale_and_byte_order_of_nifti(tmp_path, order):
     struct.pack_into(order + "2h", head, 70, 4, 16)
     struct.pack_into(order + "8f", head, 76, *[1.0] * 8)
     struct.pack_into(order + "3f", head, 108, 352, 0.5, -1024)
+    struct.pack_into(order + "2h", head, 252, 1, 0)  # a quaternion without rotation
     head[344:348] = b"n+1\0"
     path = tmp_path / "a.nii"
     path.write_bytes(bytes(head) + stored.tobytes())
@@ -137,7 +139,7 @@ def test_nan_and_infinity(tmp_path):
     save(SimpleITK.GetImageFromArray(np.full((2, 9, 9), np.nan, np.float32)), tmp_path / "b.nii")
     first, _, rejected = found(VolumeSource(tmp_path))
     assert first.image[0, :3].tolist() == [-1024, 32767, -1024]
-    assert rejected == Rejected(2, "no finite value", count=2)
+    assert rejected == Rejected(2, "nothing but padding", count=2)
 
 
 def test_oblique_volumes_are_a_finding(tmp_path):
@@ -149,7 +151,7 @@ def test_oblique_volumes_are_a_finding(tmp_path):
     rejecting = found(VolumeSource(tmp_path))
     assert rejecting == [
         Finding("a.nrrd", "oblique volume", "12.0 degrees", 4, kept=False),
-        Rejected(1, "irregular volume: oblique", count=4),
+        Rejected(1, "irregular volume: oblique volume", count=4),
     ]
     finding, *slices = found(VolumeSource(tmp_path, irregular=Irregular.ACCEPT_2D))
     assert finding == Finding("a.nrrd", "oblique volume", "12.0 degrees", 4, kept=True)
@@ -309,14 +311,14 @@ def test_other_headers(tmp_path):
 
 
 def test_values_are_judged(tmp_path):
-    labels = RNG.integers(0, 30, (4, 15, 16)).astype(np.uint8)
+    labels = RNG.integers(0, 30, (4, 15, 4)).astype(np.uint8).repeat(4, axis=2)
     grey = np.arange(4 * 15 * 16).reshape(4, 15, 16).astype(np.uint8)
     windowed = RNG.uniform(0, 560, (4, 15, 16)).astype(np.float32)
     scores = RNG.normal(size=(4, 15, 16)).astype(np.float32)
     for name, values in {"a": labels, "b": grey, "c": windowed, "d": scores}.items():
         save(SimpleITK.GetImageFromArray(values), tmp_path / f"{name}.nii")
     save(volume(), tmp_path / "e.nii.gz")
-    no_hu = ("not in Hounsfield units (nothing as low as fat)", True)
+    no_hu = (NO_AIR, True)
     assert reasons(VolumeSource(tmp_path)) == {
         1: ("a segmentation, not an image", False),
         2: no_hu,
@@ -376,7 +378,7 @@ def test_real_volumes_are_those_that_simpleitk_reads(shared):
 
 def test_real_angiography_and_oblique_volume(shared):
     source = VolumeSource(shared("volumes/niivue"))
-    no_hu = ("not in Hounsfield units (nothing as low as fat)", True)
+    no_hu = (NO_AIR, True)
     assert reasons(source) == {1: no_hu, 2: no_hu}
     grey = VolumeSource(source.root, values=Values.GREY8, irregular=Irregular.ACCEPT_2D)
     (finding,) = (row for row in found(grey) if isinstance(row, Finding))

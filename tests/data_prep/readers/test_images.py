@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from data_prep.readers import images
-from data_prep.readers.images import ImageSource, image_bits, numbered, read_grey
+from data_prep.readers.image_file import image_bits, read_grey
+from data_prep.readers.images import ImageSource, numbered
 from data_prep.source import Item, Rejected, Unusable, Unwanted
 
 RNG = np.random.default_rng(0)
