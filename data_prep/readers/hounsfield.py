@@ -20,6 +20,8 @@ from data_prep.source import Unusable
 
 # All in HU. Air is -1000, lung -950 to -500, fat -100, soft tissue 20 to 80, compact bone to 1900.
 AIR_HU = (-1100, -700)
+THIN_HU = (-699, -300)  # between lung and fat
+BELOW_0_HU = (-300, -31)  # where values that were made positive are not, but for noise
 TISSUE_HU = (-150, 150)
 DENSE_HU = 700
 INVERTED_AIR_HU = (900, 1100)
@@ -27,14 +29,16 @@ SCALE_HU = 3071  # the end of 12 bits; only metal is beyond, on extended scales
 
 # Shares, as fractions. "Body" is all that is denser than AIR_HU.
 MIN_AIR = 0.01  # of all
-MIN_BODY = 0.002  # of all: less is an empty scanner, of which there is nothing to judge
+MIN_BODY = 0.002  # of all: a finger in a field of view of half a metre
 MIN_TISSUE = 0.1  # of the body
 SURE_TISSUE = 0.5  # of the body, that it must be to believe in an offset
 MAX_BEYOND = 0.1  # of the body
 MAX_DENSE = 0.4  # of the body
 MAX_PEAK = 0.6  # of the dense that is as dense as inverted air, where DENSE_TO_JUDGE is dense
 DENSE_TO_JUDGE = 0.1  # of the body
-MAX_LOW = 0.5  # of a slice
+MAX_LOW = 0.3  # of a slice; the corners round a field of view are 0.21
+MAX_THIN = 0.1  # of a slice without air
+MAX_BELOW_0 = 0.05  # of all where an offset is believed in
 
 OFFSETS = (1024, 1000)  # what is added so that nothing is below 0
 PADDING_VALUES = 2  # single values below air that may be padding without a tag
@@ -77,6 +81,8 @@ class Shares(NamedTuple):
     low: int
     air: int
     body: int
+    thin: int
+    below_0: int
     tissue: int
     dense: int
     as_inverted_air: int
@@ -93,6 +99,11 @@ class Shares(NamedTuple):
         return self.air >= MIN_AIR * self.all
 
     @property
+    def is_judged(self) -> bool:
+        """Whether there is anything but air."""
+        return self.body > 0 and self.body >= MIN_BODY * self.all
+
+    @property
     def is_dense(self) -> bool:
         """Whether too much is like bone or metal."""
         return self.dense > MAX_DENSE * self.body or self.beyond > MAX_BEYOND * self.body
@@ -103,7 +114,7 @@ class Evidence:
 
     def __init__(self) -> None:
         self._counts = np.zeros(_LAST - _FIRST + 1, np.int64)
-        self._odd = False
+        self._slices = self._odd = 0
         self._far_below: set[float] = set()
 
     def add(
@@ -127,7 +138,8 @@ class Evidence:
             self._far_below.update(np.unique(values[values < _FIRST])[: PADDING_VALUES + 1])
         bins = np.clip(values, _FIRST, _LAST).astype(np.intp) - _FIRST
         counts = np.bincount(bins, minlength=len(self._counts))
-        self._odd |= _is_odd(counts)
+        self._slices += 1
+        self._odd += _is_odd(counts)
         self._counts += counts
 
     def require(self, values: Values = Values.AUTO) -> None:
@@ -150,6 +162,8 @@ class Evidence:
             return BELOW_AIR
         if not seen.all:
             return NO_VALUES
+        if 0 < self._odd <= self._slices / 2:
+            return MIXED
         if not seen.has_air and _is_shifted(self._counts):
             return OFFSET
         return _reason(seen, values) or (MIXED if self._odd else "")
@@ -175,6 +189,8 @@ def _shares(counts: Int[np.ndarray, " values"]) -> Shares:
         low=int(lows.sum() - padding),
         air=between(*AIR_HU),
         body=between(AIR_HU[1] + 1, _LAST),
+        thin=between(*THIN_HU),
+        below_0=between(*BELOW_0_HU),
         tissue=between(*TISSUE_HU),
         dense=between(DENSE_HU, _LAST),
         as_inverted_air=between(*INVERTED_AIR_HU),
@@ -195,15 +211,17 @@ def _reason(seen: Shares, values: Values) -> str:
         return ""
     if not seen.has_air:
         return NO_AIR
-    judged = seen.body >= MIN_BODY * seen.all
-    return NO_TISSUE if judged and seen.tissue < MIN_TISSUE * seen.body else ""
+    return "" if seen.is_judged and seen.tissue >= MIN_TISSUE * seen.body else NO_TISSUE
 
 
 def _is_shifted(counts: Int[np.ndarray, " values"]) -> bool:
-    """Whether the values minus a usual offset are HU beyond doubt."""
+    """Whether the values minus a usual offset are HU beyond doubt, with hardly any below 0."""
+    unshifted = _shares(counts)
+    if unshifted.thin + unshifted.below_0 > MAX_BELOW_0 * unshifted.all:
+        return False
     for offset in OFFSETS:
         seen = _shares(np.concatenate([counts[offset:], np.zeros(offset, counts.dtype)]))
-        sure = seen.body >= MIN_BODY * seen.all and seen.tissue >= SURE_TISSUE * seen.body
+        sure = seen.is_judged and seen.tissue >= SURE_TISSUE * seen.body
         if sure and not _reason(seen, Values.AUTO):
             return True
     return False
@@ -212,9 +230,11 @@ def _is_shifted(counts: Int[np.ndarray, " values"]) -> bool:
 def _is_odd(counts: Int[np.ndarray, " values"]) -> bool:
     """Whether a slice by itself cannot be HU, as if its rescale were another one.
 
-    Slices without air are real, and so are slices of bone or metal; none is both.
+    Slices without air are real, and so are slices of bone or metal, or of much that is between air
+    and fat; none is both.
     """
     seen = _shares(counts)
     if seen.low > MAX_LOW * max(1, seen.all):
         return True
-    return not seen.has_air and (seen.is_dense or _is_shifted(counts))
+    thin = seen.thin > MAX_THIN * seen.all
+    return not seen.has_air and (seen.is_dense or thin or _is_shifted(counts))
