@@ -239,8 +239,7 @@ def _without_tail(data: bytes) -> bytes:
         Unusable: If it has no end marker, or something else behind it.
     """
     end = data.rfind(_END) + len(_END)
-    tail = data[end:]
-    if end < len(_END) or (len(set(tail)) > 1 and tail.strip(b"\0\xff")):
+    if end < len(_END) or len(set(data[end:].strip(b"\0\xff"))) > 1:
         raise Unusable("cut off")
     return data[:end]
 

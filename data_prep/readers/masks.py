@@ -11,7 +11,9 @@ _FOLDER = re.compile(
     r"(.*[ _-])?(masks?|labels?|annotations?|annots?|segmentations?|segs?|groundtruths?|gts?)"
     r"([ _-].*)?"
 )
-_AFFIX = re.compile(r"^(mask|seg|label|gt)[ _-]+|[ _.-]+(mask|seg|label|gt|segmentation)[0-9]*$")
+_AFFIX = re.compile(
+    r"^(mask|seg|label|gt)[ _-]+|[ _.-]+(mask|seg|label|gt|segmentation)([ _-]?[0-9]+)?$"
+)
 MAX_VALUES = 8  # of a mask; the darkest slice of CT has more
 MIN_PIXELS = 1024  # fewer say nothing of how many values there are
 MIN_EQUAL = 0.9  # share of neighbours, since a mask is areas of one value

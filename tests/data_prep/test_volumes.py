@@ -182,6 +182,100 @@ def test_orientation_of_oblique_volumes_is_that_of_simpleitk(tmp_path):
         np.testing.assert_allclose(read.first_mm, np.dot(oracle.GetOrigin(), normal), atol=1e-4)
 
 
+def nifti(path, qform_code, sform_code, quaternion=(0, 0, 0), signs=(1, 1), slope=1.0, inter=0.0):
+    """A volume with air at the low end of its second axis."""
+    stored = RNG.uniform(-900, 900, (4, 15, 12)).astype("<i2")
+    stored[:, :7] = -1000
+    head = bytearray(352)
+    struct.pack_into("<i", head, 0, 348)
+    struct.pack_into("<8h", head, 40, 3, 12, 15, 4, 1, 1, 1, 1)
+    struct.pack_into("<2h", head, 70, 4, 16)
+    struct.pack_into("<8f", head, 76, *[1.0] * 8)
+    struct.pack_into("<3f", head, 108, 352, slope, inter)
+    struct.pack_into("<2h", head, 252, qform_code, sform_code)
+    struct.pack_into("<3f", head, 256, *quaternion)
+    matrix = np.diag([*signs, 1.0])
+    struct.pack_into("<12f", head, 280, *np.c_[matrix, np.zeros(3)].ravel())
+    head[344:348] = b"n+1\0"
+    path.write_bytes(bytes(head) + stored.tobytes())
+    return stored
+
+
+def test_nifti_without_orientation_is_a_finding_and_taken_as_its_format_says(tmp_path):
+    stored = nifti(tmp_path / "a.nii", 0, 0)
+    finding, rejected = found(VolumeSource(tmp_path))
+    assert (finding.finding, finding.kept) == ("orientation not known", False)
+    assert rejected.reason == "irregular volume: orientation not known"
+    finding, *slices = found(VolumeSource(tmp_path, irregular=Irregular.ACCEPT_2D))
+    assert finding.kept
+    # nifti1.h: +x to the right and +y to the front.
+    np.testing.assert_array_equal([s.image for s in slices], stored[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("quaternion", "signs", "degrees"),
+    [
+        ((0, 0, 0), (1, 1), 0.0),
+        ((0, 0, 1), (-1, -1), 0.0),
+        ((0, 0, 0), (-1, -1), 180.0),
+        ((0, 0, 0), (1, -1), 180.0),  # another handedness
+        ((0, 0, float(np.sin(np.radians(5)))), (1, 1), 10.0),
+    ],
+)
+def test_two_orientations_of_nifti_that_disagree_are_a_finding(
+    tmp_path, quaternion, signs, degrees
+):
+    nifti(tmp_path / "a.nii", 1, 1, quaternion, signs)
+    findings = {f.finding: f.detail for f in found(VolumeSource(tmp_path)) if type(f) is Finding}
+    told = {"qform and sform disagree": f"{degrees:.1f} degrees"} if degrees else {}
+    assert findings == told
+    nifti(tmp_path / "a.nii", 0, 1, quaternion, signs)
+    assert not reasons(VolumeSource(tmp_path))
+
+
+def test_a_matrix_of_another_scale_than_the_spacing_is_a_finding(tmp_path):
+    nifti(tmp_path / "a.nii", 0, 1, signs=(2, 2))
+    assert reasons(VolumeSource(tmp_path)) == {
+        1: ("irregular volume: contradictions in the geometry", True)
+    }
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_other_formats_without_orientation_are_a_finding(tmp_path, name):
+    save(volume(dtype=np.int16), tmp_path / name)
+    assert not reasons(VolumeSource(tmp_path))
+    data = (tmp_path / name).read_bytes()
+    end = data.index(b"\n\n" if name == "a.nrrd" else b"ElementDataFile")
+    told = (b"space", b"TransformMatrix", b"AnatomicalOrientation")
+    lines = [line for line in data[:end].split(b"\n") if not line.startswith(told)]
+    lines += [b"spacings: 0.5 0.75 3"] * (name == "a.nrrd")
+    (tmp_path / name).write_bytes(b"\n".join(lines) + data[end:])
+    assert reasons(VolumeSource(tmp_path)) == {1: ("irregular volume: orientation not known", True)}
+
+
+def test_a_slope_without_an_intercept_is_refused(tmp_path):
+    for slope in (2.0, 1.0):
+        nifti(tmp_path / "a.nii", 1, 0, slope=slope, inter=float("nan"))
+        reason = "scl_slope without scl_inter: the values are not known"
+        assert reasons(VolumeSource(tmp_path)) == {1: (reason, True)}
+    for slope in (0.0, float("nan")):
+        nifti(tmp_path / "a.nii", 1, 0, slope=slope, inter=float("nan"))
+        assert not reasons(VolumeSource(tmp_path))
+
+
+def test_volumes_that_are_not_in_hu_are_rejected_whole(tmp_path):
+    image = volume(dtype=np.int16)
+    save(image + 1024, tmp_path / "a.nii.gz")
+    save(image * 4, tmp_path / "b.mha")
+    brain = RNG.integers(15, 50, (4, 15, 12)).astype(np.int16)
+    brain[:, :5] = 0
+    save(SimpleITK.GetImageFromArray(brain), tmp_path / "c.nrrd")
+    for values, rejected in ((Values.AUTO, {1, 2, 3}), (Values.HU, {1, 2})):
+        found_reasons = reasons(VolumeSource(tmp_path, values=values))
+        assert found_reasons.keys() == rejected
+        assert all(r.startswith("not in HU") and fault for r, fault in found_reasons.values())
+
+
 def test_stacks_of_other_directions_are_no_axial_slices(tmp_path):
     # Sagittal slices of 0.7 mm pixels, 5 mm apart from left to right.
     save(volume((40, 40, 12), spacing=(5.0, 0.7, 0.7)), tmp_path / "a.nii")
