@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import os
 import struct
 import zlib
 
@@ -251,6 +252,15 @@ def test_other_formats_without_orientation_are_a_finding(tmp_path, name):
     lines += [b"spacings: 0.5 0.75 3"] * (name == "a.nrrd")
     (tmp_path / name).write_bytes(b"\n".join(lines) + data[end:])
     assert reasons(VolumeSource(tmp_path)) == {1: ("irregular volume: orientation not known", True)}
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_names_that_are_no_utf_8(tmp_path, suffix):
+    save(volume(dtype=np.int16), tmp_path / f"a{suffix}")
+    folder = tmp_path / os.fsdecode(b"gr\xfc\xdfe")
+    folder.mkdir()
+    (tmp_path / f"a{suffix}").rename(folder / (os.fsdecode(b"\xe9") + suffix))
+    assert len(found(VolumeSource(tmp_path))) == 4
 
 
 def test_a_slope_without_an_intercept_is_refused(tmp_path):
