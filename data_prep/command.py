@@ -12,6 +12,7 @@ from data_prep.irregular import Irregular
 from data_prep.pipeline.prepare import Manifest, prepare, refuse_taken
 from data_prep.pipeline.records import PUBLIC_KEY, load_key
 from data_prep.pipeline.split import fold_fractions, split_fractions
+from data_prep.readers.hounsfield import Values
 from data_prep.source import Source
 
 
@@ -117,6 +118,19 @@ def add_irregular(
         default=default.value,
         help=f"{what}. reject: left out; accept_2d: its slices are kept as they are, nothing is "
         "interpolated. Both are listed in findings.csv",
+    )
+
+
+def add_values(parser: argparse.ArgumentParser, choices: Sequence[Values]) -> None:
+    """Adds the flag that says what the values of scans are."""
+    grey = "; grey8: 0 to 255" if Values.GREY8 in choices else ""
+    parser.add_argument(
+        "--values",
+        choices=[choice.value for choice in choices],
+        default=Values.AUTO.value,
+        help="auto: Hounsfield units, and scans that do not look like it are rejected; hu: "
+        "Hounsfield units though nothing is like air or soft tissue, as in heads without their "
+        f"skull; what no CT can have is rejected all the same{grey}",
     )
 
 

@@ -6,6 +6,7 @@ of their position on the slice normal (DICOM PS3.3 C.7.6.2.1.1), not by file nam
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from data_prep.irregular import Irregular
 from data_prep.origin import Origin
 from data_prep.readers import listing
 from data_prep.readers.dicom_header import Header, read_header
-from data_prep.readers.dicom_pixels import read_pixels, to_hounsfield
+from data_prep.readers.dicom_pixels import LOWEST_TISSUE_HU, read_pixels, to_hounsfield
+from data_prep.readers.hounsfield import HOUNSFIELD, SCALE_HU, Evidence, Values
+from data_prep.readers.reconstructions import Made, tell_apart
 from data_prep.readers.stack import Stack
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
 
@@ -33,10 +36,12 @@ class DicomSource:
     Attributes:
         root: Folder of DICOM files with any names, or one file.
         irregular: Whether the slices of an irregular series are kept. The finding is kept anyway.
+        values: AUTO, or HU if they are that by the user's word.
     """
 
     root: Path
     irregular: Irregular = Irregular.REJECT
+    values: Values = Values.AUTO
 
     name: ClassVar[str] = "dicom"
     kind: ClassVar[str] = "dicom"
@@ -46,7 +51,7 @@ class DicomSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"irregular": self.irregular.value}
+        return {"irregular": self.irregular.value, "values": self.values.value}
 
     def items(self) -> Iterator[Item]:
         """The files as `listing.files` lists them.
@@ -86,25 +91,38 @@ class DicomSource:
     def _read_series(
         self, paths: Mapping[int, str], headers: Mapping[int, Header]
     ) -> Iterator[Slice | Rejected | Finding]:
-        places = [(number, k) for number, h in headers.items() for k in range(len(h.frames))]
-        stack = _stack([headers[number] for number, _ in places], [k for _, k in places])
-        series = headers[places[0][0]].series
         if len({header.patient for header in headers.values()}) > 1:
             raise Unusable("the series names more than one patient")
+        reader = _Frames(paths, headers)
+        findings, parts = _tell_apart(headers)
+        yield from findings
+        for series, places in parts:
+            yield from self._read_stack(series, places, reader)
+        reason = reader.seen.reason(self.values) if reader.was_used else ""
+        if reason:  # what was read is taken back: the unit as a whole is rejected
+            error = Unusable(reason)
+            error.images = {number: len(header.frames) for number, header in headers.items()}
+            raise error
+
+    def _read_stack(
+        self, series: str, places: Sequence[tuple[int, int]], reader: "_Frames"
+    ) -> Iterator[Slice | Rejected | Finding]:
+        """The slices of one reconstruction, each place being the number of a file and a frame."""
+        headers = reader.headers
+        stack = _stack(headers, places)
         keep = self.irregular is Irregular.ACCEPT_2D
         irregularities = stack.irregularities()
         for finding, detail in irregularities:
             yield Finding(series, finding, detail, len(places), kept=keep)
         if irregularities and not keep:
             reason = Unusable(f"irregular series: {irregularities[0].finding}")
-            for number, header in headers.items():
-                yield Rejected.of(number, reason, len(header.frames))
+            for number, frames in Counter(number for number, _ in places).items():
+                yield Rejected.of(number, reason, frames)
             return
         positions, distance = stack.positions(), stack.distance()
-        reader = _Frames(paths, headers)
         for index, which in enumerate(np.argsort(positions, kind="stable").tolist()):
             number, k = places[which]
-            header = headers[number]
+            frame = headers[number].frames[k]
             try:
                 image = reader.hounsfield(number, k)
             except Unusable as error:
@@ -112,28 +130,76 @@ class DicomSource:
                 continue
             yield Slice(
                 image,
-                header.patient,
-                header.series,
+                headers[number].patient,
+                series,
                 index,
                 position_mm=float(positions[which]),
-                spacing_mm=(distance, *header.frames[k].pixel_mm),
-                thickness_mm=header.frames[k].thickness_mm,
+                spacing_mm=(distance, *frame.pixel_mm),
+                thickness_mm=frame.thickness_mm,
             )
+
+
+def _tell_apart(
+    headers: Mapping[int, Header],
+) -> tuple[list[Finding], list[tuple[str, list[tuple[int, int]]]]]:
+    """What is to be said of a series, and its reconstructions: name, and (file, frame) of each."""
+    places = [(number, k) for number, header in headers.items() for k in range(len(header.frames))]
+    frames = [headers[number].frames[k] for number, k in places]
+    series = headers[places[0][0]].series
+    findings = []
+    odd = {hu for header in headers.values() if (hu := _padding_hu(header)) is not None}
+    if odd:
+        detail = ", ".join(f"{hu:g} HU" for hu in sorted(odd)[:3])
+        findings.append(Finding(series, "tissue has the padding value", detail, len(places), True))
+    made = [Made(f.kernel, _mm(f.thickness_mm), f.acquisition) for f in frames]
+    numbers, by = tell_apart(_stack(headers, places).positions(), made)
+    count = int(numbers.max()) + 1
+    if count == 1:
+        return findings, [(series, places)]
+    findings.append(
+        Finding(
+            series, "several reconstructions, told apart", f"{count} by {by}", len(places), True
+        )
+    )
+    parts = [
+        (
+            f"{series} {part + 1}",
+            [place for place, n in zip(places, numbers, strict=True) if n == part],
+        )
+        for part in range(count)
+    ]
+    return findings, parts
+
+
+def _padding_hu(header: Header) -> float | None:
+    """The HU of the padding value, if tissue may have it too."""
+    if header.pixels.padding is None:
+        return None
+    frame = header.frames[0]
+    hu = max(stored * frame.slope + frame.intercept for stored in header.pixels.padding)
+    return hu if LOWEST_TISSUE_HU < hu <= SCALE_HU else None
+
+
+def _mm(length: float) -> str:
+    return f"{length:.2f}" if np.isfinite(length) else ""
 
 
 class _Frames:
     """Reads each file once, although the frames of several may take turns along the normal."""
 
     def __init__(self, paths: Mapping[int, str], headers: Mapping[int, Header]):
-        self._paths, self._headers = paths, headers
+        self.headers, self.seen, self.was_used = headers, Evidence(), False
+        self._paths = paths
         self._number, self._frames = 0, list[bytes]()
 
     def hounsfield(self, number: int, frame: int) -> Any:
-        header = self._headers[number]
+        header = self.headers[number]
         if number != self._number:
             self._frames = read_pixels(self._paths[number], header)
             self._number = number
-        return to_hounsfield(self._frames[frame], header, frame)
+        image = to_hounsfield(self._frames[frame], header, frame, self.seen)
+        self.was_used = True
+        return image
 
 
 def _require_new(first: Item, item: Item) -> None:
@@ -145,13 +211,13 @@ def _require_new(first: Item, item: Item) -> None:
     raise Unusable("repeats a SOPInstanceUID with other content")
 
 
-def _stack(headers: Sequence[Header], which: Sequence[int]) -> Stack:
-    frames = [header.frames[k] for header, k in zip(headers, which, strict=True)]
+def _stack(headers: Mapping[int, Header], places: Sequence[tuple[int, int]]) -> Stack:
+    frames = [headers[number].frames[k] for number, k in places]
     return Stack(
         normals=np.array([frame.normal for frame in frames]),
         origins=np.array([frame.origin for frame in frames]),
         thickness_mm=np.array([frame.thickness_mm for frame in frames]),
-        sizes=np.array([(h.pixels.rows, h.pixels.columns) for h in headers]),
+        sizes=np.array([frame.size for frame in frames]),
         pixel_mm=np.array([frame.pixel_mm for frame in frames]),
     )
 
@@ -165,9 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         source="folder of DICOM files, searched with all sub-folders",
     )
     command.add_irregular(parser, STACK)
+    command.add_values(parser, HOUNSFIELD)
 
     def from_flags(args: argparse.Namespace) -> DicomSource:
-        return DicomSource(args.source, Irregular(args.irregular))
+        return DicomSource(args.source, Irregular(args.irregular), Values(args.values))
 
     return command.run_source(from_flags, parser, argv)
 

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ctssl_jax.errors import DataError
+from ctssl_jax.errors import ConfigError, DataError
 from data_prep import command
 from data_prep.dicom import STACK, DicomSource
 from data_prep.irregular import Irregular
 from data_prep.pipeline.split import patient_finder, shared_patients
-from data_prep.readers import images, labels, listing, volume_header
+from data_prep.readers import dicom_file, images, labels, listing, volume_header
+from data_prep.readers.hounsfield import HOUNSFIELD, Values
 from data_prep.readers.images import ImageSource
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Source, Unusable
-from data_prep.volumes import VolumeSource
+from data_prep.volumes import VOLUME, VolumeSource
 
 _IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 _DICOM_STARTS = (b"\x02\0", b"\x08\0")  # a data set without the preamble begins with such a group
@@ -55,6 +56,7 @@ class FolderSource:
     Attributes:
         root: The folder.
         irregular: Whether the slices of irregular series and volumes are kept.
+        values: AUTO, or HU if they are that by the user's word.
         kind: What is in it: "dicom", "volume" or "dicom+volume".
         classes: Names of the classes.
         remarks: What `notes` says.
@@ -63,6 +65,7 @@ class FolderSource:
 
     root: Path
     irregular: Irregular
+    values: Values
     kind: str
     classes: Sequence[str] = ()
     remarks: Sequence[str] = ()
@@ -77,7 +80,7 @@ class FolderSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"irregular": self.irregular.value}
+        return {"irregular": self.irregular.value, "values": self.values.value}
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
@@ -112,11 +115,11 @@ class FolderSource:
 
     @property
     def _dicom(self) -> DicomSource:
-        return DicomSource(self.root, self.irregular)
+        return DicomSource(self.root, self.irregular, self.values)
 
     @property
     def _volumes(self) -> VolumeSource:
-        return VolumeSource(self.root, irregular=self.irregular)
+        return VolumeSource(self.root, values=self.values, irregular=self.irregular)
 
 
 def make_source(
@@ -125,6 +128,8 @@ def make_source(
     patient_regex: str = "",
     format: Format = Format.AUTO,
     irregular: Irregular = Irregular.REJECT,
+    values: Values = Values.AUTO,
+    hu_offset: int | None = None,
 ) -> Source:
     """The files of a folder as a source.
 
@@ -135,9 +140,12 @@ def make_source(
             image and each volume is its own patient. The patient of DICOM is its PatientID.
         format: Which files are read.
         irregular: Whether the slices of irregular series and volumes are kept.
+        values: AUTO, or HU if the values of DICOM and volumes are that by the user's word.
+        hu_offset: What is to be subtracted from 16-bit images to make HU; None: they are grey.
 
     Raises:
-        ConfigError: If the expression is not one with a group.
+        ConfigError: If the expression is not one with a group, or what is said of the values does
+            not hold for what is there.
         DataError: If there is no file of the format, there are several kinds of intensity, or the
             table does not fit the files.
     """
@@ -156,17 +164,47 @@ def make_source(
     notes = [f"{found.unlisted} files are not in --labels and were left out"] * bool(found.unlisted)
     if Format.IMAGE in kinds.values():
         _require_whole_patients([(item.patient, item.split) for item in found.items])
-        bits = images.common_bits(item.path for item in found.items)
-        items = images.numbered(found.items)
-        return ImageSource("folder", found.classes, bits, notes, None, items)
+        items, masks = images.without_masks(images.numbered(found.items), root)
+        notes += [f"{masks} files are masks beside images and were left out"] * bool(masks)
+        paths = [item.path for item in items]
+        bits = 16 if hu_offset is not None else images.common_bits(paths)
+        if hu_offset is None:
+            if values is not Values.AUTO:
+                raise ConfigError("--values holds for scans: images are HU with --hu_offset alone")
+            notes += _suspicion(paths) if bits == 16 else []
+        return ImageSource(
+            "folder", found.classes, bits, notes, None, items, hu_offset=hu_offset, values=values
+        )
+    if hu_offset is not None:
+        raise ConfigError("--hu_offset holds for images, and --source has none")
     items = []
     for number, item in enumerate(found.items, 1):
         kind = kinds.get(item.path, Format.VOLUME)
         items.append(replace(item, number=number, part=(kind.value, 0, 0)))
     held = "+".join(sorted({kind.value for kind in kinds.values()}))
-    source = FolderSource(root, irregular, held, found.classes, notes, items)
+    source = FolderSource(root, irregular, values, held, found.classes, notes, items)
     _require_whole_patients([(_patient(source, i), i.split) for i in items if i.split])
     return source
+
+
+def _suspicion(paths: Sequence[str]) -> list[str]:
+    """A note that 16-bit grey values are HU plus an offset, if they look like it.
+
+    Raises:
+        DataError: If they look like HU cast to unsigned: as grey, air would be brighter than bone.
+    """
+    offset = images.suspected_offset(paths)
+    if offset is None:
+        return []
+    if offset == 0:
+        raise DataError(
+            "--source holds 16-bit images that look like signed HU, perhaps cast to unsigned, so "
+            "that as grey air is brighter than bone: repeat the command with --hu_offset=0"
+        )
+    return [
+        f"the values look like HU + {offset}, of whose range as grey hardly anything is used: "
+        f"repeat the command with --hu_offset={offset} to have them in HU"
+    ]
 
 
 def _is_dicom(item: Item) -> bool:
@@ -205,7 +243,8 @@ def _kind(path: str) -> Format:
     try:
         with open(path, "rb") as stream:
             head = stream.read(132)
-        if head[128:] == b"DICM":
+        packed = head.startswith(dicom_file.GZIP) and dicom_file.is_packed_dicom(path)
+        if head[128:] == b"DICM" or packed:
             return Format.DICOM
         if head.startswith(_IMAGE_STARTS):
             return Format.IMAGE
@@ -214,7 +253,7 @@ def _kind(path: str) -> Format:
     except OSError:
         return Format.AUTO
     is_dicom = head.startswith(_DICOM_STARTS) and head[3:4] == b"\0"
-    if is_dicom or path.endswith((".dcm", ".DCM")):
+    if is_dicom or dicom_file.is_named_dicom(path):
         return Format.DICOM
     return Format.VOLUME if path.endswith(volume_header.SUFFIXES) else Format.AUTO
 
@@ -258,7 +297,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=Format.AUTO.value,
         help="auto: by the content of the files; DICOM and volumes may be mixed, images not",
     )
-    command.add_irregular(parser, f"{STACK}, or an oblique volume")
+    command.add_irregular(parser, f"{STACK}, or {VOLUME}")
+    command.add_values(parser, HOUNSFIELD)
+    parser.add_argument(
+        "--hu_offset",
+        type=int,
+        help="16-bit images hold Hounsfield units plus this, as DeepLesion's PNG do (32768); 0: "
+        "they are signed numbers, perhaps cast to unsigned. Without it they are grey",
+    )
 
     def from_flags(args: argparse.Namespace) -> Source:
         return make_source(
@@ -267,6 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.patient_regex,
             Format(args.format),
             Irregular(args.irregular),
+            Values(args.values),
+            args.hu_offset,
         )
 
     return command.run_source(from_flags, parser, argv)

@@ -21,6 +21,7 @@ from data_prep import command
 from data_prep.dicom import STACK, DicomSource
 from data_prep.irregular import Irregular
 from data_prep.origin import Origin
+from data_prep.readers.hounsfield import HOUNSFIELD, Values
 from data_prep.source import Item, Place, Unusable
 
 ORIGIN = Origin(
@@ -119,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source="folder that holds the folders LIDC-IDRI-nnnn",
     )
     command.add_irregular(parser, STACK, Irregular.ACCEPT_2D)
+    command.add_values(parser, HOUNSFIELD)
     parser.add_argument(
         "--series",
         type=Path,
@@ -128,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def from_flags(args: argparse.Namespace) -> LidcSource:
         expected = load_series(args.series) if args.series else frozenset()
-        return LidcSource(args.source, Irregular(args.irregular), expected)
+        values = Values(args.values)
+        return LidcSource(args.source, Irregular(args.irregular), values, expected)
 
     return command.run_source(from_flags, parser, argv)
 

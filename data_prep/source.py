@@ -28,7 +28,13 @@ class Unusable(Exception):
 
     The reason is a fixed phrase: without path, name, UID, date or any text of the file. It counts
     for the limit of rejected items.
+
+    Attributes:
+        images: How many images each item holds, by its number, where that is not one: for a unit
+            that turns out to be unusable as a whole.
     """
+
+    images: Mapping[int, int] = {}
 
 
 class Unwanted(Unusable):

@@ -3,12 +3,11 @@
     python -m data_prep.volumes --source=VOLUMES --out=DATASET
 
 A volume is turned to axial slices whatever the order of its axes, but never interpolated: one that
-lies obliquely in space is a finding, and its slices are kept only with --irregular=accept_2d.
-Segmentations, dose and windowed 8-bit volumes among the files are told by their values.
+lies obliquely in space, or does not say how it lies, is a finding, and its slices are kept only
+with --irregular=accept_2d. Segmentations, dose and windowed 8-bit volumes are told by their values.
 """
 
 import argparse
-import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,27 +21,14 @@ from data_prep.irregular import Irregular
 from data_prep.pipeline.records import to_hu
 from data_prep.pipeline.split import patient_finder
 from data_prep.readers import listing
-from data_prep.readers.stack import TILT_DEGREES
+from data_prep.readers.hounsfield import NO_VALUES, Evidence, Values
 from data_prep.readers.volume import Volume, read_volume
 from data_prep.readers.volume_header import read_header
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
 
-FAT_HU = -50  # every CT holds fat or air
+# What --irregular is about; see `Volume.irregularities`.
+VOLUME = "a volume that lies obliquely in space, or of which it is not known how it lies"
 MAX_LABELS = 128  # a segmentation has so few values
-
-
-class Values(enum.Enum):
-    """What the values of a volume are.
-
-    Attributes:
-        AUTO: HU; a volume with nothing as low as fat is rejected.
-        HU: HU, unseen.
-        GREY8: Grey from 0 to 255.
-    """
-
-    AUTO = "auto"
-    HU = "hu"
-    GREY8 = "grey8"
 
 
 @dataclass(frozen=True)
@@ -103,15 +89,14 @@ class VolumeSource:
                 yield Rejected.of(item.number, error)
                 continue
             count = len(volume.values)
-            oblique = volume.tilt_degrees > TILT_DEGREES
-            keep = not oblique or self.irregular is Irregular.ACCEPT_2D
+            irregularities = volume.irregularities()
+            keep = not irregularities or self.irregular is Irregular.ACCEPT_2D
             try:
                 require_values(volume, self.values)
-                if oblique:
-                    detail = f"{volume.tilt_degrees:.1f} degrees"
-                    yield Finding(self._series(item), "oblique volume", detail, count, keep)
+                for finding, detail in irregularities:
+                    yield Finding(self._series(item), finding, detail, count, keep)
                 if not keep:
-                    raise Unusable("irregular volume: oblique")
+                    raise Unusable(f"irregular volume: {irregularities[0].finding}")
             except Unusable as error:
                 yield Rejected.of(item.number, error, count)
                 continue
@@ -152,27 +137,45 @@ def require_values(volume: Volume, values: Values) -> None:
         Unwanted: If it is a segmentation.
         Unusable: If it is not in HU, or not 8-bit grey.
     """
-    if values is Values.HU:
+    if values is Values.GREY8:
+        _require_grey(volume)
         return
+    seen = Evidence()
+    for plane in volume.values:
+        seen.add(plane, volume.header.slope, volume.header.intercept)
+    reason = seen.reason(values)
+    if reason and values is Values.AUTO and reason != NO_VALUES and volume.range()[0] >= 0:
+        _require_image(volume)
+    if reason:
+        raise Unusable(reason)
+
+
+def _require_grey(volume: Volume) -> None:
     low, high = volume.range()
-    if values is Values.AUTO and low < FAT_HU:
-        return
-    if low >= 0 and _is_segmentation(volume.values):
-        raise Unwanted("a segmentation, not an image")
-    if values is Values.AUTO:
-        raise Unusable("not in Hounsfield units (nothing as low as fat)")
+    if low >= 0:
+        _require_image(volume)
     if low < 0 or high > 255:
         raise Unusable("not 8-bit grey (values beyond 0 to 255)")
 
 
+def _require_image(volume: Volume) -> None:
+    if _is_segmentation(volume.values):
+        raise Unwanted("a segmentation, not an image")
+
+
 def _is_segmentation(values: Num[np.ndarray, "z y x"]) -> bool:
-    """Whether there are few values, all of them whole numbers."""
+    """Whether there are few values, all of them whole numbers, in areas of one value each."""
     found = np.array([], values.dtype)
+    equal = inner = 0
     for plane in values:
         found = np.union1d(found, plane)
         if len(found) > MAX_LABELS or np.any(found % 1):
             return False
-    return True
+        left, right = plane[:, :-1], plane[:, 1:]
+        equal += int(np.count_nonzero((left == right) & (left != 0)))
+        inner += int(np.count_nonzero((left != 0) & (right != 0)))
+    # A brain without its skull has few values too, but noise.
+    return equal >= inner / 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,14 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         source="folder of .nii, .nii.gz, .nrrd, .nhdr, .mha and .mhd files, or one file",
     )
     command.add_patient_regex(parser, "volume")
-    parser.add_argument(
-        "--values",
-        choices=[choice.value for choice in Values],
-        default=Values.AUTO.value,
-        help="auto: Hounsfield units, and volumes with nothing as low as fat are rejected; "
-        "hu: taken as Hounsfield units unseen; grey8: 0 to 255",
-    )
-    command.add_irregular(parser, "a volume that lies obliquely in space")
+    command.add_values(parser, tuple(Values))
+    command.add_irregular(parser, VOLUME)
 
     def from_flags(args: argparse.Namespace) -> VolumeSource:
         source = VolumeSource(

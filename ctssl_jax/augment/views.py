@@ -164,6 +164,20 @@ class Intensity:
             return GREY_RANGE[kind]
         return self.window_hu if self.window is Window.CUSTOM else WINDOWS[self.window.value]
 
+    def require_kind(self, kind: IntensityKind) -> None:
+        """Raises ConfigError if a window in HU was chosen for a dataset that holds grey values."""
+        if kind == "hu":
+            return
+        for name, value, default in (
+            ("window", self.window.value, Window.CUSTOM.value),
+            ("window_hu", self.window_hu, WINDOWS["wide"]),
+        ):
+            if value != default:
+                raise ConfigError(
+                    f"intensity.{name}={value} but the dataset holds {kind}, of which the full "
+                    f"range is used: leave it at {default}"
+                )
+
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
         low, high = self.window_hu

@@ -28,9 +28,11 @@ def resolve(config: AnyConfig, dataset: Dataset) -> AnyConfig:
     run's config.json.
 
     Raises:
+      ConfigError: a window in HU is chosen for a dataset of grey values.
       DataError: the dataset has no statistics, or its slices are all of one value.
     """
     intensity = config.intensity
+    intensity.require_kind(dataset.intensity)
     if intensity.standardise is Standardise.FIXED:
         return config
     split = config.data.split

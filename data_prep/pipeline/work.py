@@ -135,7 +135,7 @@ def reject_unit(context: Context, unit: Unit, reason: Unusable) -> None:
     """Finishes the part of a unit that cannot be read at all."""
     maker = _Maker(context, unit.part)
     for item in unit.items:
-        maker.add(Rejected.of(item.number, reason))
+        maker.add(Rejected.of(item.number, reason, reason.images.get(item.number, 1)))
     maker.finish()
 
 

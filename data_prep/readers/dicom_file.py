@@ -1,7 +1,10 @@
-"""Opening a file as DICOM, in silence and within limits."""
+"""Opening a file as DICOM, in silence and within limits. It may be packed by gzip."""
 
+import gzip
 import logging
 import os
+import re
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -15,7 +18,13 @@ from data_prep.source import Unusable, Unwanted
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN, DEFLATED)
-MAX_BYTES = 2**31  # of a file, and of one that was deflated
+MAX_BYTES = 2**31  # of a file, and of one that was deflated or packed
+IN_MEMORY = 2**26  # bytes of an unpacked file; more go to the disk
+GZIP = b"\x1f\x8b"
+NOT_DICOM = "not DICOM"
+_BAD_NAME = "named like DICOM, but it is not"
+# What exports name DICOM files, perhaps packed.
+_NAMED = re.compile(r"\.(dcm|dicom|dic|ima)(\.(gz|bz2|xz|zip|zst|z))?$", re.IGNORECASE)
 
 
 @contextmanager
@@ -25,29 +34,78 @@ def open_dicom(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, bool]]:
     Whatever is raised inside becomes `Unusable`.
 
     Raises:
-        Unwanted: If it is not DICOM.
-        Unusable: If it cannot be read, is too large, or lacks a preamble and a transfer syntax.
+        Unwanted: If it is not DICOM and not named like it.
+        Unusable: If it is named so and is empty or something else, cannot be read, is too large,
+            or lacks a preamble and a transfer syntax.
     """
     # What pydicom logs and warns of quotes values, which may name a patient.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(action="ignore"), open(path, "rb") as stream:
-            if os.fstat(stream.fileno()).st_size > MAX_BYTES:
-                raise Unusable("the file is too large")
+        with warnings.catch_warnings(action="ignore"), _plain(path) as stream:
             start = stream.read(1024)
             force = _lacks_preamble(start)
             if DEFLATED.encode() in start:
                 _require_small_when_inflated(stream, 0 if force else 132)
             stream.seek(0)
             yield stream, force
+    except Unwanted as error:
+        if str(error) == NOT_DICOM and is_named_dicom(path):
+            raise Unusable(_BAD_NAME if os.path.getsize(path) else "an empty file") from error
+        raise
     except Unusable:
         raise
     except InvalidDicomError as error:
-        raise Unwanted("not DICOM") from error
+        if is_named_dicom(path):
+            raise Unusable(_BAD_NAME) from error
+        raise Unwanted(NOT_DICOM) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Unusable("cut off or damaged (compression)") from error
     except (PermissionError, FileNotFoundError) as error:
         raise Unusable("the file cannot be opened") from error
     except Exception as error:  # pydicom raises all sorts on a damaged header
         raise Unusable("the header cannot be read") from error
+
+
+def is_named_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the name of a DICOM file, so that another content is a fault."""
+    return bool(_NAMED.search(os.path.basename(os.fspath(path))))
+
+
+def is_packed_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is packed by gzip and begins like DICOM. Raises OSError."""
+    try:
+        with open(path, "rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+
+
+@contextmanager
+def _plain(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked if gzip packed it; raises Unusable if there are too many."""
+    with open(path, "rb") as stream:
+        if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+            raise Unusable("the file is too large")
+        packed = stream.read(len(GZIP)) == GZIP
+        stream.seek(0)
+        if not packed:
+            yield stream
+            return
+        if not is_named_dicom(path) and not is_packed_dicom(path):
+            raise Unwanted(NOT_DICOM)
+        with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as unpacked:
+            _unpack(stream, unpacked)
+            unpacked.seek(0)
+            yield unpacked  # type: ignore[misc]
+
+
+def _unpack(packed: BinaryIO, target: tempfile.SpooledTemporaryFile[bytes]) -> None:
+    """Unpacks to the end, so that its checksum is compared; stops where it grows too large."""
+    with gzip.GzipFile(fileobj=packed) as stream:
+        while block := stream.read(2**20):
+            if target.tell() + len(block) > MAX_BYTES:
+                raise Unusable("the file is too large")
+            target.write(block)
 
 
 def _lacks_preamble(start: bytes) -> bool:
@@ -60,7 +118,7 @@ def _lacks_preamble(start: bytes) -> bool:
     # The first element of a data set is in group 8, its type two letters or its length small.
     if group == 8 and element < 0x100 and (start[4:6].isupper() or length < 256):
         raise Unusable("no transfer syntax")
-    raise Unwanted("not DICOM")
+    raise Unwanted(NOT_DICOM)
 
 
 def _require_small_when_inflated(stream: BinaryIO, meta: int) -> None:

@@ -14,6 +14,7 @@ import pydicom
 from pydicom.tag import Tag
 
 from data_prep.readers.dicom_file import BIG_ENDIAN, DEFLATED, open_dicom
+from data_prep.readers.dicom_frame import Frame, read_frame
 from data_prep.source import Unusable, Unwanted
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -22,7 +23,6 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 MAX_PIXELS = 2**26  # of a frame: 8192 x 8192, sixteen times the largest matrix of a scanner in area
 MAX_FRAMES = 2**14
-MIN_AXIAL_COSINE = 0.8  # a gantry is tilted by 30 degrees at most; a reformat is near 90
 
 # Values of ImageType and FrameType (PS3.3 C.8.2.1.1.1, C.8.15.2 and what vendors write).
 _LEFT_OUT = {
@@ -40,31 +40,11 @@ _TAGS = """
     BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
     RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence ImageOrientationPatient
     ImagePositionPatient PixelSpacing SliceThickness
+    ConvolutionKernel AcquisitionNumber
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905
 _OVERLAY_BIT_POSITION = Tag(0x6000, 0x0102)
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One slice: where it lies (mm, patient coordinates) and how stored values become HU.
-
-    Attributes:
-        normal: Unit vector at right angles to rows and columns.
-        origin: Centre of the first pixel.
-        pixel_mm: Distance of rows and of columns; NaN if unknown.
-        thickness_mm: NaN if unknown.
-        slope: HU for each stored unit.
-        intercept: HU of stored 0.
-    """
-
-    normal: tuple[float, float, float]
-    origin: tuple[float, float, float]
-    pixel_mm: tuple[float, float]
-    thickness_mm: float
-    slope: float
-    intercept: float
 
 
 class PixelFormat(NamedTuple):
@@ -152,7 +132,8 @@ def _header_of(tags: pydicom.Dataset, syntax: str, folder: str) -> Header:
     series = str(tags.get("SeriesInstanceUID") or "").strip() or f"folder {folder}"
     patient = str(tags.get("PatientID") or "").strip()
     pixels = _pixel_format(tags, syntax)
-    frames = tuple(map(_frame, _functional_groups(tags)))
+    size = pixels.rows, pixels.columns
+    frames = tuple(read_frame(group, size) for group in _functional_groups(tags))
     if not pixels.signed and all(f.slope > 0 and f.intercept >= 0 for f in frames):
         # Air is far below 0 HU. Such pixels are grey values with the rescale of no rescale.
         raise Unusable("no value below 0 HU is possible: not in HU")
@@ -220,6 +201,8 @@ def _gathered(own: pydicom.Dataset, shared: pydicom.Dataset) -> pydicom.Dataset:
         "PixelMeasuresSequence",
         "PixelValueTransformationSequence",
         "CTImageFrameTypeSequence",
+        "CTReconstructionSequence",
+        "FrameContentSequence",
     ):
         for element in (own.get(sequence) or shared.get(sequence) or [()])[0]:
             tags.add(element)
@@ -227,46 +210,3 @@ def _gathered(own: pydicom.Dataset, shared: pydicom.Dataset) -> pydicom.Dataset:
     if not tags.get("RescaleType"):
         raise Unusable("RescaleType is not HU")
     return tags
-
-
-def _frame(tags: pydicom.Dataset) -> Frame:
-    slope, intercept = tags.get("RescaleSlope"), tags.get("RescaleIntercept")
-    if slope is None or intercept is None:
-        raise Unusable("no RescaleSlope and RescaleIntercept: HU are not known")
-    if tags.get("ModalityLUTSequence"):
-        raise Unusable("a lookup table instead of a rescale")
-    if float(slope) == 0 or not np.isfinite([float(slope), float(intercept)]).all():
-        raise Unusable("RescaleSlope or RescaleIntercept is not a number to use")
-    if str(tags.get("RescaleType") or "HU").strip() not in ("HU", "HU_MOD"):
-        raise Unusable("RescaleType is not HU")
-    normal, origin = _plane(tags)
-    spacing = [float(mm) for mm in tags.get("PixelSpacing") or (np.nan, np.nan)]
-    thickness = float(tags.get("SliceThickness") or np.nan)
-    lengths = np.asarray([*spacing, thickness])
-    if len(spacing) != 2 or np.any(lengths <= 0) or np.any(np.isinf(lengths)):
-        raise Unusable("PixelSpacing or SliceThickness is not a length")
-    pixel_mm = (spacing[0], spacing[1])
-    return Frame(normal, origin, pixel_mm, thickness, float(slope), float(intercept))
-
-
-def _plane(
-    tags: pydicom.Dataset,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """The unit normal and the origin of an axial plane."""
-    if not tags.get("ImageOrientationPatient") or not tags.get("ImagePositionPatient"):
-        raise Unusable("no orientation or position")
-    directions = np.asarray(tags.ImageOrientationPatient, float)
-    origin = np.asarray(tags.ImagePositionPatient, float)
-    if directions.shape != (6,) or origin.shape != (3,) or not np.isfinite(origin).all():
-        raise Unusable("no orientation or position")
-    row, column = directions.reshape(2, 3)
-    normal = np.cross(row, column)
-    length = float(np.linalg.norm(normal))
-    if not 0.9 < length < 1.1 or abs(row @ column) > 0.1:
-        raise Unusable("ImageOrientationPatient is not a pair of directions")
-    normal = normal / length
-    if abs(normal[2]) < MIN_AXIAL_COSINE:
-        raise Unwanted("not axial")
-    x, y, z = origin.tolist()
-    a, b, c = normal.tolist()
-    return (a, b, c), (x, y, z)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK
-from jaxtyping import Float, Int16, Integer
+from jaxtyping import Bool, Float, Int16, Integer
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID
@@ -23,13 +23,17 @@ from pydicom.uid import UID
 from data_prep.pipeline.records import AIR_HU, to_hu
 from data_prep.readers.dicom_file import NATIVE, open_dicom
 from data_prep.readers.dicom_header import CT_IMAGE_STORAGE, Header, PixelFormat
+from data_prep.readers.hounsfield import Evidence
 from data_prep.readers.silence import hidden_output
 from data_prep.source import Unusable
 
 LOWEST_HU, HIGHEST_HU = -10_240, 30_720  # of the extended scales of scanners, for metal
+LOWEST_TISSUE_HU = -950  # of lung; padding that is lower is no other than air
+MIN_PADDING = 0.01  # share of an image
 RLE = "1.2.840.10008.1.2.5"
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70, 80, 81))
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+_END = b"\xff\xd9"  # of a codestream, EOI of JPEG and EOC of JPEG 2000
 _ITEM = b"\xfe\xff\x00\xe0"
 _DAMAGED = (b"Corrupt JPEG data", b"Premature end")  # warnings of libjpeg (its jerror.h)
 _NOT_SIZE = {0xC4, 0xC8, 0xCC}  # markers among C0 to CF that begin no frame
@@ -50,7 +54,7 @@ def read_pixels(path: str | os.PathLike[str], header: Header) -> list[bytes]:
         size = pixels.rows * pixels.columns * pixels.bits_allocated // 8
         if len(data) < size * count:
             raise Unusable("cut off")
-        if len(data) > size * count + (size * count) % 2:
+        if _holds_rows(data[size * count :], size // pixels.rows):
             raise Unusable("more pixels than the header says")
         return [data[start : start + size] for start in range(0, size * count, size)]
     if pixels.syntax not in (RLE, *_JPEG, *_JPEG_2000):
@@ -63,6 +67,14 @@ def read_pixels(path: str | os.PathLike[str], header: Header) -> list[bytes]:
     if len(frames) != count:
         raise Unusable("the compressed frames cannot be told apart")
     return frames
+
+
+def _holds_rows(excess: bytes, row: int) -> bool:
+    """Whether bytes after the last pixel are rows of an image, and the header is wrong.
+
+    Filling of any length is to be expected (PS3.5 8.1.1).
+    """
+    return len(excess) >= row and len(excess) % row == 0 and bool(excess.strip(excess[-1:]))
 
 
 def _require_items(data: bytes) -> None:
@@ -78,8 +90,18 @@ def _require_items(data: bytes) -> None:
         at += 8 + length
 
 
-def to_hounsfield(data: bytes, header: Header, frame: int) -> Int16[np.ndarray, "h w"]:
-    """One stored frame in HU: its own rescale applied in float64, padding made air.
+def to_hounsfield(
+    data: bytes, header: Header, frame: int, seen: Evidence
+) -> Int16[np.ndarray, "h w"]:
+    """One stored frame in HU, turned as its orientation says.
+
+    Its own rescale is applied in float64 and padding made air.
+
+    Args:
+        data: One frame as stored.
+        header: Of the file.
+        frame: Which one.
+        seen: Takes note of the values.
 
     Raises:
         Unusable: If it cannot be decoded.
@@ -88,10 +110,38 @@ def to_hounsfield(data: bytes, header: Header, frame: int) -> Int16[np.ndarray, 
     stored = _decode(data, pixels)
     hu = stored * place.slope + place.intercept
     if pixels.padding is not None:
-        low, high = pixels.padding
-        hu[(stored >= low) & (stored <= high)] = AIR_HU
+        hu[_is_padding(stored, hu, pixels.padding)] = AIR_HU
     _require_plausible(hu)
-    return to_hu(hu)
+    seen.add(stored, place.slope, place.intercept, pixels.padding)
+    return place.turn.apply(to_hu(hu))
+
+
+def _is_padding(
+    stored: Integer[np.ndarray, "h w"], hu: Float[np.ndarray, "h w"], padding: tuple[int, int]
+) -> Bool[np.ndarray, "h w"]:
+    """Which pixels are padding: all of its values, those of tissue only where it is outside.
+
+    Padding lies round the field of view, from the edge of the image inwards. Files name values as
+    padding that tissue has too, 0 HU above all: inside, those are tissue.
+    """
+    named = (stored >= padding[0]) & (stored <= padding[1])
+    tissue = named & (hu > LOWEST_TISSUE_HU)
+    if not tissue.any():
+        return named
+    return named & ~tissue | _from_the_edge(named)
+
+
+def _from_the_edge(named: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """What of it is reached from an edge along its row or column, without a gap."""
+    along = (
+        np.logical_and.accumulate(named, axis=1),
+        np.logical_and.accumulate(named[:, ::-1], axis=1)[:, ::-1],
+        np.logical_and.accumulate(named, axis=0),
+        np.logical_and.accumulate(named[::-1], axis=0)[::-1],
+    )
+    reached = np.logical_or.reduce(along)
+    # Single pixels of that value at the edge of a zoomed image are tissue.
+    return reached if reached.mean() > MIN_PADDING else np.zeros_like(named)
 
 
 def _require_plausible(hu: Float[np.ndarray, "h w"]) -> None:
@@ -105,6 +155,7 @@ def _decode(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]:
     if pixels.syntax in (*NATIVE, RLE):
         values = _decode_simple(data, pixels)
     else:
+        data = _without_tail(data)
         _require_codestream(data, pixels)
         values = _decode_gdcm(data, pixels)
     if values.shape != (pixels.rows, pixels.columns) or values.dtype.kind not in "iu":
@@ -181,10 +232,20 @@ def _decode_gdcm(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]
     return volume[0] if volume.ndim == 3 and len(volume) == 1 else volume
 
 
-def _require_codestream(data: bytes, pixels: PixelFormat) -> None:
-    """Raises unless a codestream has its end, one channel, and the size that the header says."""
-    if not data.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+def _without_tail(data: bytes) -> bytes:
+    """A codestream without what fills it up to an even length: one byte, or many of one value.
+
+    Raises:
+        Unusable: If it has no end marker, or something else behind it.
+    """
+    end = data.rfind(_END) + len(_END)
+    if end < len(_END) or len(set(data[end:].strip(b"\0\xff"))) > 1:
         raise Unusable("cut off")
+    return data[:end]
+
+
+def _require_codestream(data: bytes, pixels: PixelFormat) -> None:
+    """Raises unless a codestream has one channel, and the size that the header says."""
     try:
         read = _jpeg_2000_size if pixels.syntax in _JPEG_2000 else _jpeg_size
         rows, columns, channels, bits = read(data)

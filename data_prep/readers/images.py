@@ -1,11 +1,10 @@
-"""2-D images in PNG, JPEG, TIFF or BMP: reading one, and a list of them as a source.
+"""2-D images in PNG, JPEG, TIFF or BMP: a list of them as a source.
 
-What an image is, its content says, not its name. Grey values are kept: 8-bit as they are, 16-bit
-minus 32768. An image of 1 bit for each pixel is a mask and no CT; it is left out.
+Grey values are kept: 8-bit as they are, 16-bit minus 32768, or minus an offset that makes HU of
+them. Masks among the images are left out, told by their depth, name or values.
 """
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,22 +13,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int16
-from PIL import Image, ImageOps
+from jaxtyping import Int16, Int32
 
 from data_prep.origin import Origin
+from data_prep.pipeline.records import to_hu
+from data_prep.readers.hounsfield import OFFSETS, Evidence, Values
+from data_prep.readers.image_file import image_bits, read_grey, read_stored
 from data_prep.readers.listing import natural
-from data_prep.source import Item, Place, Rejected, Slice, Unusable, Unwanted
+from data_prep.readers.masks import is_mask, mask_names
+from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 2**26
+_MASK = "mask"  # the part of an item that has the name of one
+SUSPECTED = 32  # images that are looked at for HU
 UNIT = 128  # images that are read, and read again after a kill, in one go
-_MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_MODES_8_BIT = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
-# Of TIFF 6.0. Pillow 13 scrambles uncompressed pixels that are to be turned by 90 degrees.
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
-_ORIENTATION, _ON_ITS_SIDE = 274, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,8 @@ class ImageSource:
         remarks: What `notes` says.
         origin: Of a public set.
         listed: The items. Only the process that lists them needs them: they do not pickle.
+        hu_offset: What is subtracted from 16-bit values to make HU; None: they are grey.
+        values: AUTO, or HU if what that makes is HU by the user's word.
     """
 
     name: str
@@ -51,6 +49,8 @@ class ImageSource:
     remarks: Sequence[str] = ()
     origin: Origin | None = None
     listed: Sequence[Item] = field(default=(), repr=False)
+    hu_offset: int | None = None
+    values: Values = Values.AUTO
 
     kind: ClassVar[str] = "image"
 
@@ -60,11 +60,13 @@ class ImageSource:
     @property
     def intensity(self) -> str:
         """See `Source`."""
-        return f"grey{self.bits}"
+        return f"grey{self.bits}" if self.hu_offset is None else "hu"
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {}
+        if self.hu_offset is None:
+            return {}
+        return {"hu_offset": self.hu_offset, "values": self.values.value}
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
@@ -79,6 +81,8 @@ class ImageSource:
         """
         if not os.path.isfile(item.path):
             raise Unusable("listed but not there")
+        if item.part is not None and item.part[0] == _MASK:
+            raise Unwanted("a mask beside an image (by its name)")
         bits = image_bits(Path(item.path))
         if bits != self.bits:
             raise Unusable(f"{bits}-bit image among {self.bits}-bit images")
@@ -86,18 +90,42 @@ class ImageSource:
             raise Unusable("no patient: --patient_regex does not match")
         return Place(unit=f"{(item.number - 1) // UNIT:07d}", patient=item.patient)
 
-    def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected]:
-        """See `Source`. The images of a patient are its one series."""
+    def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
+        """See `Source`. The images of a patient are its one series.
+
+        Raises:
+            Unusable: If they should be HU, and are not.
+        """
+        seen, masks = Evidence(), 0
         for item in items:
             try:
-                image = read_grey(Path(item.path))
+                image = self._image(Path(item.path), seen)
             except Unusable as error:
+                masks += isinstance(error, Unwanted)
                 yield Rejected.of(item.number, error)
                 continue
             assert item.part is not None, "`numbered` gave it"
             yield Slice(
                 image, item.patient, item.patient, item.part[1], label=item.label, split=item.split
             )
+        if masks:
+            found = "masks among the images"
+            yield Finding(items[0].patient, found, f"{masks} of {len(items)}", masks, kept=False)
+        if self.hu_offset is not None and masks < len(items):
+            seen.require(self.values)
+
+    def _image(self, path: Path, seen: Evidence) -> Int16[np.ndarray, "h w"]:
+        """One image; raises Unwanted if it is a mask."""
+        if self.hu_offset is None:
+            image = read_grey(path)
+        else:
+            hu = to_offset(read_stored(path), self.hu_offset)
+            image = to_hu(hu)
+        if is_mask(image):
+            raise Unwanted("a mask (few values), not an image")
+        if self.hu_offset is not None:
+            seen.add(hu)
+        return image
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""
@@ -119,6 +147,38 @@ def numbered(items: Iterable[Item]) -> list[Item]:
     return result
 
 
+def without_masks(items: Sequence[Item], root: Path) -> tuple[list[Item], int]:
+    """The items, those marked that have the name of a mask beside an image, and how many."""
+    names = mask_names([item.path for item in items], root)
+    marked = [replace(i, part=(_MASK, 0, 0)) if i.path in names else i for i in items]
+    return marked, len(names)
+
+
+def to_offset(stored: Int32[np.ndarray, "h w"], offset: int) -> Int32[np.ndarray, "h w"]:
+    """Stored values minus an offset, as signed 16-bit numbers.
+
+    With offset 0, what was cast from signed to unsigned gets its sign back.
+    """
+    return (stored - offset + 32768) % 65536 - 32768
+
+
+def suspected_offset(paths: Sequence[str]) -> int | None:
+    """The offset with which 16-bit grey values look like HU, from some of the images.
+
+    0 stands for HU that were cast to unsigned, so that air is brighter than bone; None is no
+    suspicion.
+    """
+    step = max(1, len(paths) // SUSPECTED)
+    seen = {offset: Evidence() for offset in (32768, *OFFSETS, 0)}
+    for path in paths[::step]:
+        with suppress(Unusable):
+            if image_bits(Path(path)) == 16:
+                stored = read_stored(Path(path))
+                for offset, evidence in seen.items():
+                    evidence.add(to_offset(stored, offset))
+    return next((offset for offset, evidence in seen.items() if not evidence.reason()), None)
+
+
 def common_bits(paths: Iterable[str]) -> int:
     """The depth of most images, 8 or 16; 8 if there is none."""
     counts = Counter[int]()
@@ -126,76 +186,3 @@ def common_bits(paths: Iterable[str]) -> int:
         with suppress(Unusable):
             counts[image_bits(Path(path))] += 1
     return 16 if counts[16] > counts[8] else 8
-
-
-def image_bits(path: Path) -> int:
-    """Returns 8 or 16, the bits of a pixel, from the header alone.
-
-    Raises:
-        Unwanted: If it is no image and not named like one, or a mask.
-        Unusable: If it is too large, or of a mode without a grey value.
-    """
-    with _opened(path) as image:
-        if image.mode == "1":
-            raise Unwanted("a mask (1 bit for each pixel), not an image")
-        if image.mode in _MODES_8_BIT:
-            return 8
-        if image.mode in _MODES_16_BIT:
-            return 16
-        raise Unusable(f"mode {image.mode} is not grey, RGB or palette")
-
-
-def read_grey(path: Path) -> Int16[np.ndarray, "h w"]:
-    """Returns the grey values of an image, as a viewer shows it (EXIF orientation).
-
-    Alpha is dropped. Equal colour channels give that channel, others the luminance of
-    ITU-R BT.601, rounded.
-
-    Raises:
-        Unusable: With the reason.
-    """
-    bits = image_bits(path)
-    try:
-        with warnings.catch_warnings(action="ignore"), _opened(path) as image:
-            inverted = bits == 16 and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
-            if _tag(image, _ORIENTATION) in _ON_ITS_SIDE:
-                raise Unusable("a TIFF that is stored on its side")
-            # Pillow turns TIFF by itself.
-            turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
-            if bits == 16:
-                values = np.asarray(turned).astype(np.int64)
-            else:
-                colours = turned.convert("RGB") if turned.mode in ("P", "PA") else turned
-                return np.asarray(colours.convert("L")).astype(np.int16)
-    except Unusable:
-        raise
-    except Exception as error:  # Pillow raises all sorts on a damaged file
-        raise Unusable("cannot be decoded (damaged or cut off)") from error
-    if values.min() < 0 or values.max() > 65535:
-        raise Unusable("values beyond 16 bits")
-    return ((65535 - values if inverted else values) - 32768).astype(np.int16)
-
-
-def _tag(image: Image.Image, tag: int) -> Any:
-    """A tag of a TIFF; None for other formats."""
-    tags = getattr(image, "tag_v2", None)
-    return tags.get(tag) if tags is not None else None
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            image = Image.open(path, formats=FORMATS)
-            frames = getattr(image, "n_frames", 1)  # looks for them in the file
-    except Image.DecompressionBombError as error:
-        raise Unusable(f"more than {MAX_PIXELS} pixels") from error
-    except Exception as error:  # Pillow raises all sorts on a damaged header
-        named = path.name.lower().endswith(SUFFIXES)
-        raise (Unusable if named else Unwanted)("not a PNG, JPEG, TIFF or BMP image") from error
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise Unusable(f"more than {MAX_PIXELS} pixels")
-    if frames > 1:
-        image.close()
-        raise Unusable("more than one page or frame")
-    return image

@@ -3,8 +3,10 @@
 import bz2
 import gzip
 import itertools
+import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,10 +16,13 @@ import SimpleITK
 from jaxtyping import Float, Num
 
 from data_prep.readers.silence import hidden_output
-from data_prep.readers.volume_header import VolumeHeader, read_header
+from data_prep.readers.stack import TILT_DEGREES, Irregularity
+from data_prep.readers.volume_header import NIFTI, SUFFIXES, VolumeHeader, read_header
 from data_prep.source import Unusable, Unwanted
 
 _CHUNK = 2**20
+# The axes of NIfTI without an orientation, in LPS: to the right, the front and the head (nifti1.h).
+_NIFTI_AXES = np.diag([-1.0, -1.0, 1.0])
 MAX_STRETCH = 2.0  # scanners have square pixels; stacks of other directions, cut axially, have not
 
 
@@ -31,6 +36,7 @@ class Volume:
         first_mm: Position of the first slice along the slice normal.
         tilt_degrees: Angle between the axes of the volume and those of the patient.
         header: As read from the file.
+        doubtful: Whether its reader warns of contradictions in the geometry.
     """
 
     values: Num[np.ndarray, "z y x"]
@@ -38,6 +44,21 @@ class Volume:
     first_mm: float
     tilt_degrees: float
     header: VolumeHeader
+    doubtful: bool = False
+
+    def irregularities(self) -> list[Irregularity]:
+        """What is irregular or unknown of its place, the gravest first."""
+        found, orientation = [], self.header.orientation
+        if not orientation.known:
+            found.append(Irregularity("orientation not known", "taken as the format's default"))
+        if orientation.disagreement_degrees > TILT_DEGREES:
+            detail = f"{orientation.disagreement_degrees:.1f} degrees"
+            found.append(Irregularity("qform and sform disagree", detail))
+        if self.doubtful:
+            found.append(Irregularity("contradictions in the geometry", "as its reader warns"))
+        if self.tilt_degrees > TILT_DEGREES:
+            found.append(Irregularity("oblique volume", f"{self.tilt_degrees:.1f} degrees"))
+        return found
 
     def plane(self, index: int) -> Float[np.ndarray, "y x"]:
         """The values of a slice after the rescale of the header."""
@@ -72,7 +93,7 @@ def read_volume(path: Path, root: Path) -> Volume:
     """
     header = read_header(path, root)
     values = read_values(header)
-    direction, spacing, origin = _geometry(path, header)
+    direction, spacing, origin, doubtful = _geometry(path, header)
     axes, signs = _to_patient(direction)
     z, y, x = axes[::-1]
     if max(spacing[[x, y]]) > MAX_STRETCH * min(spacing[[x, y]]):
@@ -90,6 +111,7 @@ def read_volume(path: Path, root: Path) -> Volume:
         float(first @ normal),
         float(np.degrees(np.arccos(min(1.0, cosine)))),
         header,
+        doubtful,
     )
 
 
@@ -146,14 +168,20 @@ def _unpacked(stream: BinaryIO, packing: str) -> Iterator[bytes]:
 
 def _geometry(
     path: Path, header: VolumeHeader
-) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Directions of the stored axes as columns, their spacing and the origin, in mm (LPS)."""
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"], bool]:
+    """Directions of the stored axes as columns, their spacing and the origin, in mm (LPS).
+
+    Last, whether the reader warned.
+    """
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
     reader.SetImageIO(header.reader)
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(True)
     try:
-        with hidden_output():
+        with _plainly_named(path) as name, hidden_output() as heard:
+            reader.SetFileName(str(name))
             reader.ReadImageInformation()
+            heard.seek(0)
+            doubtful = b"WARNING" in heard.read()
     except RuntimeError as error:
         raise Unusable("the geometry cannot be read") from error
     n = reader.GetDimension()
@@ -162,7 +190,24 @@ def _geometry(
     known = np.isfinite([*direction.flat, *spacing, *origin]).all() and (spacing > 0).all()
     if reader.GetSize()[:3] != header.shape[::-1] or not known:
         raise Unusable("the geometry cannot be read")
-    return direction, spacing, origin
+    if header.reader == NIFTI and not header.orientation.known:
+        direction = _NIFTI_AXES
+    return direction, spacing, origin, doubtful
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """The path, or a link to it where its name is no UTF-8, which SimpleITK wants."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        suffix = next((s for s in SUFFIXES if path.name.endswith(s)), ".nii")
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / f"volume{suffix}"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
 
 
 def _to_patient(

@@ -18,9 +18,11 @@ from typing import BinaryIO
 import numpy as np
 
 from data_prep.readers.listing import inside
+from data_prep.readers.nifti_orientation import Orientation, read_orientation
 from data_prep.source import Unusable, Unwanted
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+NIFTI = "NiftiImageIO"
 MAX_BYTES = 2**32  # of the values: 8192 slices of 512 x 512 in 16 bits
 _CHUNK = 2**20
 
@@ -38,6 +40,7 @@ _NRRD_TYPES = {
 }
 _META_TYPES = {"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2"}
 _META_TYPES |= {"MET_INT": "i4", "MET_UINT": "u4", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"}
+_META_DIRECTIONS = {"TransformMatrix", "Orientation", "Rotation"}  # names of one field
 _PACKED = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 
 
@@ -55,6 +58,7 @@ class VolumeHeader:
         skip: Bytes before the values in what is unpacked.
         slope: A value is slope * stored + intercept.
         intercept: See slope.
+        orientation: Whether it says which way its axes point, and whether it says so twice.
     """
 
     reader: str
@@ -66,6 +70,7 @@ class VolumeHeader:
     skip: int = 0
     slope: float = 1.0
     intercept: float = 0.0
+    orientation: Orientation = Orientation(known=True, disagreement_degrees=0.0)
 
     @property
     def size(self) -> int:
@@ -166,9 +171,11 @@ def _nifti(path: Path, head: bytes, zipped: bool) -> VolumeHeader:
         raise Unusable("the geometry cannot be read")
     if code not in _NIFTI_TYPES:
         raise Unusable("not one 3-D volume of real numbers")
-    scaled = slope != 0 and math.isfinite(slope) and math.isfinite(intercept)
+    scaled = slope != 0 and math.isfinite(slope)
+    if scaled and not math.isfinite(intercept):
+        raise Unusable("scl_slope without scl_inter: the values are not known")
     return VolumeHeader(
-        reader="NiftiImageIO",
+        reader=NIFTI,
         shape=_volume_shape(dims[1 : dims[0] + 1]),
         dtype=np.dtype(order + _NIFTI_TYPES[code]),
         data=path,
@@ -177,6 +184,7 @@ def _nifti(path: Path, head: bytes, zipped: bool) -> VolumeHeader:
         skip=int(offset) if zipped else 0,
         slope=slope if scaled else 1.0,
         intercept=intercept if scaled else 0.0,
+        orientation=read_orientation(head, order),
     )
 
 
@@ -204,7 +212,17 @@ def _nrrd(path: Path, root: Path, head: bytes) -> VolumeHeader:
         start, skip = file.stat().st_size - math.prod(shape) * dtype.itemsize, 0
     if start < 0:
         raise Unusable("cut off")
-    return VolumeHeader("NrrdImageIO", shape, dtype, file, packing, start, skip)
+    known = "space directions" in fields and "space" in fields
+    return VolumeHeader(
+        reader="NrrdImageIO",
+        shape=shape,
+        dtype=dtype,
+        data=file,
+        packing=packing,
+        start=start,
+        skip=skip,
+        orientation=Orientation(known, 0.0),
+    )
 
 
 def _meta(path: Path, root: Path, head: bytes) -> VolumeHeader:
@@ -228,6 +246,7 @@ def _meta(path: Path, root: Path, head: bytes) -> VolumeHeader:
         data=path if local else _data_file(path, root, data),
         packing="zlib" if _true(fields, "CompressedData") else "raw",
         start=match.end() if local else 0,
+        orientation=Orientation(bool(_META_DIRECTIONS & set(fields)), 0.0),
     )
 
 

@@ -38,12 +38,17 @@ def outcome(source) -> Outcome:
         except Unusable as error:
             found.rejected.append(Rejected.of(item.number, error))
     for items in units.values():
+        of_unit = Outcome([], [], [])
         try:
             for one in source.read(items):
                 kind = (Slice, Rejected, Finding).index(type(one))
-                found[kind].append(one)
+                of_unit[kind].append(one)
         except Unusable as error:
-            found.rejected.extend(Rejected.of(item.number, error) for item in items)
+            images = [error.images.get(item.number, 1) for item in items]
+            rejected = map(Rejected.of, [i.number for i in items], [error] * len(items), images)
+            of_unit = Outcome([], list(rejected), [])
+        for everything, of_this in zip(found, of_unit, strict=True):
+            everything.extend(of_this)
     return found
 
 

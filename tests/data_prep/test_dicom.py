@@ -1,5 +1,6 @@
 """DICOM sources of made-up files: pixels, headers, series."""
 
+import gzip
 import logging
 import os
 import pickle
@@ -9,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import JPEG_2000, SYNTAXES, compress, outcome, write_enhanced
+from dicom_files import JPEG_2000, SYNTAXES, codestream, compress, outcome, write_enhanced
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
@@ -17,7 +18,9 @@ from ctssl_jax.errors import DataError
 from data_prep import dicom
 from data_prep.dicom import DicomSource
 from data_prep.irregular import Irregular
-from data_prep.readers import dicom_file, dicom_header
+from data_prep.readers import dicom_file, dicom_header, hounsfield
+from data_prep.readers.hounsfield import Values
+from data_prep.source import Rejected
 
 RNG = np.random.default_rng(0)
 KEPT = Irregular.ACCEPT_2D
@@ -53,7 +56,7 @@ def test_rescale_is_of_each_file_and_order_is_of_position(tmp_path, write_ct):
     n = 6
     stored = [pixels() for _ in range(n)]
     names = RNG.permutation(n)
-    scale = [(1, -1024), (2, -1000), (0.5, -1024), (1, 0), (1.5, -200), (3, -1024)]
+    scale = [(1, -1024), (1.25, -1000), (0.5, -1024), (1, -900), (1.5, -1000), (0.75, -1024)]
     for i in range(n):
         slope, intercept = scale[i]
         write_ct(
@@ -87,7 +90,7 @@ def test_rescale_is_of_each_file_and_order_is_of_position(tmp_path, write_ct):
         (np.int16, -2000, None, 0),
         (np.uint16, 3000, ("US", 3000), -1024),  # bright padding
         (np.uint16, 64636, ("SS", -900), -65000),  # unsigned pixels, signed tag
-        (np.uint16, 0, ("US", 0), -500),  # padding that would look like fat
+        (np.uint16, 0, ("US", 0), -900),  # padding that would look like lung
     ],
 )
 def test_padding_becomes_air(tmp_path, write_ct, dtype, padding, tag, intercept):
@@ -95,7 +98,8 @@ def test_padding_becomes_air(tmp_path, write_ct, dtype, padding, tag, intercept)
     stored = pixels(dtype, low, low + 500)
     stored[:3] = padding
     write_ct(tmp_path / "a", stored, RescaleIntercept=intercept, padding=tag)
-    image = only(tmp_path)
+    (one,) = outcome(DicomSource(tmp_path, values=Values.HU)).slices
+    image = one.image
     assert (image[:3] == -1024).all()
     np.testing.assert_array_equal(image[3:], stored[3:].astype(int) + intercept)
 
@@ -123,7 +127,7 @@ def test_metal_beyond_12_bits_is_kept_and_noise_is_not(tmp_path, write_ct):
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("high_bit", [11, 15])
 def test_12_bits_in_16(tmp_path, write_ct, signed, high_bit):
-    values = RNG.integers(-2000 if signed else 0, 2000, (16, 12))
+    values = RNG.integers(-70 if signed else 0, 2000, (16, 12))
     stored = (values % 4096) << (high_bit - 11)
     write_ct(
         tmp_path / "a",
@@ -136,7 +140,7 @@ def test_12_bits_in_16(tmp_path, write_ct, signed, high_bit):
 
 
 def test_bits_beyond_bits_stored(tmp_path, write_ct):
-    stored = pixels(np.uint16, 0, 4096)
+    stored = pixels(np.uint16)
     noisy = stored | (RNG.integers(0, 16, stored.shape) << 12).astype(np.uint16)
     write_ct(tmp_path / "a", noisy, BitsStored=12, HighBit=11)
     assert reasons(tmp_path) == ["bits beyond BitsStored are in use"]
@@ -161,8 +165,8 @@ def test_byte_orders(tmp_path, write_ct, syntax):
 def test_8_bits(tmp_path, write_ct):
     stored = pixels(np.uint8, 0, 255)
     eight = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
-    write_ct(tmp_path / "a", stored, **eight, RescaleSlope=16)
-    np.testing.assert_array_equal(only(tmp_path), stored.astype(int) * 16 - 1024)
+    write_ct(tmp_path / "a", stored, **eight, RescaleSlope=8)
+    np.testing.assert_array_equal(only(tmp_path), stored.astype(int) * 8 - 1024)
     file = pydicom.dcmread(tmp_path / "a")
     file.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
     pydicom.dcmwrite(tmp_path / "a", file, implicit_vr=False, little_endian=False)
@@ -175,7 +179,7 @@ def test_compressed_pixels_are_the_same(tmp_path, write_ct, syntax, dtype):
     stored = pixels(dtype, 0, 4000)
     if dtype == np.int16:
         stored[:4] -= 2000
-    write_ct(tmp_path / "a", stored, RescaleSlope=0.75)
+    write_ct(tmp_path / "a", stored, RescaleSlope=0.5)
     plain = only(tmp_path)
     compress(tmp_path / "a", syntax)
     np.testing.assert_array_equal(only(tmp_path), plain)
@@ -231,7 +235,7 @@ def test_items_that_lead_beyond_the_end(tmp_path, write_ct, syntax):
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_12_bits_in_16_compressed(tmp_path, write_ct, syntax, signed):
     """GDCM and pydicom extend the sign, clear the other bits or leave them, each in some cases."""
-    values = RNG.integers(-2000 if signed else 0, 2000, (16, 12))
+    values = RNG.integers(-70 if signed else 0, 2000, (16, 12))
     masked = values % 4096
     noisy = masked | RNG.integers(0, 16, values.shape) << 12
     twelve = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": int(signed)}
@@ -306,6 +310,144 @@ def test_a_deflated_file_is_read_but_no_bomb(tmp_path, write_ct, monkeypatch):
     assert reasons(tmp_path) == ["the file is too large"]
 
 
+def test_a_padding_value_that_tissue_has_is_padding_outside_alone(tmp_path, write_ct):
+    stored = RNG.integers(-3, 4, (64, 64)).astype(np.int16)  # in HU: a fifth is 0
+    stored[:30] -= 1000
+    write_ct(tmp_path / "a", stored, RescaleIntercept=0, padding=("SS", 0))
+    found = outcome(DicomSource(tmp_path))
+    np.testing.assert_array_equal(found.slices[0].image, stored)
+    assert [(f.finding, f.detail, f.kept) for f in found.findings] == [
+        ("tissue has the padding value", "0 HU", True)
+    ]
+    outside = np.add.outer(np.arange(-31.5, 32) ** 2, np.arange(-31.5, 32) ** 2) > 31**2
+    stored[outside] = 0
+    write_ct(tmp_path / "a", stored, RescaleIntercept=0, padding=("SS", 0))
+    (one,) = outcome(DicomSource(tmp_path)).slices
+    assert (one.image[outside] == -1024).all()
+    inside = stored[12:-12, 12:-12]
+    np.testing.assert_array_equal(one.image[12:-12, 12:-12], inside)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES[1:])
+@pytest.mark.parametrize("tail", [b"", b"\0", b"\x20", b"\xd9", b"\0" * 30, b"\xff\0\0", b"U" * 8])
+def test_what_fills_a_codestream_up_is_no_harm(tmp_path, write_ct, syntax, tail):
+    stored = pixels()
+    write_ct(tmp_path / "a", stored)
+    frame = codestream(stored, syntax).rstrip(b"\0")
+    assert frame.endswith(b"\xff\xd9")
+    file = pydicom.dcmread(tmp_path / "a")
+    file.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    for end, whole in ((b"\xff\xd9" + tail, True), (b"\xff\xd9cut off", False), (tail, False)):
+        data = frame[:-2] + end
+        file.PixelData = encapsulate([data + b"\0" * (len(data) % 2)])
+        file["PixelData"].VR = "OB"
+        file.save_as(tmp_path / "a")
+        if whole:
+            np.testing.assert_array_equal(only(tmp_path), stored - 1024)
+        else:
+            assert reasons(tmp_path) == ["cut off"]
+
+
+@pytest.mark.parametrize("excess", [b"\0\0", b"ab" * 5, bytes(512), b"\x20" * 4096])
+def test_bytes_after_the_last_pixel_are_no_harm(tmp_path, write_ct, excess):
+    stored = pixels()
+    write_ct(tmp_path / "a", stored)
+    change(tmp_path / "a", PixelData=stored.tobytes() + excess)
+    np.testing.assert_array_equal(only(tmp_path), stored - 1024)
+
+
+ORIENTATIONS = {
+    "prone": ([-1, 0, 0, 0, -1, 0], lambda image: image[::-1, ::-1]),
+    "mirrored": ([-1, 0, 0, 0, 1, 0], lambda image: image[:, ::-1]),
+    "upside down": ([1, 0, 0, 0, -1, 0], lambda image: image[::-1]),
+    "rows down": ([0, 1, 0, 1, 0, 0], lambda image: image.T),
+    "on its side": ([0, 1, 0, -1, 0, 0], lambda image: image[:, ::-1].T),
+    "nearly prone": ([-0.99, 0.141, 0, -0.141, -0.99, 0], lambda image: image[::-1, ::-1]),
+}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_slices_are_turned_as_their_orientation_says(tmp_path, write_ct, name):
+    directions, store = ORIENTATIONS[name]
+    row, column = np.reshape(directions, (2, 3))
+    body = [pixels() for _ in range(4)]
+    for k, image in enumerate(body):
+        stored = np.ascontiguousarray(store(image))
+        lies_down = stored.shape != image.shape
+        spacing = [0.75, 0.5] if lies_down else [0.5, 0.75]
+        # So that the first pixel of the turned slice is at the origin of the plain one.
+        far = np.maximum(0, -row[:2]) * (stored.shape[1] - 1) * spacing[1]
+        far = far + np.maximum(0, -column[:2]) * (stored.shape[0] - 1) * spacing[0]
+        place = {"ImagePositionPatient": [*far, 3.0 * k], "PixelSpacing": spacing}
+        for folder, pixel, tags in (
+            ("plain", image, {"ImagePositionPatient": [0, 0, 3.0 * k]}),
+            ("turned", stored, {"ImageOrientationPatient": directions, **place}),
+        ):
+            write_ct(tmp_path / folder / f"{k}", pixel, **tags)
+    plain, turned = (outcome(DicomSource(tmp_path / name)) for name in ("plain", "turned"))
+    assert turned.findings == plain.findings == []
+    for one, other in zip(plain.slices, turned.slices, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        assert one.spacing_mm == pytest.approx(other.spacing_mm)
+        assert one.position_mm == pytest.approx(other.position_mm)
+
+
+def test_a_series_half_of_which_lies_prone_is_one_stack(tmp_path, write_ct):
+    body = [pixels() for _ in range(4)]
+    for k, image in enumerate(body):
+        write_ct(tmp_path / f"{k}a", image, z=6.0 * k)
+        write_ct(
+            tmp_path / f"{k}b",
+            np.ascontiguousarray(image[::-1, ::-1]),
+            ImageOrientationPatient=[-1, 0, 0, 0, -1, 0],
+            ImagePositionPatient=[11 * 0.75, 15 * 0.5, 6.0 * k + 3],
+        )
+    found = outcome(DicomSource(tmp_path))
+    assert found.findings == []
+    for k, image in enumerate(body):
+        for one in found.slices[2 * k : 2 * k + 2]:
+            np.testing.assert_array_equal(one.image, image - 1024)
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "by"),
+    [
+        ("ConvolutionKernel", ("B30f", "B80f"), "kernel"),
+        ("ConvolutionKernel", (["I30f", "3"], ["I70f", "3"]), "kernel"),
+        ("AcquisitionNumber", (1, 2), "acquisition"),
+        ("SliceThickness", (1.5, 5), "thickness"),
+    ],
+)
+def test_two_reconstructions_in_one_series_are_told_apart(tmp_path, write_ct, tag, values, by):
+    for k in range(10):
+        write_ct(tmp_path / f"{k}", pixels(), z=2.5 * k, **{tag: values[k % 2]})
+    found = outcome(DicomSource(tmp_path))
+    assert [(f.finding, f.detail, f.kept) for f in found.findings] == [
+        ("several reconstructions, told apart", f"2 by {by}", True)
+    ]
+    assert [s.slice_index for s in found.slices] == [*range(5), *range(5)]
+    assert [s.series for s in found.slices] == ["1.2.3.4 1"] * 5 + ["1.2.3.4 2"] * 5
+    assert {s.spacing_mm[0] for s in found.slices} == {5.0}
+
+
+def test_a_series_that_is_not_in_hu_is_rejected_whole(tmp_path, write_ct):
+    for k in range(4):
+        write_ct(tmp_path / "sound" / f"{k}", pixels(), z=k)
+        write_ct(
+            tmp_path / "offset" / f"{k}", pixels(), z=k, RescaleIntercept=0, SeriesInstanceUID="1.5"
+        )
+    found = outcome(DicomSource(tmp_path))
+    assert {one.series for one in found.slices} == {"1.2.3.4"}
+    assert len(found.slices) == len(found.rejected) == 4
+    assert all(r.reason.startswith("not in HU") and r.fault for r in found.rejected)
+    told = outcome(DicomSource(tmp_path / "offset", values=Values.HU))
+    assert set(told.reasons) <= {hounsfield.DENSE, hounsfield.OFFSET}
+    stored = RNG.integers(0, 2000, (3, 16, 12)).astype(np.int16) + 1024
+    write_enhanced(tmp_path / "enhanced" / "a.dcm", stored, [0, 1, 2])
+    found = outcome(DicomSource(tmp_path / "enhanced"))
+    assert [rejected.count for rejected in found.rejected] == [3]
+
+
 # Headers
 
 UNWANTED = {
@@ -331,7 +473,11 @@ UNUSABLE = {
     "not 8 or 16 bits for each pixel": {"BitsAllocated": 32},
     "no pixels, or too many": {"Columns": 0},
     "cut off": {"Rows": 17},
-    "PixelSpacing or SliceThickness is not a length": {"SliceThickness": -1},
+    "SliceThickness is not a length": {"SliceThickness": -1},
+    "PixelSpacing is not a length": {"PixelSpacing": [0.5, 0]},
+    "PixelSpacing has one value": {"PixelSpacing": 0.5},
+    "SliceThickness has two values": {"SliceThickness": [5, 5]},
+    "RescaleSlope has three values": {"RescaleSlope": [1, 1, 1]},
     "ImageOrientationPatient is not a pair of directions": {
         "ImageOrientationPatient": [1, 0, 0, 1, 0, 0]
     },
@@ -387,10 +533,35 @@ def test_files_without_preamble_and_files_without_syntax(tmp_path, write_ct):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\0" * 500, b"II*\0" + bytes(200)])
-def test_what_is_not_dicom(tmp_path, content):
-    (tmp_path / "a.dcm").write_bytes(content)
-    found = outcome(DicomSource(tmp_path))
-    assert [(r.reason, r.fault) for r in found.rejected] == [("not DICOM", False)]
+def test_what_is_not_dicom_is_a_fault_where_it_is_named_so(tmp_path, content):
+    named = "named like DICOM, but it is not" if content else "an empty file"
+    names = {"a.txt": "not DICOM", "IM0001": "not DICOM", "1.2.3": "not DICOM"}
+    names |= dict.fromkeys(("a.dcm", "b.DCM", "c.ima", "d.dicom", "e.dcm.bz2"), named)
+    for name, reason in names.items():
+        (tmp_path / name).write_bytes(content)
+        found = outcome(DicomSource(tmp_path))
+        assert [(r.reason, r.fault) for r in found.rejected] == [(reason, reason != "not DICOM")]
+        (tmp_path / name).unlink()
+
+
+def test_a_packed_file_is_read_but_no_bomb(tmp_path, write_ct, monkeypatch):
+    stored = pixels()
+    write_ct(tmp_path / "a", stored)
+    packed = gzip.compress((tmp_path / "a").read_bytes())
+    (tmp_path / "a").unlink()
+    for name in ("a.dcm.gz", "a.DCM.GZ", "a.gz"):
+        (tmp_path / name).write_bytes(packed)
+        np.testing.assert_array_equal(only(tmp_path), stored - 1024)
+        (tmp_path / name).unlink()
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(b"x"))
+    assert outcome(DicomSource(tmp_path)).rejected == [Rejected(1, "not DICOM", fault=False)]
+    (tmp_path / "notes.gz").unlink()
+    for damaged in (packed[:-9], packed[:-8] + bytes(8), packed[:40]):
+        (tmp_path / "a.dcm.gz").write_bytes(damaged)
+        assert reasons(tmp_path) == ["cut off or damaged (compression)"]
+    (tmp_path / "a.dcm.gz").write_bytes(gzip.compress(bytes(10_000_000)))
+    monkeypatch.setattr(dicom_file, "MAX_BYTES", 1_000_000)
+    assert reasons(tmp_path) == ["the file is too large"]
 
 
 def test_a_header_that_pydicom_warns_of_is_read_in_silence(tmp_path, write_ct, capfd, caplog):
@@ -469,9 +640,11 @@ def test_order_is_along_the_normal_of_a_tilted_gantry(tmp_path, write_ct):
     normal = np.cross(orientation[:3], orientation[3:])
     for i, name in enumerate("cab"):
         place = [float(f"{v:.4f}") for v in 5 * i * normal]
+        stored = pixels()
+        stored[0, 0] = i
         write_ct(
             tmp_path / name,
-            np.full((16, 12), i, np.int16),
+            stored,
             ImageOrientationPatient=orientation,
             ImagePositionPatient=place,
         )
@@ -574,7 +747,7 @@ def test_items_are_in_a_fixed_order_and_pickle(tmp_path):
     items = list(source.items())
     assert [item.number for item in items] == [1, 2, 3, 4]
     assert [item.path[len(str(tmp_path)) :] for item in items] == ["/c", "/a/2", "/a/10", "/b/1"]
-    assert source.options() == {"irregular": "reject"}
+    assert source.options() == {"irregular": "reject", "values": "auto"}
 
 
 def test_an_empty_source_is_an_error_without_its_path(tmp_path):

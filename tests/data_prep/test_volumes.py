@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import os
 import struct
 import zlib
 
@@ -13,8 +14,9 @@ from data_prep.pipeline.prepare import prepare
 from data_prep.pipeline.records import pseudonym
 from data_prep.readers import volume as volume_module
 from data_prep.readers import volume_header
+from data_prep.readers.hounsfield import NO_AIR, Values
 from data_prep.source import Finding, Rejected, Slice, Unusable, Unwanted
-from data_prep.volumes import Values, VolumeSource, read_volume
+from data_prep.volumes import VolumeSource, read_volume
 
 KEY = b"0123456789abcdef"
 RNG = np.random.default_rng(0)
@@ -23,7 +25,7 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 def volume(shape=(4, 15, 12), spacing=(0.5, 0.75, 3.0), origin=(1.0, 2.0, -30.0), dtype=np.float32):
     """An LPS image of CT's range; shape is z y x."""
-    image = SimpleITK.GetImageFromArray(RNG.uniform(-1000, 1500, shape).astype(dtype))
+    image = SimpleITK.GetImageFromArray(RNG.uniform(-1000, 1100, shape).astype(dtype))
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
     return image
@@ -90,6 +92,7 @@ def test_rescale_and_byte_order_of_nifti(tmp_path, order):
     struct.pack_into(order + "2h", head, 70, 4, 16)
     struct.pack_into(order + "8f", head, 76, *[1.0] * 8)
     struct.pack_into(order + "3f", head, 108, 352, 0.5, -1024)
+    struct.pack_into(order + "2h", head, 252, 1, 0)  # a quaternion without rotation
     head[344:348] = b"n+1\0"
     path = tmp_path / "a.nii"
     path.write_bytes(bytes(head) + stored.tobytes())
@@ -137,7 +140,7 @@ def test_nan_and_infinity(tmp_path):
     save(SimpleITK.GetImageFromArray(np.full((2, 9, 9), np.nan, np.float32)), tmp_path / "b.nii")
     first, _, rejected = found(VolumeSource(tmp_path))
     assert first.image[0, :3].tolist() == [-1024, 32767, -1024]
-    assert rejected == Rejected(2, "no finite value", count=2)
+    assert rejected == Rejected(2, "nothing but padding", count=2)
 
 
 def test_oblique_volumes_are_a_finding(tmp_path):
@@ -149,7 +152,7 @@ def test_oblique_volumes_are_a_finding(tmp_path):
     rejecting = found(VolumeSource(tmp_path))
     assert rejecting == [
         Finding("a.nrrd", "oblique volume", "12.0 degrees", 4, kept=False),
-        Rejected(1, "irregular volume: oblique", count=4),
+        Rejected(1, "irregular volume: oblique volume", count=4),
     ]
     finding, *slices = found(VolumeSource(tmp_path, irregular=Irregular.ACCEPT_2D))
     assert finding == Finding("a.nrrd", "oblique volume", "12.0 degrees", 4, kept=True)
@@ -178,6 +181,109 @@ def test_orientation_of_oblique_volumes_is_that_of_simpleitk(tmp_path):
         np.testing.assert_allclose(read.spacing_mm, oracle.GetSpacing()[::-1], rtol=1e-6)
         normal = np.reshape(oracle.GetDirection(), (3, 3))[:, 2]
         np.testing.assert_allclose(read.first_mm, np.dot(oracle.GetOrigin(), normal), atol=1e-4)
+
+
+def nifti(path, qform_code, sform_code, quaternion=(0, 0, 0), signs=(1, 1), slope=1.0, inter=0.0):
+    """A volume with air at the low end of its second axis."""
+    stored = RNG.uniform(-900, 900, (4, 15, 12)).astype("<i2")
+    stored[:, :7] = -1000
+    head = bytearray(352)
+    struct.pack_into("<i", head, 0, 348)
+    struct.pack_into("<8h", head, 40, 3, 12, 15, 4, 1, 1, 1, 1)
+    struct.pack_into("<2h", head, 70, 4, 16)
+    struct.pack_into("<8f", head, 76, *[1.0] * 8)
+    struct.pack_into("<3f", head, 108, 352, slope, inter)
+    struct.pack_into("<2h", head, 252, qform_code, sform_code)
+    struct.pack_into("<3f", head, 256, *quaternion)
+    matrix = np.diag([*signs, 1.0])
+    struct.pack_into("<12f", head, 280, *np.c_[matrix, np.zeros(3)].ravel())
+    head[344:348] = b"n+1\0"
+    path.write_bytes(bytes(head) + stored.tobytes())
+    return stored
+
+
+def test_nifti_without_orientation_is_a_finding_and_taken_as_its_format_says(tmp_path):
+    stored = nifti(tmp_path / "a.nii", 0, 0)
+    finding, rejected = found(VolumeSource(tmp_path))
+    assert (finding.finding, finding.kept) == ("orientation not known", False)
+    assert rejected.reason == "irregular volume: orientation not known"
+    finding, *slices = found(VolumeSource(tmp_path, irregular=Irregular.ACCEPT_2D))
+    assert finding.kept
+    # nifti1.h: +x to the right and +y to the front.
+    np.testing.assert_array_equal([s.image for s in slices], stored[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("quaternion", "signs", "degrees"),
+    [
+        ((0, 0, 0), (1, 1), 0.0),
+        ((0, 0, 1), (-1, -1), 0.0),
+        ((0, 0, 0), (-1, -1), 180.0),
+        ((0, 0, 0), (1, -1), 180.0),  # another handedness
+        ((0, 0, float(np.sin(np.radians(5)))), (1, 1), 10.0),
+    ],
+)
+def test_two_orientations_of_nifti_that_disagree_are_a_finding(
+    tmp_path, quaternion, signs, degrees
+):
+    nifti(tmp_path / "a.nii", 1, 1, quaternion, signs)
+    findings = {f.finding: f.detail for f in found(VolumeSource(tmp_path)) if type(f) is Finding}
+    told = {"qform and sform disagree": f"{degrees:.1f} degrees"} if degrees else {}
+    assert findings == told
+    nifti(tmp_path / "a.nii", 0, 1, quaternion, signs)
+    assert not reasons(VolumeSource(tmp_path))
+
+
+def test_a_matrix_of_another_scale_than_the_spacing_is_a_finding(tmp_path):
+    nifti(tmp_path / "a.nii", 0, 1, signs=(2, 2))
+    assert reasons(VolumeSource(tmp_path)) == {
+        1: ("irregular volume: contradictions in the geometry", True)
+    }
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_other_formats_without_orientation_are_a_finding(tmp_path, name):
+    save(volume(dtype=np.int16), tmp_path / name)
+    assert not reasons(VolumeSource(tmp_path))
+    data = (tmp_path / name).read_bytes()
+    end = data.index(b"\n\n" if name == "a.nrrd" else b"ElementDataFile")
+    told = (b"space", b"TransformMatrix", b"AnatomicalOrientation")
+    lines = [line for line in data[:end].split(b"\n") if not line.startswith(told)]
+    lines += [b"spacings: 0.5 0.75 3"] * (name == "a.nrrd")
+    (tmp_path / name).write_bytes(b"\n".join(lines) + data[end:])
+    assert reasons(VolumeSource(tmp_path)) == {1: ("irregular volume: orientation not known", True)}
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_names_that_are_no_utf_8(tmp_path, suffix):
+    save(volume(dtype=np.int16), tmp_path / f"a{suffix}")
+    folder = tmp_path / os.fsdecode(b"gr\xfc\xdfe")
+    folder.mkdir()
+    (tmp_path / f"a{suffix}").rename(folder / (os.fsdecode(b"\xe9") + suffix))
+    assert len(found(VolumeSource(tmp_path))) == 4
+
+
+def test_a_slope_without_an_intercept_is_refused(tmp_path):
+    for slope in (2.0, 1.0):
+        nifti(tmp_path / "a.nii", 1, 0, slope=slope, inter=float("nan"))
+        reason = "scl_slope without scl_inter: the values are not known"
+        assert reasons(VolumeSource(tmp_path)) == {1: (reason, True)}
+    for slope in (0.0, float("nan")):
+        nifti(tmp_path / "a.nii", 1, 0, slope=slope, inter=float("nan"))
+        assert not reasons(VolumeSource(tmp_path))
+
+
+def test_volumes_that_are_not_in_hu_are_rejected_whole(tmp_path):
+    image = volume(dtype=np.int16)
+    save(image + 1024, tmp_path / "a.nii.gz")
+    save(image * 4, tmp_path / "b.mha")
+    brain = RNG.integers(15, 50, (4, 15, 12)).astype(np.int16)
+    brain[:, :5] = 0
+    save(SimpleITK.GetImageFromArray(brain), tmp_path / "c.nrrd")
+    for values, rejected in ((Values.AUTO, {1, 2, 3}), (Values.HU, {1, 2})):
+        found_reasons = reasons(VolumeSource(tmp_path, values=values))
+        assert found_reasons.keys() == rejected
+        assert all(r.startswith("not in HU") and fault for r, fault in found_reasons.values())
 
 
 def test_stacks_of_other_directions_are_no_axial_slices(tmp_path):
@@ -309,14 +415,14 @@ def test_other_headers(tmp_path):
 
 
 def test_values_are_judged(tmp_path):
-    labels = RNG.integers(0, 30, (4, 15, 16)).astype(np.uint8)
+    labels = RNG.integers(0, 30, (4, 15, 4)).astype(np.uint8).repeat(4, axis=2)
     grey = np.arange(4 * 15 * 16).reshape(4, 15, 16).astype(np.uint8)
     windowed = RNG.uniform(0, 560, (4, 15, 16)).astype(np.float32)
     scores = RNG.normal(size=(4, 15, 16)).astype(np.float32)
     for name, values in {"a": labels, "b": grey, "c": windowed, "d": scores}.items():
         save(SimpleITK.GetImageFromArray(values), tmp_path / f"{name}.nii")
     save(volume(), tmp_path / "e.nii.gz")
-    no_hu = ("not in Hounsfield units (nothing as low as fat)", True)
+    no_hu = (NO_AIR, True)
     assert reasons(VolumeSource(tmp_path)) == {
         1: ("a segmentation, not an image", False),
         2: no_hu,
@@ -376,7 +482,7 @@ def test_real_volumes_are_those_that_simpleitk_reads(shared):
 
 def test_real_angiography_and_oblique_volume(shared):
     source = VolumeSource(shared("volumes/niivue"))
-    no_hu = ("not in Hounsfield units (nothing as low as fat)", True)
+    no_hu = (NO_AIR, True)
     assert reasons(source) == {1: no_hu, 2: no_hu}
     grey = VolumeSource(source.root, values=Values.GREY8, irregular=Irregular.ACCEPT_2D)
     (finding,) = (row for row in found(grey) if isinstance(row, Finding))

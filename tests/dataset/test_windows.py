@@ -44,6 +44,16 @@ def test_a_named_window_leaves_grey_as_it_is():
     np.testing.assert_allclose(unit, [0, 0.2, 1], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["grey8", "grey16"])
+def test_a_window_on_grey_data_is_refused(kind):
+    for chosen in (Intensity(window=Window.WIDE), Intensity(window_hu=(-1000.0, 400.0))):
+        chosen.require_kind("hu")
+        with pytest.raises(ConfigError, match=rf"intensity\.window\S*=\S.* holds {kind}"):
+            chosen.require_kind(kind)
+    Intensity().require_kind(kind)
+    Intensity(mode=IntensityMode.SLICE_MIN_MAX).require_kind(kind)
+
+
 def test_the_default_is_the_wide_window():
     assert Intensity().bounds("hu") == WINDOWS["wide"]
     assert Intensity(window_hu=(-5.0, 5.0)).bounds("hu") == (-5, 5)

@@ -1,11 +1,15 @@
 import pickle
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.readers import images
-from data_prep.readers.images import ImageSource, image_bits, numbered, read_grey
+from data_prep.readers import image_file, images, masks
+from data_prep.readers.image_file import image_bits, read_grey
+from data_prep.readers.images import ImageSource, numbered
 from data_prep.source import Item, Rejected, Unusable, Unwanted
 
 RNG = np.random.default_rng(0)
@@ -91,7 +95,7 @@ def reason(path):
 
 
 def test_every_unusable_image_has_its_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 5000)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 5000)
     noisy = RNG.integers(0, 256, (64, 64), dtype=np.uint8)
     for name in ("half.png", "half.jpg", "half.tiff", "half.bmp"):
         save(tmp_path / name, noisy)
@@ -121,12 +125,12 @@ def test_every_unusable_image_has_its_reason(tmp_path, monkeypatch):
         "mask.tif": (mask, True),
         "pages.tiff": ("more than one page or frame", False),
         "large.png": ("more than 5000 pixels", False),
-        "float.tiff": ("mode F is not grey, RGB or palette", False),
-        "signed.tiff": ("values beyond 16 bits", False),
+        "float.tiff": ("floating-point values: save them as 16-bit grey, or HU as NIfTI", False),
+        "signed.tiff": ("values below 0, not grey (if they are HU: --hu_offset=0)", False),
         "page.png": (no_image, False),
         "empty.JPG": (no_image, False),
         "notes.txt": (no_image, True),
-        "other.gif": (no_image, True),
+        "other.gif": ("an image format that is not read: save it as PNG", False),
     }
     assert {name: reason(tmp_path / name) for name in expected} == expected
     assert reason(tmp_path / "half.tiff") in ((damaged, False), (no_image, False))
@@ -190,3 +194,137 @@ def test_processes_are_not_given_the_list():
     again = pickle.loads(pickle.dumps(source))
     assert list(again.items()) == []
     assert (again.name, again.classes, again.bits, again.remarks) == ("x", ("a",), 8, ("note",))
+
+
+def png(path, channels, colour_type):
+    """A PNG of 16 bits a channel, which Pillow reads by the high bytes and does not write."""
+    height, width, _ = channels.shape
+    rows = channels.astype(">u2").reshape(height, -1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    head = struct.pack(">2I5B", width, height, 16, colour_type, 0, 0, 0)
+    with open(path, "wb") as stream:
+        stream.write(b"\x89PNG\r\n\x1a\n")
+        for kind, body in ((b"IHDR", head), (b"IDAT", data), (b"IEND", b"")):
+            check = zlib.crc32(kind + body)
+            stream.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check))
+
+
+def test_16_bits_of_colour_and_alpha_are_kept_or_refused(tmp_path):
+    deep = RNG.integers(0, 65536, (7, 5, 1))
+    alpha = np.full_like(deep, 65535)
+    colour = RNG.integers(0, 65536, (7, 5, 3))
+    png(tmp_path / "rgb.png", np.repeat(deep, 3, -1), 2)
+    png(tmp_path / "rgba.png", np.concatenate([np.repeat(deep, 3, -1), alpha], -1), 6)
+    png(tmp_path / "colour.png", colour, 2)
+    png(tmp_path / "la.png", np.concatenate([deep, alpha], -1), 4)
+    for name in ("rgb.png", "rgba.png"):
+        assert image_bits(tmp_path / name) == 16
+        np.testing.assert_array_equal(read_grey(tmp_path / name), deep[..., 0] - 32768)
+    luminance = colour @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(read_grey(tmp_path / "colour.png"), luminance - 32768, atol=0.51)
+    refused = ("16 bits and several channels: save it as 16-bit grey", False)
+    assert reason(tmp_path / "la.png") == refused
+    whole = (tmp_path / "rgb.png").read_bytes()
+    (tmp_path / "rgb.png").write_bytes(whole[:100])
+    assert reason(tmp_path / "rgb.png") == ("cannot be decoded (damaged or cut off)", False)
+
+
+def body(seed=0, n=64):
+    """HU: air, tissue, bone."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:n, :n] / (n - 1) * 2 - 1
+    hu = np.full((n, n), -1000.0)
+    hu[x**2 + y**2 < 0.8], hu[x**2 + y**2 < 0.7], hu[x**2 + y**2 < 0.02] = -100, 45, 700
+    return np.rint(hu + rng.normal(0, 12, hu.shape)).astype(int)
+
+
+STORED_AS = {32768: lambda hu: hu + 32768, 1024: lambda hu: np.maximum(hu + 1024, 0)}
+STORED_AS[0] = lambda hu: hu % 65536
+
+
+@pytest.mark.parametrize("offset", STORED_AS)
+def test_hu_in_images(tmp_path, offset):
+    for k in range(4):
+        save(tmp_path / f"{k}.png", STORED_AS[offset](body(k)).astype(np.uint16))
+    items = numbered([Item(0, str(p), p.stem) for p in tmp_path.iterdir()])
+    assert images.suspected_offset([item.path for item in items]) == offset
+    source = ImageSource("x", (), 16, listed=items, hu_offset=offset)
+    assert source.intensity == "hu"
+    slices = list(source.read(items))
+    for k, one in enumerate(slices):
+        np.testing.assert_array_equal(one.image, np.maximum(body(k), -1024))
+    assert source.options() != ImageSource("x", (), 16).options()
+    wrong = ImageSource("x", (), 16, hu_offset=offset + 1500)
+    with pytest.raises(Unusable, match=r"^not in HU"):
+        list(wrong.read(items))
+
+
+def test_grey_is_not_suspected(tmp_path):
+    grey = (body() + 1000).clip(0, 2000)
+    save(tmp_path / "a.png", (grey * 32).astype(np.uint16))
+    save(tmp_path / "b.png", (grey // 8).astype(np.uint8))
+    save(tmp_path / "c.png", RNG.integers(0, 65536, (64, 64)).astype(np.uint16))
+    for name in "abc":
+        assert images.suspected_offset([str(tmp_path / f"{name}.png")]) is None
+    assert images.suspected_offset([]) is None
+
+
+def test_signed_tiff_is_hu_by_its_flag(tmp_path):
+    Image.fromarray(body().astype(np.int32)).save(tmp_path / "a.tiff")
+    (item,) = numbered([Item(0, str(tmp_path / "a.tiff"), "p")])
+    (one,) = ImageSource("x", (), 16, hu_offset=0).read([item])
+    np.testing.assert_array_equal(one.image, np.maximum(body(), -1024))
+
+
+def test_masks_are_told_by_their_values(tmp_path):
+    y, x = np.mgrid[:64, :64]
+    disc = (x - 32) ** 2 + (y - 32) ** 2 < 300
+    pictures = {
+        "0-255": (disc * 255).astype(np.uint8),
+        "0-3": (disc * 1 + (x < 10) * 2).astype(np.uint8),
+        "deep": (disc * 40000).astype(np.uint16),
+        "slice": ((body() + 1000) // 8).clip(0, 255).astype(np.uint8),
+        "black": np.zeros((64, 64), np.uint8),
+        "coarse": RNG.integers(0, 4, (64, 64)).astype(np.uint8),
+        "tiny": np.array([[0, 255]] * 2, np.uint8),
+    }
+    for name, picture in pictures.items():
+        save(tmp_path / f"{name}.png", picture)
+    items = numbered([Item(0, str(p), "p") for p in tmp_path.iterdir()])
+    *found, finding = ImageSource("x", (), 8).read(items)
+    masks = {Path(items[r.number - 1].path).stem for r in found if isinstance(r, Rejected)}
+    assert masks == {"0-255", "0-3", "deep"}
+    assert all(not r.fault for r in found if isinstance(r, Rejected))
+    assert (finding.finding, finding.detail, finding.slices) == (
+        "masks among the images",
+        "3 of 7",
+        3,
+    )
+
+
+def test_masks_are_told_by_their_names(tmp_path):
+    names = {
+        "images/p1.png": False,
+        "masks/p1.png": True,
+        "a/Lung Masks/p2_mask.png": True,
+        "a/p2.jpg": False,
+        "b/case (1).png": False,
+        "b/case (1)_mask.png": True,
+        "b/case (1)_mask_1.png": True,
+        "labels/other.png": False,  # beside no image
+        "masked/p1.png": False,
+        "unmask.png": False,
+    }
+    paths = [str(tmp_path / name) for name in names]
+    found = masks.mask_names(paths, tmp_path)
+    assert {name: str(tmp_path / name) in found for name in names} == names
+    marked, count = images.without_masks(numbered([Item(0, p, p) for p in paths]), tmp_path)
+    assert count == 4
+    for path in paths:
+        save(Path(path), GREY)
+    for item in marked:
+        if item.path in found:
+            with pytest.raises(Unwanted, match=r"^a mask beside an image"):
+                ImageSource("x", (), 8).place(item)
+        else:
+            assert ImageSource("x", (), 8).place(item)

@@ -14,6 +14,7 @@ from dicom_files import outcome
 from data_prep.dicom import DicomSource
 from data_prep.irregular import Irregular
 from data_prep.pipeline.records import AIR_HU
+from data_prep.readers.hounsfield import DENSE, NO_AIR, NO_TISSUE
 
 SLICE = "a slice"
 # Patterns of paths; the first that fits counts.
@@ -27,6 +28,8 @@ EXPECTED = {
     "derived/no_rescale.dcm": "no RescaleSlope and RescaleIntercept: HU are not known",
     "derived/truncated_60pct.dcm": "cut off",
     "derived/truncated_header_only.dcm": "no pixel data",
+    "derived/zero_bytes.dcm": "an empty file",
+    "derived/html_error_page.dcm": "named like DICOM, but it is not",
     "derived/*": "not DICOM",
     "localizer_and_secondary/FreezePattern.dcm": "secondary capture",
     "localizer_and_secondary/Philips/*/DIRFILE": "no image",
@@ -41,16 +44,22 @@ EXPECTED = {
     "not_ct/.DS_Store": "not DICOM",
     "not_ct/DICOMDIR": "no image",
     "not_ct/*": "not CT",  # SEG and RTSTRUCT, also under the class of CT; MR, CR, US
-    "spacing_and_geometry/gantrytilting/*": SLICE,
-    "spacing_and_geometry/notavolume/*": SLICE,
+    # 8-bit grey with the rescale of HU: 0 to 254 minus 1024.
+    "spacing_and_geometry/gantrytilting/*": NO_TISSUE,
+    "spacing_and_geometry/notavolume/*": NO_TISSUE,
     "spacing_and_geometry/odd_size/CT-MONO2-16-ankle": "secondary capture",
     "spacing_and_geometry/odd_size/GH1308.dcm": SLICE,
     "spacing_and_geometry/odd_size/GH355.dcm": "not a CT image",
     "spacing_and_geometry/odd_size/GH538-jpeg14sv1.dcm": "not CT",
-    "spacing_and_geometry/odd_size/IMG0001.dcm": SLICE,
+    "spacing_and_geometry/odd_size/IMG0001.dcm": NO_AIR,  # 8-bit grey
     "spacing_and_geometry/reformat_sagittal/*": "not axial",
     "spacing_and_geometry/tiny/2?x38x3/*": "RescaleType is not HU",
     "spacing_and_geometry/tiny/dicomdirtests/98892001/CT2N/*": "localizer",
+    # Of 16 x 16 pixels, cut out of a slice: nothing but bone, or no air.
+    "spacing_and_geometry/tiny/dicomdirtests/77654033/CT2/171[69]6": DENSE,
+    "spacing_and_geometry/tiny/dicomdirtests/77654033/CT2/171[369]6": NO_AIR,
+    "spacing_and_geometry/tiny/dicomdirtests/98892001/CT5N/2693": NO_AIR,
+    "spacing_and_geometry/tiny/dicomdirtests/98892001/CT5N/3*": NO_AIR,
     "spacing_and_geometry/tiny/*": SLICE,
     "spacing_and_geometry/two_adjacent/*": SLICE,
     "transfer_syntax/fragments/*_IVRLE_BigEndian_undefined_*": "the header cannot be read",
