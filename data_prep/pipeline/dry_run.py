@@ -86,11 +86,13 @@ def dry_run(
         )
     else:
         lines.append(f"files: {len(items):,}, all headers looked at")
-    scans = "volumes" if source.kind == "volume" else "series"
-    lines.append(f"{scans if source.kind != 'image' else 'images'}: {len(units):,}")
+    # A unit of images is as many as are read at once; else it is a scan.
+    images = source.kind in ("image", "npz")
+    scans = sum(map(len, units.values())) if images else len(units)
+    lines.append(f"{'images' if images else 'scans (series or volumes)'}: {scans:,}")
     part = "" if len(reads) == len(units) else f", read as a sample: {len(reads):,}"
     lines.append(f"slices: {kept:,}{part}")
-    lines.append(f"patients: {len(patients):,}{_unknown(units, patients, items)}")
+    lines.append(f"patients: {len(patients):,}{_unknown(scans, patients, items)}")
     for number, name in enumerate(source.classes):
         lines.append(f"label {name}: {labels[number]:,} slices{' of the sample' * bool(part)}")
     if source.classes and labels[-1]:
@@ -206,11 +208,10 @@ def _lost(items: Sequence[Item], error: Unusable) -> _Read:
     return _Read(0, Counter(), tuple(Rejected.of(item.number, error) for item in items), ())
 
 
-def _unknown(units: Mapping[str, Any], patients: Mapping[str, Any], items: Sequence[Item]) -> str:
-    """A word if each unit, or each file, is a patient of its own."""
-    if len(units) > 1 and len(patients) == len(units) and all(item.patient for item in items):
-        return " (each file counts as one: is that so?)"
-    return ""
+def _unknown(scans: int, patients: Mapping[str, Any], items: Sequence[Item]) -> str:
+    """A word if each image or volume is a patient of its own."""
+    alone = 1 < len(patients) == scans and all(item.patient for item in items)
+    return " (each counts as its own: is that so?)" if alone else ""
 
 
 def _reasons(title: str, counts: Counter[str]) -> list[str]:

@@ -89,7 +89,7 @@ def test_another_key_is_an_error_not_silence(task, tmp_path):
 def test_a_dry_run_tells_what_would_become_of_it(task):
     scans = {name: [picture([9, n, k]) for k in range(2)] for n, name in enumerate("xyz")}
     said = dry_run(source(scans), KEY, ALL)
-    for line in ("series: 3", "slices: 6", "patients: 3", "a dataset would be made"):
+    for line in ("images: 3", "slices: 6", "patients: 3", "a dataset would be made"):
         assert line in said
     names = frozenset([pseudonym(KEY, "x")])
     said = dry_run(source(scans), KEY, ALL, excluded=names)
@@ -149,4 +149,5 @@ def test_scans_for_pretraining_all_go_to_train_and_irregular_ones_stay(
     assert capsys.readouterr().out.splitlines()[-1] == "verdict: pass"
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert {name: n["patients"] for name, n in manifest["splits"].items()} == {"train": 4}
-    assert manifest["findings"] and not manifest["rejected"]
+    assert manifest["findings"]
+    assert not manifest["rejected"]
