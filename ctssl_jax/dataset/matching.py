@@ -22,7 +22,7 @@ COARSE = 0.7  # least cosine of thumbnails of half the side, not aligned
 # A slice is looked for if so large a share of its thumbnail is so many grey levels off the median:
 # air, and a table or head rest without a patient, is like any other.
 CONTENT, OFF = 0.07, 13
-TABLES = 8
+TABLES = 12
 HASHES = 2  # of each table
 DIMENSIONS = 64  # that are hashed
 BUCKET = 32  # slices of a bucket that are compared with one other
