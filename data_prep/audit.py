@@ -6,6 +6,8 @@ compared bit for bit and as near duplicates (`matching`). Exit code 0: pass; 3: 
 
 The verdict on the dataset itself is written into it, as DATASET/audit.json. Training refuses a
 dataset without that file, or with a verdict of fail, unless it is told to accept the leakage.
+--show_pairs lets you look at the pairs; those that are of different people can be excepted with
+--not_duplicates, which the file records.
 Every dataset is audited when it is prepared. Patients and series of two datasets can be told to be
 the same only if both were prepared with the same key.
 """
@@ -14,118 +16,32 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctssl_jax.dataset.matching import CONTENT, NEAR, OFF, Pairs, exact_pairs, is_blank, near_pairs
+from ctssl_jax.dataset.matching import Name, Pairs, exact_pairs, is_blank, names, near_pairs
 from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
 from ctssl_jax.dataset.splits import folds_of
 from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import whole_file
+from data_prep.not_duplicates import read_not_duplicates, to_text
+from data_prep.show_pairs import Shown, require_own_folder, write_pairs
+from data_prep.verdict import Finding, Verdict
 
-FORMAT = 1
 EXAMPLES = 10
 TRAIN, HELD_OUT = "train", ("val", "test")  # what is compared with a pre-training set
-WORDS = {
-    "patients": "patients in both",
-    "series": "series in both",
-    "exact": "slices of the second that are equal to one of the first",
-    "near": "slices of the second that are near duplicates of one of the first",
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A leak, or duplicates whose labels differ.
-
-    Attributes:
-        check: "patients", "series", "exact" or "near".
-        splits: The two splits; of a pre-training set with its name before.
-        count: How many patients, series, or slices of the second split.
-        examples: A few of them as pairs of (split, row of the record).
-    """
-
-    check: str
-    splits: tuple[str, str]
-    count: int
-    examples: tuple[tuple[tuple[str, int], tuple[str, int]], ...]
-
-    def __str__(self) -> str:
-        return f"{' and '.join(self.splits)}: {self.count:,} {WORDS[self.check]}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What an audit found.
-
-    Attributes:
-        fingerprint: Of the dataset.
-        findings: What leaks between its splits.
-        overlap: What of its validation and test splits, or folds, is in the pre-training sets.
-        label_conflicts: Duplicates with different labels; no leak.
-        splits: Of each split the slices, patients, labels and slices per patient.
-        classes: Names of the classes.
-        compared: How many pairs of slices were compared.
-    """
-
-    fingerprint: str
-    findings: tuple[Finding, ...]
-    overlap: tuple[Finding, ...]
-    label_conflicts: tuple[Finding, ...]
-    splits: dict[str, dict[str, Any]]
-    classes: tuple[str, ...]
-    compared: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing leaks."""
-        return not self.findings and not self.overlap
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, as plain data."""
-        return {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "verdict": "pass" if self.passed else "fail",
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
-            "overlap": [dataclasses.asdict(finding) for finding in self.overlap],
-            "label_conflicts": [dataclasses.asdict(finding) for finding in self.label_conflicts],
-            "splits": self.splits,
-            "classes": list(self.classes),
-            "thresholds": {"cosine": NEAR, "content": CONTENT, "grey_levels": OFF},
-            "compared": self.compared,
-        }
-
-    def table(self) -> str:
-        """The verdict as text."""
-        lines = [f"{'split':8}{'slices':>10}{'patients':>10}  slices per patient  classes"]
-        for name, split in self.splits.items():
-            least, median, most = split["slices_per_patient"]
-            total = max(1, sum(split["labels"]))
-            shares = [
-                f"{label} {count / total:.1%}"
-                for label, count in zip(self.classes, split["labels"], strict=True)
-            ]
-            lines.append(
-                f"{name:8}{split['slices']:>10,}{split['patients']:>10,}  "
-                f"{f'{least:,} to {most:,}, median {median:g}':18}  {', '.join(shares)}"
-            )
-        for title, found in (
-            ("leaks", self.findings),
-            ("overlap with pre-training", self.overlap),
-            ("duplicates with different labels (no leak)", self.label_conflicts),
-        ):
-            if found:
-                lines += [f"{title}:", *(f"  {finding}" for finding in found)]
-        lines.append(f"verdict: {'pass' if self.passed else 'fail'}")
-        return "\n".join(lines)
-
-
-def audit(dataset: Path, pretraining: Sequence[Path] = ()) -> Verdict:
+def audit(
+    dataset: Path,
+    pretraining: Sequence[Path] = (),
+    apart: Collection[Name] = (),
+    show: Path | None = None,
+) -> Verdict:
     """Audits a dataset folder and writes its `audit.json`.
 
     That file leaves out what overlaps with pre-training sets: it is true of the dataset alone.
@@ -133,19 +49,29 @@ def audit(dataset: Path, pretraining: Sequence[Path] = ()) -> Verdict:
     Args:
         dataset: The folder.
         pretraining: Folders whose training split an encoder has seen, or may see.
+        apart: Pairs that are no duplicates; see `not_duplicates`.
+        show: A folder for a picture and a table of the pairs that were found.
 
     Raises:
-        DataError: If a dataset cannot be read.
-        StorageError: If `audit.json` cannot be written.
+        DataError: If a dataset cannot be read, or no pair of `apart` is of this one.
+        StorageError: If a file cannot be written.
     """
     manifest = read_manifest(dataset)
-    names = [name for name, split in manifest["splits"].items() if split["slices"]]
-    splits = {name: load_signatures(dataset, name) for name in names}
-    findings, compared = [], 0
+    folders = [dataset, *pretraining]
+    if show:
+        require_own_folder(show, folders)
+    splits = {
+        name: load_signatures(dataset, name)
+        for name, split in manifest["splits"].items()
+        if split["slices"]
+    }
+    of_this = _known(apart, splits)
+    findings, shown, compared = list[Finding](), list[Shown](), 0
     for (first, left), (second, right) in combinations(splits.items(), 2):
-        more, pairs = compare((first, left), (second, right))
-        findings += more
-        compared += pairs
+        found = shared(left, right, apart)
+        findings += _findings((first, second), found)
+        shown += _shown(((dataset, first), (dataset, second)), left, right, found)
+        compared += sum(pairs.compared for pairs in found.values())
     verdict = Verdict(
         manifest["fingerprint"],
         tuple(findings),
@@ -154,38 +80,79 @@ def audit(dataset: Path, pretraining: Sequence[Path] = ()) -> Verdict:
         {name: _counts(rows, len(manifest["classes"])) for name, rows in splits.items()},
         tuple(manifest["classes"]),
         compared,
+        of_this,
     )
     _write(dataset / "audit.json", verdict.to_json())
-    overlap = []
+    overlap = list[Finding]()
     for place in pretraining:
         other = read_manifest(place)
         if TRAIN not in other["splits"]:
             raise DataError(f"--pretrain: {other['name']} has no split {TRAIN!r}")
-        seen = (f"{other['name']} {TRAIN}", load_signatures(place, TRAIN))
+        seen = load_signatures(place, TRAIN)
         for name in (*HELD_OUT, *folds_of(splits)):  # each fold is tested once
             if name in splits:
-                overlap += compare(seen, (name, splits[name]))[0]
+                found = shared(seen, splits[name], apart)
+                overlap += _findings((f"{other['name']} {TRAIN}", name), found)
+                shown += _shown(((place, TRAIN), (dataset, name)), seen, splits[name], found)
+    if show:
+        write_pairs(show, shown)
     return dataclasses.replace(verdict, overlap=tuple(overlap))
 
 
 def compare(
-    first: tuple[str, Signatures], second: tuple[str, Signatures]
-) -> tuple[list[Finding], int]:
-    """What two lots of slices, each with its name, have in common; how many pairs were compared.
+    first: tuple[str, Signatures], second: tuple[str, Signatures], apart: Collection[Name] = ()
+) -> list[Finding]:
+    """What two lots of slices, each with its name, have in common; nothing for what is not found.
 
-    The near duplicates are those without an exact one. Returns nothing for what is not found.
+    Pairs of `apart` are no duplicates.
     """
-    names, (left, right) = (first[0], second[0]), (first[1], second[1])
-    exact, near = exact_pairs(left, right), near_pairs(left, right)
-    near = near.take(~np.isin(near.right, exact.right))
-    found = {
+    return _findings((first[0], second[0]), shared(first[1], second[1], apart))
+
+
+def shared(left: Signatures, right: Signatures, apart: Collection[Name] = ()) -> dict[str, Pairs]:
+    """What two lots of slices share, by check, as `Finding` names them.
+
+    Which of the two comes first makes no difference, nor does the order of the slices. The near
+    duplicates are without pairs of which both have an equal one as well.
+    """
+    exact, near = exact_pairs(left, right), near_pairs(left, right, apart)
+    known = np.isin(near.left, exact.left) & np.isin(near.right, exact.right)
+    return {
         "patients": _shared(left.patient, right.patient),
         "series": _shared(left.series, right.series),
         "exact": exact,
-        "near": near,
+        "near": near.take(~known),
     }
-    findings = [_finding(check, names, pairs) for check, pairs in found.items() if len(pairs.left)]
-    return findings, exact.compared + near.compared
+
+
+def _known(apart: Collection[Name], splits: dict[str, Signatures]) -> tuple[str, ...]:
+    """Those of the pairs of which a slice is in the dataset, as text.
+
+    Raises:
+        DataError: If there are pairs, but none such.
+    """
+    digests = {int(digest) for rows in splits.values() for digest in rows.digest}
+    of_this = tuple(to_text(name) for name in sorted(apart) if digests & set(name))
+    if apart and not of_this:
+        raise DataError("--not_duplicates: none of its pairs is of this dataset")
+    return of_this
+
+
+def _findings(splits: tuple[str, str], found: dict[str, Pairs]) -> list[Finding]:
+    return [_finding(check, splits, pairs) for check, pairs in found.items() if len(pairs.left)]
+
+
+def _shown(
+    places: tuple[tuple[Path, str], tuple[Path, str]],
+    left: Signatures,
+    right: Signatures,
+    found: dict[str, Pairs],
+) -> Iterator[Shown]:
+    for check in ("exact", "near"):
+        pairs = found[check]
+        rows = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
+        for name, both in zip(names(left, right, pairs), rows, strict=True):
+            yield Shown(name, check, places, both)
 
 
 def _shared(left: np.ndarray, right: np.ndarray) -> Pairs:
@@ -194,20 +161,23 @@ def _shared(left: np.ndarray, right: np.ndarray) -> Pairs:
     return Pairs(rows_left, rows_right)
 
 
-def _finding(check: str, names: tuple[str, str], pairs: Pairs) -> Finding:
+def _finding(check: str, splits: tuple[str, str], pairs: Pairs) -> Finding:
     # Evenly spread, so that the examples are not all of one patient.
     some = np.unique(np.linspace(0, len(pairs.left) - 1, EXAMPLES).astype(int))
     examples = tuple(
-        ((names[0], int(pairs.left[i])), (names[1], int(pairs.right[i]))) for i in some
+        ((splits[0], int(pairs.left[i])), (splits[1], int(pairs.right[i]))) for i in some
     )
-    return Finding(check, names, len(pairs.left), examples)
+    count = len(np.unique(pairs.right))
+    if check == "near":
+        count = max(count, len(np.unique(pairs.left)))
+    return Finding(check, splits, count, examples)
 
 
 def _label_conflicts(splits: dict[str, Signatures]) -> Iterator[Finding]:
     """Equal slices with different labels, wherever they are."""
-    names = list(splits)
+    title = list(splits)
     rows = Signatures.concatenate(splits.values())
-    split = np.repeat(np.arange(len(names)), [len(part) for part in splits.values()])
+    split = np.repeat(np.arange(len(title)), [len(part) for part in splits.values()])
     row = np.concatenate([np.arange(len(part)) for part in splits.values()])
     usable = np.flatnonzero(~is_blank(rows) & (rows.label >= 0))
     order = usable[np.lexsort((rows.label[usable], rows.digest[usable]))]
@@ -217,7 +187,7 @@ def _label_conflicts(splits: dict[str, Signatures]) -> Iterator[Finding]:
     for pair in sorted(set(zip(split[here].tolist(), split[after].tolist(), strict=True))):
         mine = (split[here] == pair[0]) & (split[after] == pair[1])
         pairs = Pairs(row[here[mine]], row[after[mine]])
-        yield _finding("exact", (names[pair[0]], names[pair[1]]), pairs)
+        yield _finding("exact", (title[pair[0]], title[pair[1]]), pairs)
 
 
 def _counts(rows: Signatures, classes: int) -> dict[str, Any]:
@@ -258,14 +228,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="datasets whose training split was or will be pre-trained on",
     )
     parser.add_argument("--json", type=Path, help="file to write the verdict to as well")
+    parser.add_argument(
+        "--show_pairs",
+        type=Path,
+        metavar="FOLDER",
+        help="write the equal and nearly equal slices that were found there, as pairs.png to look "
+        "at and pairs.csv; a folder of your own, in no dataset: it shows patients",
+    )
+    parser.add_argument(
+        "--not_duplicates",
+        type=Path,
+        metavar="FILE",
+        help="pairs.csv with `no` in the column `duplicate`: nearly equal slices of different "
+        "people, which then do not count",
+    )
     passed = True
 
     def task(args: argparse.Namespace) -> None:
         nonlocal passed
-        verdict = audit(args.data, args.pretrain)
+        apart = read_not_duplicates(args.not_duplicates) if args.not_duplicates else frozenset()
+        verdict = audit(args.data, args.pretrain, apart, args.show_pairs)
         if args.json:
             _write(args.json, verdict.to_json())
         print(verdict.table())
+        print(verdict.advice(args.data))
         passed = verdict.passed
 
     return run(task, parser, argv) or (0 if passed else DataError.exit_code)

@@ -8,12 +8,18 @@ from pathlib import Path
 
 from ctssl_jax.dataset.canvas import SMALLEST
 from ctssl_jax.errors import ConfigError, DataError, UserError
+from data_prep import show_pairs
+from data_prep.audit import audit
 from data_prep.irregular import Irregular
+from data_prep.not_duplicates import read_not_duplicates
+from data_prep.pipeline.dry_run import dry_run
+from data_prep.pipeline.exclude import load_excluded
 from data_prep.pipeline.prepare import Manifest, prepare, refuse_taken
-from data_prep.pipeline.records import PUBLIC_KEY, load_key
+from data_prep.pipeline.records import DEFAULT_KEY_FILE, PUBLIC_KEY, load_key
 from data_prep.pipeline.split import fold_fractions, split_fractions
 from data_prep.readers.hounsfield import Values
 from data_prep.source import Source
+from data_prep.verdict import read_verdict
 
 
 def new_parser(
@@ -64,6 +70,33 @@ def new_parser(
         action="store_true",
         help="patients who share equal or nearly equal slices count as one for the split, so that "
         "the audit passes",
+    )
+    parser.add_argument(
+        "--not_duplicates",
+        type=Path,
+        metavar="FILE",
+        help="pairs.csv of --show_pairs with `no` in the column `duplicate` of those that are of "
+        "different people: the audit does not count them, and records that",
+    )
+    parser.add_argument(
+        "--show_pairs",
+        type=Path,
+        metavar="FOLDER",
+        help="write the equal and nearly equal slices that the audit finds there, to look at; a "
+        "folder of your own, in no dataset: it shows patients",
+    )
+    parser.add_argument(
+        "--exclude_patients_of",
+        default="",
+        metavar="DATASET[,DATASET...]",
+        help="leave out all patients of these datasets, by name (made with the same --key) and by "
+        "pictures, so that what is pre-trained on this one can be tested on them",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="say within a minute what is there, which flags it needs and what would be refused; "
+        "writes nothing",
     )
     parser.add_argument(
         "--canvas",
@@ -170,10 +203,28 @@ def run_source(
             _require_open_splits(source, args, f"--folds={args.folds}")
         if args.join_duplicates:
             _require_open_splits(source, args, "--join_duplicates")
+        if args.show_pairs:
+            show_pairs.require_own_folder(args.show_pairs, [args.out])
+        apart = read_not_duplicates(args.not_duplicates) if args.not_duplicates else frozenset()
+        key = _key(args)
+        others = [Path(name) for name in args.exclude_patients_of.split(",") if name]
+        excluded = load_excluded(others, key) if others else None
+        if args.dry_run:
+            print(
+                dry_run(
+                    source,
+                    key,
+                    fractions,
+                    workers=args.workers,
+                    max_rejected=args.max_rejected,
+                    excluded=excluded.patients if excluded else frozenset(),
+                )
+            )
+            return
         manifest = prepare(
             source,
             args.out,
-            key=load_key(args.key) if "key" in args else PUBLIC_KEY,
+            key=key,
             fractions=fractions,
             seed=args.seed,
             canvas=args.canvas,
@@ -182,11 +233,25 @@ def run_source(
             max_rejected=args.max_rejected,
             beam=args.beam,
             show_paths=args.show_paths,
+            excluded=excluded,
+            not_duplicates=apart,
         )
         print(table(manifest))
         print((args.out / "quality.txt").read_text(), end="")
+        if args.show_pairs:
+            audit(args.out, apart=apart, show=args.show_pairs)
+        print(read_verdict(args.out).advice(args.out))
 
     return run(task, parser, argv)
+
+
+def _key(args: argparse.Namespace) -> bytes:
+    """The key of the pseudonyms; a dry run makes none."""
+    if "key" not in args:
+        return PUBLIC_KEY
+    if args.dry_run and args.key is None and not DEFAULT_KEY_FILE.expanduser().exists():
+        return PUBLIC_KEY
+    return load_key(args.key)
 
 
 def _fractions(args: argparse.Namespace) -> dict[str, float]:
@@ -248,5 +313,14 @@ def table(manifest: Manifest) -> str:
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
+    if "excluded_patients" in manifest:
+        left = manifest["excluded_patients"]
+        names, content = left["patients_by_name"], left["patients_by_content"]
+        lines.append(
+            f"patients left out, --exclude_patients_of: {names + content:,} excluded "
+            f"({names:,} by name, {content:,} by their pictures)"
+        )
+        if not names + content:
+            lines.append("  none of its patients is in this source: is that so?")
     lines += [f"note: {manifest['note']}"] if "note" in manifest else []
     return "\n".join(lines)

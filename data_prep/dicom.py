@@ -226,11 +226,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command.new_parser(
         "dicom",
-        "Axial CT series in DICOM -> dataset folder in Hounsfield units",
+        "Axial CT series in DICOM -> dataset folder in Hounsfield units, for pre-training: all of "
+        "it goes to train, and irregular series are kept as slices, unless you say otherwise",
         "--source=dicom --out=data/mine",
         source="folder of DICOM files, searched with all sub-folders",
+        val=0.0,
+        test=0.0,
     )
-    command.add_irregular(parser, STACK)
+    command.add_irregular(parser, STACK, Irregular.ACCEPT_2D)
     command.add_values(parser, HOUNSFIELD)
 
     def from_flags(args: argparse.Namespace) -> DicomSource:

@@ -1,11 +1,12 @@
 """How well the audit tells copies of a slice from slices of other patients, on your own data.
 
-    python -m launch.benchmark_audit --data=DATASET [--split=train] [--copies=400] [--seed=0]
-        [--out=FILE.json]
+    python -m launch.benchmark_audit --data=DATASET [--split=train] [--copies=400] [--halvings=5]
+        [--seed=0] [--out=FILE.json]
 
 Copies of random slices are edited, and mirrored or turned at random; the table says which share of
-each edit is found among all slices of the split. Then the patients are halved at random: what is
-found between the halves is a mistake, if each patient has one name. It measures only.
+each edit is found among all slices of the split. Then the patients are halved at random, several
+times: pairs of patients that are found between the halves are a mistake, if each has one name. Each
+two patients are apart in half of the halvings. It measures only.
 """
 
 import io
@@ -20,7 +21,8 @@ from PIL import Image
 
 from ctssl_jax import command
 from ctssl_jax.data import open_dataset
-from ctssl_jax.dataset.matching import NEAR, near_pairs
+from ctssl_jax.dataset.alignment import LIKENESS
+from ctssl_jax.dataset.matching import near_pairs
 from ctssl_jax.dataset.signatures import Signatures, of_records
 from data_prep.pipeline.quality import Tile, to_display
 
@@ -108,7 +110,7 @@ def describe(images: Sequence[UInt8[np.ndarray, "h w"]], patients: Sequence[byte
     )
 
 
-def measure(data: Path, split: str, copies: int, seed: int) -> dict[str, object]:
+def measure(data: Path, split: str, copies: int, seed: int, halvings: int) -> dict[str, object]:
     """The share of copies found by edit, and what is found between halves of the patients."""
     dataset = open_dataset(data)
     source = dataset.source(split)
@@ -128,18 +130,24 @@ def measure(data: Path, split: str, copies: int, seed: int) -> dict[str, object]
         pairs = near_pairs(known, describe(edited, [patients[row] for row in chosen]))
         found[name] = len(pairs.right) / len(chosen)
     names = np.unique(patients)
-    half = np.isin(patients, rng.permutation(names)[: len(names) // 2])
-    one, other = known.take(np.flatnonzero(half)), known.take(np.flatnonzero(~half))
-    between = len(near_pairs(one, other).right) if len(one) and len(other) else 0
+    between = set[tuple[bytes, ...]]()
+    for _ in range(halvings if len(names) > 1 else 0):
+        half = np.isin(patients, rng.permutation(names)[: len(names) // 2])
+        one, other = known.take(np.flatnonzero(half)), known.take(np.flatnonzero(~half))
+        pairs = near_pairs(one, other)
+        both = zip(
+            one.patient[pairs.left].tolist(), other.patient[pairs.right].tolist(), strict=True
+        )
+        between |= {tuple(sorted(map(bytes, pair))) for pair in both}
     return {
         "slices": len(images),
         "patients": len(names),
         "copies": len(chosen),
+        "halvings": halvings,
         "seed": seed,
-        "threshold": NEAR,
+        "threshold": LIKENESS,
         "found": found,
-        "found_between_patients": between,
-        "between_patients_of": (len(one), len(other)),
+        "pairs_of_patients": len(between),
     }
 
 
@@ -149,24 +157,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="dataset folder")
     parser.add_argument("--split", default="train", help="which split")
     parser.add_argument("--copies", type=int, default=400, help="slices that are copied")
+    parser.add_argument("--halvings", type=int, default=5, help="of the patients, at random")
     parser.add_argument("--seed", type=int, default=0, help="of slices, edits and halves")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
 
     def work() -> None:
         args = parser.parse_args(argv)
-        result = measure(args.data, args.split, args.copies, args.seed)
-        found, halves = result["found"], result["between_patients_of"]
+        result = measure(args.data, args.split, args.copies, args.seed, args.halvings)
+        found, wrong, people = (result[k] for k in ("found", "pairs_of_patients", "patients"))
         assert isinstance(found, dict)
-        assert isinstance(halves, tuple)
+        assert isinstance(wrong, int)
+        assert isinstance(people, int)
         print(f"{result['slices']:,} slices of {result['patients']:,} patients")
         for name, share in found.items():
             print(f"{name:20}{share:8.2f}")
         print(
-            f"between {halves[0]:,} and {halves[1]:,} slices of different patients: "
-            f"{result['found_between_patients']:,}"
+            f"pairs of different patients, {result['halvings']} halvings: {wrong:,}, "
+            f"{100 * wrong / people:.1f} in 100 patients"
         )
         if args.out:
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            args.out.write_text(json.dumps(result, indent=1) + "
+")
 
     return command.run("launch.benchmark_audit", work)
 

@@ -15,10 +15,13 @@ import numpy as np
 from jaxtyping import Int
 
 from ctssl_jax.data import Dataset
+from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, load_signatures, save_signatures
 from ctssl_jax.errors import DataError
 from ctssl_jax.hosts import distributed
-from data_prep.audit import FORMAT, compare
+from data_prep.audit import compare
+from data_prep.not_duplicates import from_texts
+from data_prep.verdict import FORMAT
 
 SEEN = "seen.npy"
 ACCEPT = "to run all the same, with every result marked, set --config.data.accept_leakage=true"
@@ -32,7 +35,7 @@ def require_audit(dataset: Dataset, accept: bool) -> Stamp:
 
     Returns:
       `verdict`; if that is "fail" also `accepted` and `findings`, each with its `check`, `splits`
-      and `count`.
+      and `count`; if a person called pairs no duplicates also `not_duplicates`, how many.
 
     Raises:
       DataError: there is no audit of this very dataset, or it found leaks that are not accepted.
@@ -44,24 +47,36 @@ def require_audit(dataset: Dataset, accept: bool) -> Stamp:
         known = audit["format"], audit["fingerprint"]
         passed, findings = audit["verdict"] == "pass", audit["findings"]
         findings = [{key: row[key] for key in ("check", "splits", "count")} for row in findings]
+        apart = from_texts(audit.get("not_duplicates", ()))
     except FileNotFoundError:
         raise DataError(f"{dataset.path}: not audited for leaks: {command}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: unreadable: {command}") from error
     if known != (FORMAT, dataset.fingerprint):
         raise DataError(f"{file}: the audit is of other data: {command}")
+    excepted = {"not_duplicates": len(apart)} if apart else {}
     if passed:
-        return {"verdict": "pass"}
+        return {"verdict": "pass"} | excepted
     if not accept:
         found = "; ".join(
             f"{' and '.join(row['splits'])} share {row['count']} {_noun(row['check'])}"
             for row in findings
         )
         raise DataError(
-            f"{dataset.path} leaks between its splits ({found}): prepare it anew, split by "
-            f"patient and with --join_duplicates; {ACCEPT}"
+            f"{dataset.path} leaks between its splits ({found}): `{command[5:-1]} "
+            f"--show_pairs=FOLDER` shows them; prepare it anew, split by patient and with "
+            f"--join_duplicates, or except what is of different people; {ACCEPT}"
         )
-    return {"verdict": "fail", "accepted": True, "findings": findings}
+    return {"verdict": "fail", "accepted": True, "findings": findings} | excepted
+
+
+def _not_duplicates(dataset: Dataset) -> frozenset[Name]:
+    """The pairs that the audit of a dataset says are no duplicates."""
+    try:
+        audit = json.loads((dataset.path / "audit.json").read_text())
+        return from_texts(audit.get("not_duplicates", ()))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return frozenset()  # then `require_audit` has said so
 
 
 def with_earlier(audit: Stamp, encoder_run: str) -> Stamp:
@@ -112,7 +127,8 @@ def require_unseen(
     seen = load_file(file)
     held_out = Signatures.concatenate(load_signatures(dataset.path, split) for split in splits)
     counts = Counter(dict.fromkeys(("patients", "series", "exact", "near"), 0))
-    for finding in compare(("pre-training", seen), (" and ".join(splits), held_out))[0]:
+    apart = _not_duplicates(dataset)
+    for finding in compare(("pre-training", seen), (" and ".join(splits), held_out), apart):
         counts[finding.check] = finding.count
     if not counts.total():
         return dict(counts)

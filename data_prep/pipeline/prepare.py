@@ -19,9 +19,9 @@ import operator
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ import numpy as np
 
 from ctssl_jax import __version__
 from ctssl_jax.dataset.histogram import Tally
+from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
 from data_prep import audit
 from data_prep.pipeline import records
+from data_prep.pipeline.exclude import BY_CONTENT, BY_NAME, Excluded
 from data_prep.pipeline.join_duplicates import join_duplicates
 from data_prep.pipeline.plan import SplitPlan, make_plan
 from data_prep.pipeline.progress import Progress
@@ -73,6 +75,8 @@ def prepare(
     max_rejected: float = 1.0,
     beam: str | None = None,
     show_paths: bool = False,
+    excluded: Excluded | None = None,
+    not_duplicates: Collection[Name] = (),
 ) -> Manifest:
     """Writes one dataset folder and returns its manifest.
 
@@ -88,6 +92,8 @@ def prepare(
         max_rejected: Largest share of images that may be damaged or irregular, as a fraction.
         beam: Options of an Apache Beam pipeline that does the work of steps 2 and 4.
         show_paths: Whether to print the paths of what was rejected.
+        excluded: Whose patients are left out.
+        not_duplicates: Pairs of slices that the audit is not to count; see `not_duplicates`.
 
     Raises:
         DataError: If `out` is taken, there is no slice, or too many images were rejected; then the
@@ -100,24 +106,30 @@ def prepare(
     runner = Beam(beam) if beam is not None else local
     with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
-        _scan(context, local, index)
+        named = _scan(context, local, index, excluded.patients if excluded else frozenset())
         _read(context, runner, index)
         parts = Parts(context, index)
+        if excluded:
+            parts.leave_out(excluded.alike(parts.signatures()) if parts.slices else frozenset())
         quality = _require_quality(parts, index, out, max_rejected, show_paths)
         patients = index.patients(key)
         if join:
-            patients = join_duplicates(parts.signatures(), parts, patients, fractions, seed)
+            patients = join_duplicates(
+                parts.signatures(), parts, patients, fractions, seed, not_duplicates
+            )
         plan = make_plan(parts, patients, fractions, seed)
         _write(context, runner, plan)
         folder = work / "dataset"
         manifest = _assemble(context, plan, folder)
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
+        if excluded:
+            manifest["excluded_patients"] = excluded.summary(named, len(parts.left_out))
         if join:
             told = f"{len(patients)} patients, {len(set(patients.values()))} of them told apart"
             manifest["note"] = "; ".join(filter(None, [manifest.get("note"), told]))
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         _report(folder, quality, parts, index)
-        audit.audit(folder)
+        audit.audit(folder, apart=not_duplicates)
         shutil.rmtree(_refused(out), ignore_errors=True)
         os.replace(folder, out)
         shutil.rmtree(work)
@@ -160,8 +172,14 @@ def _work_folder(out: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write --out {out}: {error.strerror or 'I/O error'}") from error
 
 
-def _scan(context: Context, runner: Runner, index: Index) -> None:
-    """Places all items. A task is many of them; if it is given up, each of its items is one."""
+def _scan(
+    context: Context, runner: Runner, index: Index, excluded: frozenset[str] = frozenset()
+) -> int:
+    """Places all items. A task is many of them; if it is given up, each of its items is one.
+
+    Items of the `excluded` pseudonyms are left out; returns how many patients that were.
+    """
+    left_out = set[str]()
     progress = Progress("files looked at")
     again: list[tuple[Item, ...]] = []
     for tasks in (_chunks(context.source.items(), SCAN_AT_ONCE), again):
@@ -177,9 +195,13 @@ def _scan(context: Context, runner: Runner, index: Index) -> None:
                 if isinstance(place, Unusable):
                     rejected = Rejected.of(item.number, place)
                     index.reject(item, rejected.reason, rejected.fault)
+                elif excluded and (name := pseudonym(context.key, place[1])) in excluded:
+                    left_out.add(name)
+                    index.reject(item, BY_NAME, False)
                 else:
                     index.add(item, *place)
     index.complete()
+    return len(left_out)
 
 
 def _place(context: Context, items: Sequence[Item]) -> list[tuple[str, str, str] | Unusable]:
@@ -242,20 +264,46 @@ class Parts:
 
     def __init__(self, context: Context, index: Index):
         self._context = context
-        self._names = sorted(unit.part for unit in _units(context, index))
+        # The first item of each, by which what is left out of it is told.
+        self._items = {unit.part: unit.items[0].number for unit in _units(context, index)}
+        self._names = sorted(self._items)
+        self.left_out = frozenset[str]()
 
     def __iter__(self) -> Iterator[tuple[str, Part]]:
         for name in self._names:
             part = finished(self._context, name)
             assert part is not None, "every unit was read"
-            yield name, part
+            yield name, self._without(name, part)
+
+    @property
+    def slices(self) -> int:
+        """How many slices they hold."""
+        return sum(part.slices for _, part in self)
+
+    def leave_out(self, patients: frozenset[str]) -> None:
+        """From now on without the groups of these pseudonyms, which count as left out."""
+        self.left_out = patients
+
+    def _without(self, name: str, part: Part) -> Part:
+        lost = [group for group in part.groups if group.patient in self.left_out]
+        if not lost:
+            return part
+        kept = [group for group in part.groups if group.patient not in self.left_out]
+        count = sum(group.slices for group in lost)
+        rejected = Rejected(self._items[name], BY_CONTENT, fault=False, count=count)
+        return replace(part, groups=kept, rejected=[*part.rejected, rejected])
 
     def signatures(self) -> Signatures:
         """Of all records, computed anew."""
         intensity = self._context.source.intensity
 
         def described(name: str, part: Part) -> Signatures:
-            stored = records.read(self._context.parts / f"{name}.array_record", 0, part.slices)
+            path = self._context.parts / f"{name}.array_record"
+            stored = (
+                record
+                for group in part.groups
+                for record in records.read(path, group.start, group.stop)
+            )
             return of_records(map(records.decode, stored), intensity)
 
         return Signatures.concatenate(described(*one) for one in self if one[1].slices)
@@ -330,6 +378,7 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         "records": f"{records.NAME}/{records.VERSION}",
         "statistics": statistics,
         "fingerprint": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        "key": records.key_mark(context.key),
         "software": {"ctssl_jax": __version__},
         **({"origin": asdict(source.origin)} if source.origin else {}),
         **({"note": "; ".join(notes)} if notes else {}),

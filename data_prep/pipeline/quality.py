@@ -15,12 +15,15 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from ctssl_jax.dataset.windows import GREY_RANGE
+from ctssl_jax.dataset.windows import GREY_RANGE, WINDOWS
 from data_prep.pipeline.work import Part
 from data_prep.source import Finding, Rejected
 
 TILES, COLUMNS, TILE = 40, 8, 160  # pixels
 WINDOW_HU = (-1000.0, 400.0)
+# A head has much bone, and more that is like brain than like fat; shares of what is above BODY_HU.
+BODY_HU, BONE_HU, BRAIN_HU, FAT_HU = -300, 300, (10, 60), (-150, -30)
+HEAD_BONE = 0.05
 
 
 @dataclass
@@ -143,7 +146,19 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
 
 
 def to_display(tile: Tile) -> UInt8[np.ndarray, "h w"]:
-    """Its 8 bits to look at."""
-    low, high = WINDOW_HU if tile.intensity == "hu" else GREY_RANGE[tile.intensity]
+    """Its 8 bits to look at: HU through a wide window, of a head that for brain; grey as it is."""
+    low, high = GREY_RANGE[tile.intensity] if tile.intensity != "hu" else WINDOW_HU
+    if tile.intensity == "hu" and is_head(tile.image):
+        low, high = WINDOWS["brain"]
     unit = np.clip((tile.image.astype(np.float32) - low) / (high - low), 0, 1)
     return np.rint(255 * unit).astype(np.uint8)
+
+
+def is_head(image: Int16[np.ndarray, "h w"]) -> bool:
+    """Whether a slice in HU looks like one of a head, by its values alone."""
+    body = image[image > BODY_HU]
+    bone = np.count_nonzero(body > BONE_HU)
+    brain, fat = (
+        np.count_nonzero((body > low) & (body < high)) for low, high in (BRAIN_HU, FAT_HU)
+    )
+    return bool(bone > HEAD_BONE * body.size and brain > fat)

@@ -17,6 +17,7 @@ from data_prep.pipeline.split import fold_fractions
 from data_prep.source import Slice
 
 PATIENTS = 12
+HALVES = {"train": 0.5, "test": 0.5}
 THIRDS = {"train": 1 / 3, "val": 1 / 3, "test": 1 / 3}
 
 
@@ -119,3 +120,19 @@ def test_splits_of_the_source_leave_no_room(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "--join_duplicates: the source has splits of its own: give --split_by=patient" in err
     assert not (tmp_path / "set").exists()
+
+
+def test_who_shares_a_series_is_joined_too(tmp_path):
+    """The audit fails on a series in two splits as well."""
+    every = {f"p{name:02}": [picture(10 * name + k) for k in range(2)] for name in range(PATIENTS)}
+    slices = {
+        name: [
+            Slice(image.astype(np.int16), name, "a common series", index, label=0)
+            for index, image in enumerate(mine)
+        ]
+        for name, mine in every.items()
+    }
+    for seed in range(2):
+        out = tmp_path / str(seed)
+        prepare(MemorySource(slices), out, key=KEY, fractions=HALVES, seed=seed, join=True)
+        assert verdict(out) == "pass"

@@ -5,7 +5,15 @@ import pytest
 
 from data_prep.pipeline import progress as progress_module
 from data_prep.pipeline.progress import Progress
-from data_prep.pipeline.quality import COLUMNS, TILE, Quality, Tile, contact_sheet
+from data_prep.pipeline.quality import (
+    COLUMNS,
+    TILE,
+    Quality,
+    Tile,
+    contact_sheet,
+    is_head,
+    to_display,
+)
 from data_prep.pipeline.work import Group, Part
 from data_prep.source import Finding, Rejected, Unusable, Unwanted
 
@@ -104,3 +112,17 @@ def test_progress_tells_rate_and_end(capsys, monkeypatch):
         "500 of 1,000 files, 500 slices/s, done at 25 s",
         "600 of 1,000 files, 500 slices/s, done at 20 s",
     ]
+
+
+def test_a_head_is_shown_in_a_head_window_and_a_body_is_not():
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    radius = np.hypot(x, y)
+    skull = np.where(radius < 0.8, 35, np.where(radius < 0.9, 900, -1000)).astype(np.int16)
+    chest = np.where(radius < 0.9, 40, -1000).astype(np.int16)
+    chest[(radius > 0.7) & (radius < 0.9)] = -90  # fat
+    chest[20:40, 10:24] = -850  # lung
+    chest[40:44, 30:34] = 700  # spine
+    assert to_display(Tile(skull, "hu", ""))[32, 32] == round(255 * 35 / 80)
+    assert to_display(Tile(chest, "hu", ""))[32, 40] == round(255 * 1040 / 1400)
+    assert to_display(Tile(skull, "grey16", ""))[32, 32] == 128  # as it is
+    assert not is_head(np.full((8, 8), -1024, np.int16))

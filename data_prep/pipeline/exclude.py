@@ -1,0 +1,84 @@
+"""Patients of other datasets are left out: `--exclude_patients_of=DATASET[,DATASET...]`.
+
+For pre-training on scans of a hospital whose labelled patients are to be tested on. A dataset holds
+pseudonyms alone, so both must be prepared with one key; what is under another name is told by its
+pictures, as the audit tells it. All patients of the dataset are left out, not those of its test
+split alone: so it may be split again.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
+from ctssl_jax.errors import DataError
+from data_prep.audit import shared
+from data_prep.pipeline.records import key_mark
+
+BY_NAME = "a patient of --exclude_patients_of"
+BY_CONTENT = "slices of a patient of --exclude_patients_of"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Excluded:
+    """Who is left out.
+
+    Attributes:
+        datasets: Name and fingerprint of each dataset.
+        signatures: Of all their slices.
+        patients: The pseudonyms of their patients.
+    """
+
+    datasets: tuple[dict[str, str], ...]
+    signatures: Signatures
+    patients: frozenset[str]
+
+    def alike(self, signatures: Signatures) -> frozenset[str]:
+        """The pseudonyms of patients who have an equal or nearly equal slice in the datasets."""
+        found = shared(self.signatures, signatures)
+        rows = np.concatenate([found[check].right for check in ("series", "exact", "near")])
+        return frozenset(name.decode() for name in np.unique(signatures.patient[rows]))
+
+    def summary(self, by_name: int, by_content: int) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "datasets": list(self.datasets),
+            "patients_by_name": by_name,
+            "patients_by_content": by_content,
+        }
+
+
+def load_excluded(folders: Sequence[Path], key: bytes) -> Excluded:
+    """Reads who is to be left out.
+
+    Args:
+        folders: The datasets.
+        key: Of the pseudonyms of the set that is prepared.
+
+    Raises:
+        DataError: If a dataset cannot be read, or its pseudonyms are of another key.
+    """
+    datasets, signatures = [], []
+    for folder in folders:
+        manifest = read_manifest(folder)
+        mark = manifest.get("key")
+        if mark != key_mark(key):
+            why = (
+                "does not say with which key it was prepared"
+                if mark is None
+                else ("was prepared with another key")
+            )
+            raise DataError(
+                f"--exclude_patients_of={folder}: it {why}, so that its patients cannot be told: "
+                "give both the same --key, and prepare that one again"
+            )
+        for split, content in manifest["splits"].items():
+            if content["slices"]:
+                signatures.append(load_signatures(folder, split))
+        datasets.append({key: manifest[key] for key in ("name", "fingerprint")})
+    every = Signatures.concatenate(signatures)
+    patients = frozenset(name.decode() for name in np.unique(every.patient))
+    return Excluded(tuple(datasets), every, patients)
