@@ -176,8 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{100 * wrong / people:.1f} in 100 patients"
         )
         if args.out:
-            args.out.write_text(json.dumps(result, indent=1) + "
-")
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
 
     return command.run("launch.benchmark_audit", work)
 
