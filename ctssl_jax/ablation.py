@@ -191,7 +191,6 @@ class AblationConfig:
         tries: Mapping[tuple[str, str, str], Mapping[float, tuple[str, ...]]],
     ) -> Iterator[Cell]:
         """The runs that are compared, by growing size."""
-        tuned = {"tuned_lrs": self.lrs, "tuned_seeds": self.tuning_seeds}
         runs = [(arm, run, _mark(run, own)) for arm, own in arms.items() for run in own]
         for size, seed, (fold, base), (arm, run, mark) in itertools.product(
             self._sizes(), self.seeds, self._bases().items(), runs
@@ -201,7 +200,8 @@ class AblationConfig:
             tuning = tries.get((words, fold, arm), MappingProxyType({}))
             words = f"{words}-seed{seed}{fold}"
             name = f"{config.task}-{arm}{mark}-{words}"
-            made = dataclasses.replace(config, **tuned) if tuning else config
+            lrs, seeds = (self.lrs, self.tuning_seeds) if tuning else ((), ())
+            made = dataclasses.replace(config, tuned_lrs=lrs, tuned_seeds=seeds)
             yield Cell(name, made, self.base_config, count or fraction, tuning)
             if self.frozen:
                 frozen = _frozen(config, arm if run else RANDOM)

@@ -109,7 +109,7 @@ def settled(
     for batch in data.batches_of(dataset, reading, split=reading.split, rows=laid):
         check()
         image, valid = jax.device_put((batch["image"], batch["valid"]), device)
-        found.append(jax.device_get(measure(*here, image, valid)))
+        found.append(jax.device_get(measure(here[0], here[1], image, valid)))
     together = pooled(found, (laid >= 0).sum(axis=1).tolist())
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(together)):
         raise DivergedError(
