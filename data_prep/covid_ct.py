@@ -70,7 +70,8 @@ def make_source(root: Path, split_by: str = "official") -> ImageSource:
         for split, path in found.items():
             for name in _names(path):
                 listed.add(name)
-                item = Item(0, str(folder / name), publication(name, kind), label, split)
+                patient = publication(name, kind)
+                item = Item(0, str(folder / name), patient, label, split, wanted=True)
                 items.append(item)
         unlisted += sum(path.is_file() and path.name not in listed for path in folder.iterdir())
     if unlisted:
@@ -81,7 +82,8 @@ def make_source(root: Path, split_by: str = "official") -> ImageSource:
         notes.append("split by publication, not the official split")
     elif shared:
         notes.append(f"official split: {shared} publications have images in more than one split")
-    return ImageSource("covid_ct", CLASSES, 8, notes, ORIGIN, images.numbered(items))
+    known = {"patients_known": True}  # as far as publications are patients
+    return ImageSource("covid_ct", CLASSES, 8, notes, ORIGIN, images.numbered(items), known)
 
 
 def _names(path: Path) -> list[str]:

@@ -18,13 +18,27 @@ from typing import Any, ClassVar
 from ctssl_jax.errors import DataError
 from data_prep import command
 from data_prep.dicom import STACK, DicomSource
+from data_prep.dicom_identity import identifiers
 from data_prep.irregular import Irregular
-from data_prep.pipeline.split import patient_finder, shared_patients
+from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
+from data_prep.pipeline.split import shared_patients
 from data_prep.readers import images, labels, listing, volume_header
 from data_prep.readers.images import ImageSource
-from data_prep.source import Finding, Item, Place, Rejected, Slice, Source, Unusable
-from data_prep.volumes import VolumeSource
+from data_prep.readers.labels import File
+from data_prep.source import (
+    UNLABELLED,
+    Finding,
+    Item,
+    Place,
+    Rejected,
+    Slice,
+    Source,
+    Unusable,
+    Unwanted,
+)
+from data_prep.volumes import EACH_VOLUME, VolumeSource
 
+EACH_IMAGE = "patients are not known: each image counts as its own patient"
 _IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 _DICOM_STARTS = (b"\x02\0", b"\x08\0")  # a data set without the preamble begins with such a group
 
@@ -50,22 +64,26 @@ class FolderSource:
     """DICOM series and volumes of a folder, labelled; a `source.Source`.
 
     The part of an item says which it is; its patient, label and split take the place of those in
-    the file.
+    the file. Slices of a series that have no label, beside some that have, are left out.
 
     Attributes:
         root: The folder.
         irregular: Whether the slices of irregular series and volumes are kept.
         kind: What is in it: "dicom", "volume" or "dicom+volume".
+        patient_by: What counts as a patient.
         classes: Names of the classes.
         remarks: What `notes` says.
+        known: What `facts` says.
         listed: The items. Only the process that lists them needs them: they do not pickle.
     """
 
     root: Path
     irregular: Irregular
     kind: str
+    patient_by: PatientBy = PatientBy.AUTO
     classes: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    known: Mapping[str, Any] = field(default_factory=lambda: {"patients_known": False})
     listed: Sequence[Item] = field(default=(), repr=False)
 
     name: ClassVar[str] = "folder"
@@ -77,7 +95,7 @@ class FolderSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"irregular": self.irregular.value}
+        return {"irregular": self.irregular.value, "labelled": bool(self.classes)}
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
@@ -85,26 +103,37 @@ class FolderSource:
 
     def place(self, item: Item) -> Place:
         """As `DicomSource.place` and `VolumeSource.place`."""
+        item.require_sound()
         if not os.path.isfile(item.path):
             raise Unusable("listed but not there")
         if not _is_dicom(item):
             return self._volumes.place(item)
         place = self._dicom.place(item)
-        return Place(f"dicom {place.unit}", item.patient or place.patient)
+        return replace(place, unit=f"dicom {place.unit}")
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
         """See `Source`."""
-        first = items[0]
-        if not _is_dicom(first):
+        if not _is_dicom(items[0]):
             yield from self._volumes.read(items)
             return
-        if len({(item.patient, item.label, item.split) for item in items}) > 1:
-            raise Unusable("one series has several labels, patients or splits")
-        for found in self._dicom.read(items):
-            if isinstance(found, Slice):
-                patient = first.patient or found.patient
-                found = replace(found, patient=patient, label=first.label, split=first.split)
-            yield found
+        if self.classes and all(item.label < 0 for item in items):
+            raise Unwanted(UNLABELLED)
+        of_number = {item.number: item for item in items}
+        labelled = [item for item in items if item.label >= 0 or not self.classes]
+        if len({(item.patient, item.split) for item in labelled}) > 1:
+            raise Unusable("one series has several patients or splits")
+        patient, split = labelled[0].patient, labelled[0].split
+        for found in self._dicom.read([replace(item, patient=patient) for item in items]):
+            if not isinstance(found, Slice):
+                yield found
+            elif self.classes and of_number[found.number].label < 0:
+                yield Rejected(found.number, UNLABELLED, fault=False)
+            else:
+                yield replace(found, label=of_number[found.number].label, split=split)
+
+    def facts(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return self.known
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""
@@ -112,79 +141,150 @@ class FolderSource:
 
     @property
     def _dicom(self) -> DicomSource:
-        return DicomSource(self.root, self.irregular)
+        return DicomSource(self.root, self.irregular, patient_by=self.patient_by)
 
     @property
     def _volumes(self) -> VolumeSource:
         return VolumeSource(self.root, irregular=self.irregular)
 
 
-def make_source(
-    root: Path,
-    labelled: str = "",
-    patient_regex: str = "",
-    format: Format = Format.AUTO,
-    irregular: Irregular = Irregular.REJECT,
-) -> Source:
+@dataclass(frozen=True)
+class Wishes:
+    """What a user says of a folder.
+
+    Attributes:
+        labels: As `labels.label` takes it.
+        patient_regex: As `patients.PatientFinder` takes it. Without it each image and each volume
+            is its own patient; the patient of DICOM is its PatientID.
+        format: Which files are read.
+        irregular: Whether the slices of irregular series and volumes are kept.
+        patient_by: What counts as a patient.
+        positive: The class of two that is to be the last; "" for their natural order.
+    """
+
+    labels: str = ""
+    patient_regex: str = ""
+    format: Format = Format.AUTO
+    irregular: Irregular = Irregular.REJECT
+    patient_by: PatientBy = PatientBy.AUTO
+    positive: str = ""
+
+
+def make_source(root: Path, labelled: str = "", patient_regex: str = "", **others: Any) -> Source:
     """The files of a folder as a source.
 
     Args:
         root: The folder.
-        labelled: As `labels.label` takes it.
-        patient_regex: Searched in the file name; its first group is the patient. Without it each
-            image and each volume is its own patient. The patient of DICOM is its PatientID.
-        format: Which files are read.
-        irregular: Whether the slices of irregular series and volumes are kept.
+        labelled: As in `Wishes`.
+        patient_regex: As in `Wishes`.
+        others: The other fields of `Wishes`.
 
     Raises:
-        ConfigError: If the expression is not one with a group.
+        ConfigError: If the expression is not one with a group, or finds no patient.
         DataError: If there is no file of the format, there are several kinds of intensity, or the
-            table does not fit the files.
+            labels are not what they should be.
     """
+    wishes = Wishes(labelled, patient_regex, **others)
     root = root.resolve()
     if not root.is_dir():
         raise DataError("--source is not a folder")
-    in_name = patient_finder(patient_regex, root)
-    table = Path(labelled).resolve()
-    paths = [path for path in listing.files(root) if Path(path) != table]
-    kinds = _kinds(paths, format)
-
-    def patient_of(path: Path) -> str:
-        return "" if kinds.get(str(path)) is Format.DICOM else in_name(path)
-
-    found = labels.label(paths, root, labelled, patient_of)
-    notes = [f"{found.unlisted} files are not in --labels and were left out"] * bool(found.unlisted)
-    if Format.IMAGE in kinds.values():
-        _require_whole_patients([(item.patient, item.split) for item in found.items])
-        bits = images.common_bits(item.path for item in found.items)
-        items = images.numbered(found.items)
-        return ImageSource("folder", found.classes, bits, notes, None, items)
-    items = []
-    for number, item in enumerate(found.items, 1):
-        kind = kinds.get(item.path, Format.VOLUME)
-        items.append(replace(item, number=number, part=(kind.value, 0, 0)))
-    held = "+".join(sorted({kind.value for kind in kinds.values()}))
-    source = FolderSource(root, irregular, held, found.classes, notes, items)
-    _require_whole_patients([(_patient(source, i), i.split) for i in items if i.split])
+    finder = PatientFinder.of(patient_regex, root)
+    table = os.path.realpath(labelled) if labelled else ""
+    entries = [entry for entry in listing.entries(root) if entry.path != table]
+    files = _Files(root, [entry.path for entry in entries if entry.flaw is None], finder, wishes)
+    described = [files.describe(path) for path in files.paths]
+    found = labels.label(described, root, labelled, files.describe, identifiers)
+    found = labels.with_positive(found, wishes.positive)
+    taken = {item.path for item in found.items}
+    others_found = [e for e in entries if e.flaw is not None and e.path not in taken]
+    items = [*found.items, *(Item(0, e.path, flaw=e.flaw) for e in others_found)]
+    notes = [*found.notes, *finder.require_clear(files.paths)]
+    if not found.patients_known:
+        notes.append(EACH_IMAGE if files.hold(Format.IMAGE) else EACH_VOLUME)
+    known: dict[str, Any] = {"patients_known": found.patients_known}
+    if wishes.positive:
+        known["positive"] = wishes.positive
+    if files.hold(Format.IMAGE):
+        _require_whole_patients([(item.patient, item.split) for item in items])
+        known["labels_of"] = "slice" if found.by_file else "scan"
+        bits = images.common_bits(item.path for item in items if item.flaw is None)
+        listed = images.numbered(items)
+        return ImageSource("folder", found.classes, bits, notes, None, listed, known)
+    listed = [replace(files.part(item), number=n) for n, item in enumerate(items, 1)]
+    source = FolderSource(
+        *(root, wishes.irregular, files.kind, wishes.patient_by),
+        *(found.classes, notes, known, listed),
+    )
+    _require_whole_patients([(_patient(source, i), i.split) for i in listed if i.split])
     return source
+
+
+class _Files:
+    """The files of a folder: what reads each, and who its patient is.
+
+    Raises:
+        DataError: If there is nothing to read, or there are images beside volumes or DICOM.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], finder: PatientFinder, wishes: Wishes):
+        self.paths = paths
+        self._finder, self._by_folder = finder, wishes.labels == "folder"
+        with ThreadPoolExecutor(16) as pool:  # waits for the disk
+            self._seen = dict(zip(paths, pool.map(_kind, paths), strict=True))
+        self._rest = _rest(Counter(self._seen.values()), wishes.format)
+        self._forced = wishes.format is not Format.AUTO
+        slices = [path for path in paths if self._reads(path) is Format.DICOM]
+        # In a folder of both, the expression may be for the volumes alone.
+        self._in_slices = any(map(finder.find, slices)) if finder.regex else False
+
+    def hold(self, format: Format) -> bool:
+        """Whether some are of a format."""
+        return any(self._reads(path) is format for path in self.paths)
+
+    @property
+    def kind(self) -> str:
+        """Their formats: "dicom", "volume" or "dicom+volume"."""
+        return "+".join(sorted({self._reads(path).value for path in self.paths}))
+
+    def describe(self, path: str) -> File:
+        """What is known of one before its labels; also of one that is not listed."""
+        if path not in self._seen:
+            self._seen[path] = _kind(path)
+        reads, patient = self._reads(path), self._finder.find(path) if self._finder.regex else ""
+        is_image = self._seen[path] is reads and not (
+            self._by_folder and reads is Format.IMAGE and images.is_mask(Path(path))
+        )
+        if reads is Format.DICOM:
+            return File(path, is_image, True, patient, patient_known=True)
+        if not self._finder.regex:
+            return File(path, is_image, False, self._finder.own_name(path))
+        return File(path, is_image, False, patient, patient_known=True)
+
+    def part(self, item: Item) -> Item:
+        """An item with what reads it; one without a patient, where paths name them, has a flaw."""
+        reads = self._reads(item.path) if item.path in self._seen else Format.VOLUME
+        nobody = self._in_slices and reads is Format.DICOM and not item.patient
+        flaw = (NO_MATCH, True) if nobody and item.flaw is None else item.flaw
+        return replace(item, part=(reads.value, 0, 0), flaw=flaw)
+
+    def _reads(self, path: str) -> Format:
+        seen = self._seen[path]
+        return self._rest if self._forced or seen is Format.AUTO else seen
 
 
 def _is_dicom(item: Item) -> bool:
     return item.part is not None and item.part[0] == Format.DICOM.value
 
 
-def _kinds(paths: Sequence[str], format: Format) -> dict[str, Format]:
-    """What reads each file.
+def _rest(counts: Mapping[Format, int], format: Format) -> Format:
+    """What reads files that look like nothing: the format asked for, or the commonest.
 
     Raises:
         DataError: If there is nothing to read, or there are images beside volumes or DICOM.
     """
     if format is not Format.AUTO:
-        return dict.fromkeys(paths, format)
-    with ThreadPoolExecutor(16) as pool:  # waits for the disk
-        kinds = dict(zip(paths, pool.map(_kind, paths), strict=True))
-    counts = Counter(kinds.values())
-    image, volume, dicom = (counts[f] for f in (Format.IMAGE, Format.VOLUME, Format.DICOM))
+        return format
+    image, volume, dicom = (counts.get(f, 0) for f in (Format.IMAGE, Format.VOLUME, Format.DICOM))
     if not image + volume + dicom:
         raise DataError(
             "--source holds no DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF or BMP files"
@@ -196,8 +296,8 @@ def _kinds(paths: Sequence[str], format: Format) -> dict[str, Format]:
             "--format=dicom, volume or image"
         )
     # What is none of them is looked at, and left out, as the commonest.
-    rest = max((Format.IMAGE, Format.VOLUME, Format.DICOM), key=counts.__getitem__)
-    return {path: rest if kind is Format.AUTO else kind for path, kind in kinds.items()}
+    formats = (Format.IMAGE, Format.VOLUME, Format.DICOM)
+    return max(formats, key=lambda choice: counts.get(choice, 0))
 
 
 def _kind(path: str) -> Format:
@@ -244,14 +344,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--source=scans --out=data/mine --patient_regex='^(patient[0-9]+)' --labels=folder",
         source="folder of scans or images, searched with all sub-folders",
     )
-    command.add_patient_regex(parser, "image or volume")
+    command.add_patient_regex(
+        parser,
+        "without it the patient of DICOM is the PatientID, and each image or volume counts as one",
+    )
+    command.add_patient_by(parser)
     parser.add_argument(
         "--labels",
         default="",
-        help='"folder" (class = first sub-folder), or a CSV file with the columns file and label '
-        "and perhaps patient and split; file may be a folder, as of a series, and is relative to "
-        "--source",
+        help='"folder" (class folders, perhaps in train, val and test), or a CSV file with the '
+        "columns file and label and perhaps patient and split; file may be a folder, as of a "
+        "series, and is relative to --source. In place of file, for DICOM: sop, series, study, "
+        "accession or patient",
     )
+    command.add_positive(parser)
     parser.add_argument(
         "--format",
         choices=[choice.value for choice in Format],
@@ -265,8 +371,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.source,
             args.labels,
             args.patient_regex,
-            Format(args.format),
-            Irregular(args.irregular),
+            format=Format(args.format),
+            irregular=Irregular(args.irregular),
+            patient_by=PatientBy(args.patient_by),
+            positive=args.positive,
         )
 
     return command.run_source(from_flags, parser, argv)
