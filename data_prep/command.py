@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ctssl_jax.dataset.canvas import SMALLEST
 from ctssl_jax.errors import ConfigError, DataError, UserError
+from data_prep import effects
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy
 from data_prep.pipeline.prepare import Manifest, prepare, refuse_taken
@@ -177,10 +178,8 @@ def run_source(
             raise ConfigError(f"--workers={args.workers}: must be 0 (this process) or more")
         fractions = _fractions(args)
         source = make_source(args)
-        if args.folds:
-            _require_open_splits(source, args, f"--folds={args.folds}")
-        if args.join_duplicates:
-            _require_open_splits(source, args, "--join_duplicates")
+        words = sys.argv[1:] if argv is None else argv
+        effects.require_effects(words, effects.Situation(source, args, fractions))
         manifest = prepare(
             source,
             args.out,
@@ -215,17 +214,6 @@ def _fractions(args: argparse.Namespace) -> dict[str, float]:
         flags = " and ".join(f"--{name}={value:g}" for name, value in given.items())
         raise ConfigError(f"--folds={args.folds} and {flags}: give one or the other")
     return fold_fractions(args.folds)
-
-
-def _require_open_splits(source: Source, args: argparse.Namespace, flag: str) -> None:
-    """Raises ConfigError if the source itself says what is train, val or test."""
-    if any(item.split for item in source.items()):
-        mend = (
-            "give --split_by=patient"
-            if "split_by" in args
-            else "leave the column `split` out of --labels"
-        )
-        raise ConfigError(f"{flag}: the source has splits of its own: {mend}")
 
 
 def run(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ctssl_jax.errors import DataError
+from ctssl_jax.errors import ConfigError, DataError
 from data_prep import command
 from data_prep.dicom import STACK, DicomSource
 from data_prep.dicom_identity import identifiers
@@ -194,6 +194,8 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
     files = _Files(root, [entry.path for entry in entries if entry.flaw is None], finder, wishes)
     described = [files.describe(path) for path in files.paths]
     found = labels.label(described, root, labelled, files.describe, identifiers)
+    if patient_regex and found.by_table:
+        raise ConfigError("--patient_regex would have no effect: --labels names all patients")
     found = labels.with_positive(found, wishes.positive)
     taken = {item.path for item in found.items}
     others_found = [e for e in entries if e.flaw is not None and e.path not in taken]

@@ -4,6 +4,12 @@ A name on disk is bytes. Python shows what is no UTF-8 in them as lone surrogate
 most writers refuse.
 """
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 def to_bytes(name: str) -> bytes:
     """The bytes of a name as they are on disk."""
@@ -24,3 +30,19 @@ def shown(name: str) -> str:
 def is_text(name: str) -> bool:
     """Whether it is UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+@contextmanager
+def text_path(path: Path) -> Iterator[str]:
+    """A path to a file that is text: the file's own, or a link to it while the context lasts.
+
+    For libraries that take no other. Of a file that names others beside it only itself is there.
+    """
+    if is_text(str(path)):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        suffixes = "".join(part for part in path.suffixes if is_text(part))
+        link = os.path.join(folder, f"link{suffixes}")
+        os.symlink(os.path.abspath(path), link)
+        yield link

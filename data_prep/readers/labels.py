@@ -56,6 +56,7 @@ class Labelled:
         classes: Names of the classes, in their one order.
         patients_known: Whether the patient of each is more than its file's name.
         notes: What a user of the dataset should know.
+        by_table: Whether a table names the patient of each.
         by_file: Whether each row or class is one of a single file, not of a folder or an identifier
             that files share.
     """
@@ -65,6 +66,7 @@ class Labelled:
     patients_known: bool = True
     notes: Sequence[str] = field(default=())
     by_file: bool = True
+    by_table: bool = False
 
 
 Describe = Callable[[str], File]
@@ -195,6 +197,7 @@ class _Join:
         self.used = set[str]()
         self.unlisted = list[File]()
         self.known = True  # whether the patient of each is
+        self.by_table = True  # and the table says it
 
     def add(self, file: File, about: str, wanted: bool) -> None:
         """Adds a file that a row speaks of.
@@ -211,6 +214,7 @@ class _Join:
             )
         self.used.add(about)
         self.known = self.known and bool(entry.patient or says_itself)
+        self.by_table = self.by_table and bool(entry.patient)
         # A slice without a label is still needed to know its series whole: see `folder`.
         left_out = bool(self._table.classes) and not entry.label and not file.is_dicom
         self._append(file.path, file.patient, entry, wanted, NO_LABEL if left_out else None)
@@ -229,7 +233,8 @@ class _Join:
         without = self._table.unlabelled if self._table.classes else 0
         notes = [f"{left_out} files are not in --labels and were left out"] * bool(left_out)
         notes += [f"{without} rows of --labels give no label and were left out"] * bool(without)
-        return Labelled(self.items, self._table.classes, self.known, notes, by_file)
+        classes = self._table.classes
+        return Labelled(self.items, classes, self.known, notes, by_file, self.by_table)
 
     def _append(
         self, path: str, patient: str, entry: Entry, wanted: bool, flaw: tuple[str, bool] | None
