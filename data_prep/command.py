@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ctssl_jax.dataset.canvas import SMALLEST
 from ctssl_jax.errors import ConfigError, DataError, UserError
-from data_prep import effects
+from data_prep import effects, names
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy
 from data_prep.pipeline.prepare import Manifest, prepare, refuse_taken
@@ -167,6 +167,8 @@ def run_source(
     def task(args: argparse.Namespace) -> None:
         if "source" in args and not args.source.exists():
             raise DataError("--source does not exist")
+        if not names.is_text(str(args.out.absolute())):
+            raise ConfigError("--out: its path must be UTF-8")
         refuse_taken(args.out)
         if not 0 <= args.max_rejected <= 1:
             raise ConfigError(f"--max_rejected={args.max_rejected}: must be 0 to 1")

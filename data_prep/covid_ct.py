@@ -119,9 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         test=0.25,
     )
     command.add_split_by(parser)
+    command.add_positive(parser)
 
     def from_flags(args: argparse.Namespace) -> ImageSource:
-        return make_source(args.source, args.split_by)
+        source = make_source(args.source, args.split_by)
+        return images.with_positive(source, args.positive)
 
     return command.run_source(from_flags, parser, argv)
 

@@ -75,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         val=0.2,
         test=0.2,
     )
+    command.add_positive(parser)
 
     def from_flags(args: argparse.Namespace) -> ImageSource:
-        return make_source(args.source)
+        return images.with_positive(make_source(args.source), args.positive)
 
     return command.run_source(from_flags, parser, argv)
 

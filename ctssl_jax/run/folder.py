@@ -71,7 +71,10 @@ def open_run(
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
-    told = ("source_kind", "origin", "note", "canvas")  # where the manifest has them
+    told = (  # where the manifest has them
+        *("source_kind", "origin", "note", "canvas"),
+        *("patients_known", "labels_of", "positive"),
+    )
     data |= {key: dataset.manifest[key] for key in told if key in dataset.manifest}
 
     def make() -> dict[str, Any]:
@@ -135,7 +138,13 @@ def _require_shared(
 
 def writer(workdir: Path, step: int) -> Writer:
     """What a run writes metrics and lines with, from `step` on."""
-    return MetricWriter(workdir, step) if distributed.is_first() else SilentWriter()
+    if not distributed.is_first():
+        return SilentWriter()
+    made = MetricWriter(workdir, step)
+    known = workdir / "data.json"
+    if step == 0 and known.exists() and read_json(known).get("patients_known") is False:
+        made.line("the patients of this dataset are not known: its note says what counts as one")
+    return made
 
 
 def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:

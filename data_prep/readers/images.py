@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from data_prep.origin import Origin
 from data_prep.patients import NO_MATCH
+from data_prep.readers.labels import positive_last
 from data_prep.readers.listing import natural
 from data_prep.source import Item, Place, Rejected, Slice, Unusable, Unwanted
 
@@ -110,6 +111,18 @@ class ImageSource:
     def notes(self) -> Sequence[str]:
         """See `Source`."""
         return self.remarks
+
+
+def with_positive(source: ImageSource, positive: str) -> ImageSource:
+    """The source with that class of two as the last; raises as `labels.positive_last`."""
+    if not positive:
+        return source
+    classes = positive_last(source.classes, positive)
+    items = source.listed
+    if classes != list(source.classes):
+        items = [replace(i, label=1 - i.label) if i.label >= 0 else i for i in items]
+    known = {**source.known, "positive": positive}
+    return replace(source, classes=classes, listed=items, known=known)
 
 
 def numbered(items: Iterable[Item]) -> list[Item]:
