@@ -96,7 +96,10 @@ class DicomSource:
 
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"patients_known": self.patient_by is not PatientBy.STUDY}
+        if self.patient_by is PatientBy.STUDY:
+            return {"patients_known": False, "patients_from": "study"}
+        origin = "path" if self.patient_regex else "header"
+        return {"patients_known": True, "patients_from": origin}
 
     def _header(self, item: Item) -> Header:
         """The header of an item; its patient is that of the item, if it has one."""

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 from ctssl_jax.errors import ConfigError, DataError
 from data_prep import command
 from data_prep.dicom import STACK, DicomSource
-from data_prep.dicom_identity import identifiers
 from data_prep.irregular import Irregular
 from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
 from data_prep.pipeline.split import shared_patients
 from data_prep.readers import images, labels, listing, volume_header
+from data_prep.readers.dicom_identity import identifiers
 from data_prep.readers.images import ImageSource
-from data_prep.readers.labels import File
+from data_prep.readers.labels import File, Labelled
 from data_prep.source import (
     UNLABELLED,
     Finding,
@@ -203,7 +203,10 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
     notes = [*found.notes, *finder.require_clear(files.paths)]
     if not found.patients_known:
         notes.append(EACH_IMAGE if files.hold(Format.IMAGE) else EACH_VOLUME)
-    known: dict[str, Any] = {"patients_known": found.patients_known}
+    known: dict[str, Any] = {
+        "patients_known": found.patients_known,
+        "patients_from": _patients_from(found, files, wishes),
+    }
     if wishes.positive:
         known["positive"] = wishes.positive
     if files.hold(Format.IMAGE):
@@ -221,6 +224,16 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
     return source
 
 
+def _patients_from(found: Labelled, files: "_Files", wishes: Wishes) -> str:
+    if wishes.patient_by is PatientBy.STUDY:
+        return "study"
+    if found.by_table:
+        return "table"
+    if wishes.patient_regex and not files.by_header:
+        return "path"
+    return "header" if files.hold(Format.DICOM) else "name"
+
+
 class _Files:
     """The files of a folder: what reads each, and who its patient is.
 
@@ -235,9 +248,9 @@ class _Files:
             self._seen = dict(zip(paths, pool.map(_kind, paths), strict=True))
         self._rest = _rest(Counter(self._seen.values()), wishes.format)
         self._forced = wishes.format is not Format.AUTO
-        slices = [path for path in paths if self._reads(path) is Format.DICOM]
+        slices = [path for path, seen in self._seen.items() if seen is Format.DICOM]
         # In a folder of both, the expression may be for the volumes alone.
-        self._in_slices = any(map(finder.find, slices)) if finder.regex else False
+        self.by_header = bool(slices) and not (finder.regex and any(map(finder.find, slices)))
 
     def hold(self, format: Format) -> bool:
         """Whether some are of a format."""
@@ -265,7 +278,7 @@ class _Files:
     def part(self, item: Item) -> Item:
         """An item with what reads it; one without a patient, where paths name them, has a flaw."""
         reads = self._reads(item.path) if item.path in self._seen else Format.VOLUME
-        nobody = self._in_slices and reads is Format.DICOM and not item.patient
+        nobody = not self.by_header and reads is Format.DICOM and not item.patient
         flaw = (NO_MATCH, True) if nobody and item.flaw is None else item.flaw
         return replace(item, part=(reads.value, 0, 0), flaw=flaw)
 

@@ -119,12 +119,15 @@ class Study(NamedTuple):
     files: int
 
 
-def require_people(studies: Sequence[Study], patients: Iterable[str]) -> None:
+def require_people(
+    studies: Sequence[Study], patients: Iterable[str], in_header: bool = True
+) -> None:
     """Checks that identifiers can be people, one each.
 
     Args:
         studies: What files say of their studies; empty if they say nothing.
         patients: All identifiers.
+        in_header: Whether they are PatientIDs, and not what the user says.
 
     Raises:
         DataError: With numbers and what to do, never with an identifier.
@@ -145,7 +148,7 @@ def require_people(studies: Sequence[Study], patients: Iterable[str]) -> None:
         for name, number in counts.items()
         if number > 1 and (len(counts) == 1 or number > few or _is_nobody(name))
     ]
-    if shared:
+    if shared and in_header:
         raise DataError(
             f"{max(shared)} of {len(of_study)} studies have the same PatientID: are they one "
             "person? Then say --patient_by=id. Else say --patient_by=study (each study is a "

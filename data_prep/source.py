@@ -207,8 +207,9 @@ class Source(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """What the manifest says beside counts: plain data, called after `items()`.
 
-        `patients_known`, whether the source tells patients apart; `positive`, the class of two
-        that was named so.
+        `patients_known`, whether the source tells patients apart; `patients_from`, where it says
+        so: "header", "path", "table", "study", or "name" where each file is its own; `positive`,
+        the class of two that was named so.
         """
 
     def notes(self) -> Sequence[str]:

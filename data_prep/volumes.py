@@ -120,7 +120,8 @@ class VolumeSource:
 
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"patients_known": bool(self.patient_regex)}
+        known = bool(self.patient_regex)
+        return {"patients_known": known, "patients_from": "path" if known else "name"}
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""

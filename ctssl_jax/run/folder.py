@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 
-from ctssl_jax import __version__, run_lock
+from ctssl_jax import __version__
 from ctssl_jax.config import Config, config_record, first_difference
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.hosts import distributed
 from ctssl_jax.metrics import MetricWriter, SilentWriter, Writer
+from ctssl_jax.run import lock as run_lock
 
 SHARED_S = 30.0  # that a new file may take to be seen by other hosts (NFS)
 

@@ -32,9 +32,9 @@ from ctssl_jax import __version__
 from ctssl_jax.dataset.histogram import Tally
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
-from data_prep import audit, losses, names
+from data_prep import audit, names
 from data_prep.patients import PatientBy, Study, joined, require_people
-from data_prep.pipeline import records
+from data_prep.pipeline import losses, records
 from data_prep.pipeline.join_duplicates import join_duplicates
 from data_prep.pipeline.plan import SplitPlan, make_plan
 from data_prep.pipeline.progress import Progress
@@ -177,10 +177,10 @@ def _studies(index: Index) -> list[Study]:
 
 def _require_people(source: Source, index: Index, by: PatientBy) -> tuple[bool, list[str]]:
     """Whether the patients are known, and what to note; raises as `patients.require_people`."""
-    known = bool(source.facts()["patients_known"])
-    studies = _studies(index)
+    facts, studies = source.facts(), _studies(index)
+    known = bool(facts["patients_known"])
     if by is PatientBy.AUTO and known:
-        require_people(studies, index.names())
+        require_people(studies, index.names(), facts.get("patients_from") == "header")
     if by is PatientBy.STUDY:
         return False, ["each study counts as a patient (--patient_by=study)"]
     nameless = len({study.study for study in studies if study.study == study.patient})

@@ -16,7 +16,7 @@ from jaxtyping import Int16, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from ctssl_jax.dataset.windows import GREY_RANGE
-from data_prep.losses import Losses
+from data_prep.pipeline.losses import Losses
 from data_prep.pipeline.work import Part
 from data_prep.source import Finding, Rejected
 

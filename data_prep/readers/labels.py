@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ctssl_jax.errors import ConfigError, DataError
-from data_prep.label_table import (
+from data_prep.names import shown
+from data_prep.readers.label_table import (
     NAME,
     SPLITS,
     Entry,
@@ -16,7 +17,6 @@ from data_prep.label_table import (
     read_label_table,
     require_one_spelling,
 )
-from data_prep.names import shown
 from data_prep.source import UNLABELLED, Item
 from data_prep.spelling import key
 
