@@ -138,7 +138,7 @@ def require_people(
     if several:
         raise DataError(
             f"{several} of {len(of_study)} studies (StudyInstanceUID) have more than one "
-            f"PatientID: {mend}joined (these are one), study (each study is a patient) or id (as "
+            f"patient: {mend}joined (these are one), study (each study is a patient) or id (as "
             "it stands)"
         )
     counts = Counter(name for names in of_study.values() for name in names)
@@ -146,7 +146,7 @@ def require_people(
     shared = [
         number
         for name, number in counts.items()
-        if number > 1 and (len(counts) == 1 or number > few or _is_nobody(name))
+        if number > few or (number > 2 and len(counts) == 1) or (number > 1 and _is_nobody(name))
     ]
     if shared and in_header:
         raise DataError(

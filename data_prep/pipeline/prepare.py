@@ -418,10 +418,11 @@ def _require_quality(
 def _refusal(quality: Quality, folder: Path, over: str, empty: Sequence[str]) -> str:
     """Why there is no dataset."""
     if not quality.kept:
-        reasons = (quality.faults + quality.unwanted).most_common(5)
-        why = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "it holds no files"
+        found = (quality.faults + quality.unwanted).most_common(5)
+        why = "; ".join(f"{count} x {reason}" for reason, count in found) or "it holds no files"
         return f"no CT slices found in --source ({why})"
-    worst = ", ".join(f"{n} x {reason}" for reason, n in quality.faults.most_common(3))
+    reasons = (quality.faults or quality.unwanted).most_common(3)
+    worst = ", ".join(f"{n} x {reason}" for reason, n in reasons)
     repeat = f"more than --max_rejected={quality.limit:g}: see {folder}, and repeat the command "
     if quality.share > quality.limit:
         return (

@@ -279,14 +279,14 @@ def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify)
     for file in files:
         names = identify(file.path) if file.is_dicom else {}
         about = names.get(table.by, "")
-        if table.by == "patient" and file.patient_known:
+        if table.by == "patient" and file.patient_known and file.patient:
             about = file.patient
+        spellings.add(key(about))
         if about in table.entries:
             join.add(file, about, wanted=table.by == "sop")
             listed.add(names.get("series", ""))
             continue
         join.unlisted.append(file)
-        spellings.add(key(about))
         if table.by == "sop" and about:
             beside[names.get("series", "")].append(file)
     for series in listed & set(beside):
