@@ -6,11 +6,8 @@ side; 2-D images are grey and make a dataset of their own.
 """
 
 import argparse
-import enum
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +16,13 @@ from ctssl_jax.errors import ConfigError, DataError
 from data_prep import command
 from data_prep.dicom import STACK, DicomSource
 from data_prep.irregular import Irregular
-from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
+from data_prep.patients import PatientBy, PatientFinder
 from data_prep.pipeline.split import shared_patients
-from data_prep.readers import images, labels, listing, volume_header
+from data_prep.readers import images, labels, listing
 from data_prep.readers.dicom_identity import identifiers
+from data_prep.readers.folder_files import Files, Format
 from data_prep.readers.images import ImageSource
-from data_prep.readers.labels import File, Labelled
+from data_prep.readers.labels import Labelled
 from data_prep.source import (
     UNLABELLED,
     Finding,
@@ -39,24 +37,6 @@ from data_prep.source import (
 from data_prep.volumes import EACH_VOLUME, VolumeSource
 
 EACH_IMAGE = "patients are not known: each image counts as its own patient"
-_IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
-_DICOM_STARTS = (b"\x02\0", b"\x08\0")  # a data set without the preamble begins with such a group
-
-
-class Format(enum.Enum):
-    """Which files of a folder are read.
-
-    Attributes:
-        AUTO: DICOM and volumes, or images; not both.
-        DICOM: DICOM files.
-        VOLUME: NIfTI, NRRD and MetaImage.
-        IMAGE: PNG, JPEG, TIFF and BMP.
-    """
-
-    AUTO = "auto"
-    DICOM = "dicom"
-    VOLUME = "volume"
-    IMAGE = "image"
 
 
 @dataclass(frozen=True)
@@ -191,7 +171,8 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
     finder = PatientFinder.of(patient_regex, root)
     table = os.path.realpath(labelled) if labelled else ""
     entries = [entry for entry in listing.entries(root) if entry.path != table]
-    files = _Files(root, [entry.path for entry in entries if entry.flaw is None], finder, wishes)
+    paths = [entry.path for entry in entries if entry.flaw is None]
+    files = Files(paths, finder, wishes.format, labelled == "folder")
     described = [files.describe(path) for path in files.paths]
     found = labels.label(described, root, labelled, files.describe, identifiers)
     if patient_regex and found.by_table:
@@ -211,7 +192,8 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
         known["positive"] = wishes.positive
     if files.hold(Format.IMAGE):
         _require_whole_patients([(item.patient, item.split) for item in items])
-        known["labels_of"] = "slice" if found.by_file else "scan"
+        if found.classes:
+            known["labels_of"] = "slice" if found.by_file else "scan"
         bits = images.common_bits(item.path for item in items if item.flaw is None)
         listed = images.numbered(items)
         return ImageSource("folder", found.classes, bits, notes, None, listed, known)
@@ -224,114 +206,18 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
     return source
 
 
-def _patients_from(found: Labelled, files: "_Files", wishes: Wishes) -> str:
+def _patients_from(found: Labelled, files: Files, wishes: Wishes) -> str:
     if wishes.patient_by is PatientBy.STUDY:
         return "study"
     if found.by_table:
         return "table"
-    if wishes.patient_regex and not files.by_header:
-        return "path"
-    return "header" if files.hold(Format.DICOM) else "name"
-
-
-class _Files:
-    """The files of a folder: what reads each, and who its patient is.
-
-    Raises:
-        DataError: If there is nothing to read, or there are images beside volumes or DICOM.
-    """
-
-    def __init__(self, root: Path, paths: Sequence[str], finder: PatientFinder, wishes: Wishes):
-        self.paths = paths
-        self._finder, self._by_folder = finder, wishes.labels == "folder"
-        with ThreadPoolExecutor(16) as pool:  # waits for the disk
-            self._seen = dict(zip(paths, pool.map(_kind, paths), strict=True))
-        self._rest = _rest(Counter(self._seen.values()), wishes.format)
-        self._forced = wishes.format is not Format.AUTO
-        slices = [path for path, seen in self._seen.items() if seen is Format.DICOM]
-        # In a folder of both, the expression may be for the volumes alone.
-        self.by_header = bool(slices) and not (finder.regex and any(map(finder.find, slices)))
-
-    def hold(self, format: Format) -> bool:
-        """Whether some are of a format."""
-        return any(self._reads(path) is format for path in self.paths)
-
-    @property
-    def kind(self) -> str:
-        """Their formats: "dicom", "volume" or "dicom+volume"."""
-        return "+".join(sorted({self._reads(path).value for path in self.paths}))
-
-    def describe(self, path: str) -> File:
-        """What is known of one before its labels; also of one that is not listed."""
-        if path not in self._seen:
-            self._seen[path] = _kind(path)
-        reads, patient = self._reads(path), self._finder.find(path) if self._finder.regex else ""
-        is_image = self._seen[path] is reads and not (
-            self._by_folder and reads is Format.IMAGE and images.is_mask(Path(path))
-        )
-        if reads is Format.DICOM:
-            return File(path, is_image, True, patient, patient_known=True)
-        if not self._finder.regex:
-            return File(path, is_image, False, self._finder.own_name(path))
-        return File(path, is_image, False, patient, patient_known=True)
-
-    def part(self, item: Item) -> Item:
-        """An item with what reads it; one without a patient, where paths name them, has a flaw."""
-        reads = self._reads(item.path) if item.path in self._seen else Format.VOLUME
-        nobody = not self.by_header and reads is Format.DICOM and not item.patient
-        flaw = (NO_MATCH, True) if nobody and item.flaw is None else item.flaw
-        return replace(item, part=(reads.value, 0, 0), flaw=flaw)
-
-    def _reads(self, path: str) -> Format:
-        seen = self._seen[path]
-        return self._rest if self._forced or seen is Format.AUTO else seen
+    if files.hold(Format.DICOM) and files.by_header:
+        return "header"
+    return "path" if wishes.patient_regex else "name"
 
 
 def _is_dicom(item: Item) -> bool:
     return item.part is not None and item.part[0] == Format.DICOM.value
-
-
-def _rest(counts: Mapping[Format, int], format: Format) -> Format:
-    """What reads files that look like nothing: the format asked for, or the commonest.
-
-    Raises:
-        DataError: If there is nothing to read, or there are images beside volumes or DICOM.
-    """
-    if format is not Format.AUTO:
-        return format
-    image, volume, dicom = (counts.get(f, 0) for f in (Format.IMAGE, Format.VOLUME, Format.DICOM))
-    if not image + volume + dicom:
-        raise DataError(
-            "--source holds no DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF or BMP files"
-        )
-    if image and volume + dicom:
-        raise DataError(
-            f"--source holds {dicom} DICOM files and {volume} volumes, which are in Hounsfield "
-            f"units, and {image} images, which are grey: choose with "
-            "--format=dicom, volume or image"
-        )
-    # What is none of them is looked at, and left out, as the commonest.
-    formats = (Format.IMAGE, Format.VOLUME, Format.DICOM)
-    return max(formats, key=lambda choice: counts.get(choice, 0))
-
-
-def _kind(path: str) -> Format:
-    """What a file looks like; AUTO for nothing known."""
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(132)
-        if head[128:] == b"DICM":
-            return Format.DICOM
-        if head.startswith(_IMAGE_STARTS):
-            return Format.IMAGE
-        if volume_header.is_volume(Path(path)):
-            return Format.VOLUME
-    except OSError:
-        return Format.AUTO
-    is_dicom = head.startswith(_DICOM_STARTS) and head[3:4] == b"\0"
-    if is_dicom or path.endswith((".dcm", ".DCM")):
-        return Format.DICOM
-    return Format.VOLUME if path.endswith(volume_header.SUFFIXES) else Format.AUTO
 
 
 def _patient(source: FolderSource, item: Item) -> str:

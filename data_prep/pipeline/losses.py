@@ -78,16 +78,15 @@ def count(index: Index, parts: Iterable[tuple[str, Part]], kind: str, known: boo
         kind: Of the source.
         known: Whether its patients are known; else they are not counted.
     """
-    gone = set(_gone(index, parts))
+    gone = dict(_gone(index, parts))
     scans: dict[tuple[str, object], bool] = {}  # whether something is left
     patients: dict[str, bool] = {}
-    for item, unit, patient in _labelled(index):
-        left = bool(unit) and item.number not in gone
-        if item.row or kind != "image":
-            scan = ("row", item.row) if item.row else ("unit", unit or item.number)
-            # A damaged slice whose series nobody knows is not a scan of its own.
-            if item.row or unit or item.part is None or item.part[0] != "dicom":
-                scans[scan] = scans.get(scan, False) or left
+    for item, unit, patient in _items(index):
+        left = item.number not in gone
+        if item.label < 0 or not (left or item.row or gone[item.number]):
+            continue  # what was left out by design, and no row speaks of it
+        if scan := _scan(item, unit, kind):
+            scans[scan] = scans.get(scan, False) or left
         if known and patient:
             patients[patient] = patients.get(patient, False) or left
     lost = [scan for scan, left in scans.items() if not left]
@@ -96,22 +95,35 @@ def count(index: Index, parts: Iterable[tuple[str, Part]], kind: str, known: boo
     return Losses(len(scans), len(lost), tuple(rows), len(patients), lost_patients)
 
 
-def _labelled(index: Index) -> Iterator[tuple[Item, str, str]]:
-    """Each labelled item, with its unit and patient where these are known."""
-    for item, unit, patient in index.placed():
-        if item.label >= 0:
-            yield item, unit, patient
+def _scan(item: Item, unit: str, kind: str) -> tuple[str, object] | None:
+    """What names the scan of an item; None if it is none."""
+    if item.row:
+        return "row", item.row
+    if kind == "image":
+        return None
+    if unit:
+        return "unit", unit
+    # A damaged slice whose series nobody knows is not a scan of its own.
+    is_slice = item.part is not None and item.part[0] == "dicom"
+    return None if is_slice else ("file", item.number)
+
+
+def _items(index: Index) -> Iterator[tuple[Item, str, str]]:
+    """Each item, with its unit and patient where these are known."""
+    yield from index.placed()
     for item in index.unplaced():
-        if item.label >= 0 and (item.flaw is None or item.flaw[1]):
+        if item.flaw is None or item.flaw[1]:  # not a row without a label
             yield item, "", item.patient
 
 
-def _gone(index: Index, parts: Iterable[tuple[str, Part]]) -> Iterator[int]:
-    """Numbers of items that were placed and of which no slice is left.
+def _gone(index: Index, parts: Iterable[tuple[str, Part]]) -> Iterator[tuple[int, bool]]:
+    """Numbers of items of which no slice is left, and whether that is a fault.
 
     Of a file of many frames some may be: it counts as left if it is the only one of its unit.
     """
+    for rejected in index.rejected():
+        yield rejected.number, rejected.fault
     for _, part in parts:
-        for number in {rejected.number for rejected in part.rejected}:
-            if not part.slices or index.companions(number) > 1:
-                yield number
+        for rejected in part.rejected:
+            if not part.slices or index.companions(rejected.number) > 1:
+                yield rejected.number, rejected.fault

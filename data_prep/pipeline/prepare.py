@@ -18,7 +18,7 @@ import json
 import operator
 import os
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple
@@ -33,8 +33,8 @@ from ctssl_jax.dataset.histogram import Tally
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
 from data_prep import audit, names
-from data_prep.patients import PatientBy, Study, joined, require_people
-from data_prep.pipeline import losses, records
+from data_prep.patients import PatientBy, joined
+from data_prep.pipeline import gate, records
 from data_prep.pipeline.join_duplicates import join_duplicates
 from data_prep.pipeline.plan import SplitPlan, make_plan
 from data_prep.pipeline.progress import Progress
@@ -106,13 +106,13 @@ def prepare(
     with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
         _scan(context, local, index)
-        known, told = _require_people(source, index, patient_by)
+        known, told = gate.require_people(source, index, patient_by)
         _read(context, runner, index)
         parts = Parts(context, index)
         quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
         patients = index.patients(key)
         if patient_by is PatientBy.JOINED:
-            patients = joined(_studies(index), patients)
+            patients = joined(gate.studies(index), patients)
         if join:
             patients = join_duplicates(parts.signatures(), parts, patients, fractions, seed)
         if join or patient_by is PatientBy.JOINED:
@@ -123,7 +123,9 @@ def prepare(
         folder = work / "dataset"
         manifest = _assemble(context, plan, folder)
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
-        manifest.update(source.facts(), patients_known=known, labels_of=_labels_of(source, parts))
+        manifest.update(
+            source.facts(), patients_known=known, labels_of=gate.labels_of(source, parts)
+        )
         if notes := [*source.notes(), *told]:
             manifest["note"] = "; ".join(notes)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -169,35 +171,6 @@ def _work_folder(out: Path) -> Iterator[Path]:
             yield work
     except OSError as error:
         raise StorageError(f"cannot write --out {out}: {error.strerror or 'I/O error'}") from error
-
-
-def _studies(index: Index) -> list[Study]:
-    return [Study(*row) for row in index.studies()]
-
-
-def _require_people(source: Source, index: Index, by: PatientBy) -> tuple[bool, list[str]]:
-    """Whether the patients are known, and what to note; raises as `patients.require_people`."""
-    facts, studies = source.facts(), _studies(index)
-    known = bool(facts["patients_known"])
-    if by is PatientBy.AUTO and known:
-        require_people(studies, index.names(), facts.get("patients_from") == "header")
-    if by is PatientBy.STUDY:
-        return False, ["each study counts as a patient (--patient_by=study)"]
-    nameless = len({study.study for study in studies if study.study == study.patient})
-    if not nameless:
-        return known, []
-    return False, [f"{nameless} studies have no PatientID: each counts as a patient"]
-
-
-def _labels_of(source: Source, parts: Iterable[tuple[str, Part]]) -> str | None:
-    """Whether labels are of a "scan" or of a "slice"; None without labels."""
-    if not source.classes:
-        return None
-    told = source.facts().get("labels_of")
-    if told is None:
-        differ = any(len(group.labels) > 1 for _, part in parts for group in part.groups)
-        told = "slice" if differ else "scan"
-    return str(told)
 
 
 def _scan(context: Context, runner: Runner, index: Index) -> None:
@@ -389,52 +362,16 @@ def _require_quality(
         DataError: If there is no slice, or of a class none, or more than the limit is rejected; the
             report is written.
     """
-    quality = Quality(limit)
-    labels = Counter[str]()
-    for rejected in index.rejected():
-        quality.reject(rejected)
-    for _, part in parts:
-        quality.add(part)
-        for group in part.groups:
-            labels.update(group.labels)
-    source = context.source
-    if source.classes:
-        known = source.facts()["patients_known"]
-        quality.losses = losses.count(index, parts, source.kind, known)
+    quality = gate.measure(context.source, parts, index, limit)
     if show_paths:
         for rejected in _rejected(parts, index):
             path = names.shown(index.path(rejected.number))
             print(f"file {rejected.number}: {rejected.reason}: {path}")
-    over = quality.losses.over(limit)
-    empty = [name for i, name in enumerate(source.classes) if not labels[str(i)]]
-    if not quality.kept or quality.share > limit or over or (empty and labels.keys() - {"-1"}):
-        folder = _refused(out)
-        folder.mkdir(exist_ok=True)
-        _report(folder, quality, parts, index)
-        raise DataError(_refusal(quality, folder, over, empty))
+    if why := gate.refusal(quality, context.source.classes, _refused(out)):
+        _refused(out).mkdir(exist_ok=True)
+        _report(_refused(out), quality, parts, index)
+        raise DataError(why)
     return quality
-
-
-def _refusal(quality: Quality, folder: Path, over: str, empty: Sequence[str]) -> str:
-    """Why there is no dataset."""
-    if not quality.kept:
-        found = (quality.faults + quality.unwanted).most_common(5)
-        why = "; ".join(f"{count} x {reason}" for reason, count in found) or "it holds no files"
-        return f"no CT slices found in --source ({why})"
-    reasons = (quality.faults or quality.unwanted).most_common(3)
-    worst = ", ".join(f"{n} x {reason}" for reason, n in reasons)
-    repeat = f"more than --max_rejected={quality.limit:g}: see {folder}, and repeat the command "
-    if quality.share > quality.limit:
-        return (
-            f"{quality.share:.1%} of the images were rejected ({worst}), {repeat}with a higher "
-            "limit if that is right"
-        )
-    if over:
-        return f"nothing is left of {over} ({worst}), {repeat}with a higher limit if that is right"
-    return (
-        f"no slice is left of the class {' and '.join(map(repr, empty))}: see {folder}, and leave "
-        "what is no class out of --source or --labels"
-    )
 
 
 def _report(folder: Path, quality: Quality, parts: Parts, index: Index) -> None:

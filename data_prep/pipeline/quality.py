@@ -35,6 +35,7 @@ class Quality:
         unwanted: Images and other files left out by design, by reason.
         findings: Series with something irregular, kept or not.
         losses: Labelled scans and patients of which nothing is left.
+        labels: Slices kept of each class, by its number as text; "-1" for those of none.
     """
 
     limit: float
@@ -43,6 +44,7 @@ class Quality:
     unwanted: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     losses: Losses = Losses()
+    labels: Counter[str] = field(default_factory=Counter)
 
     def reject(self, rejected: Rejected) -> None:
         """Counts one rejection."""
@@ -52,6 +54,8 @@ class Quality:
         """Counts a part."""
         self.kept += part.slices
         self.findings += part.findings
+        for group in part.groups:
+            self.labels.update(group.labels)
         for rejected in part.rejected:
             self.reject(rejected)
 

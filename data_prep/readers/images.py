@@ -106,7 +106,7 @@ class ImageSource:
 
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"labels_of": "slice", **self.known}
+        return {**({"labels_of": "slice"} if self.classes else {}), **self.known}
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from ctssl_jax.errors import DataError
 from data_prep.folder import make_source
@@ -156,3 +157,21 @@ def test_a_patient_that_is_lost_counts(tmp_path, export):
     source = labelled(export, rows)
     with pytest.raises(DataError, match=r"50\.0% of the images"):
         run(source, tmp_path / "o", max_rejected=0.3)
+
+
+def test_what_is_left_out_by_design_is_no_lost_scan(tmp_path, write_volume):
+    for number in range(4):
+        home = tmp_path / "in" / "ny"[number % 2] / f"p{number}"
+        write_volume(home / "ct.nii.gz")
+        mask = np.zeros((4, 15, 12), np.uint8)
+        mask[1:3] = 1
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(mask), str(home / "mask.nii.gz"))
+        (home / "notes.txt").write_text("x")
+    source = make_source(tmp_path / "in", "folder", "(p[0-9])/")
+    manifest = run(source, tmp_path / "o", max_rejected=0.0)
+    assert manifest["labelled"] == {"scans": 4, "scans_lost": 0, "patients": 4, "patients_lost": 0}
+    bad = tmp_path / "in" / "y" / "p1" / "ct.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:-40])
+    source = make_source(tmp_path / "in", "folder", "(p[0-9])/")
+    manifest = run(source, tmp_path / "again")
+    assert manifest["labelled"] == {"scans": 4, "scans_lost": 1, "patients": 4, "patients_lost": 1}
