@@ -97,14 +97,18 @@ EFFECTS: Mapping[str, Effect] = {
     "beam": _always,
     "canvas": _always,
     "dicom": _always,  # of data_prep.phantom
+    "dry_run": _always,
+    "exclude_patients_of": _always,
     "folds": _on_splits,
     "format": _always,
     "irregular": _of("dicom", "volume"),
     "join_duplicates": _on_several_splits,
+    "hu_offset": _of("image"),
     "key": _always,
     "labels": _always,
     "max_rejected": _always,
     "md5": _always,
+    "not_duplicates": _always,
     "out": _always,
     "patient_by": _patient_by,
     "patient_regex": _always,  # `PatientFinder.require_clear` and `folder` see to it
@@ -112,6 +116,7 @@ EFFECTS: Mapping[str, Effect] = {
     "positive": _always,  # `labels.with_positive` sees to it
     "seed": _seed,
     "series": _always,
+    "show_pairs": _always,
     "show_paths": _always,
     "size": _always,
     "slices": _always,
@@ -128,5 +133,6 @@ def require_effects(argv: Iterable[str], now: Situation) -> None:
     """Raises ConfigError for the first flag on the command line that would have no effect."""
     for word in argv:
         name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and (why := EFFECTS[name](now)):
+        effect = EFFECTS.get(name, _always)  # a test sees to it that all are there
+        if word.startswith("--") and (why := effect(now)):
             raise ConfigError(f"{word}: {why}")

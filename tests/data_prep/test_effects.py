@@ -46,11 +46,6 @@ def test_each_flag_of_each_command_has_its_line(name, monkeypatch):
     assert flags_of(parser_of(name, monkeypatch)) - set(EFFECTS) == set()
 
 
-def test_each_line_is_of_a_flag(monkeypatch):
-    known = set[str]().union(*(flags_of(parser_of(name, monkeypatch)) for name in SOURCES))
-    assert set(EFFECTS) - known <= {"values"}  # of volumes
-
-
 def image(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(value).integers(0, 256, (9, 9), dtype=np.uint8)
