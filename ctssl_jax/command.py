@@ -28,6 +28,7 @@ from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.hosts.cluster import Cluster
 from ctssl_jax.hosts.roll_call import Lifeline
 from ctssl_jax.hosts.signals import Supervisor, dump_stacks
+from ctssl_jax.run import lock as run_lock
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -167,13 +168,13 @@ def _part(lifeline: Lifeline) -> None:
 
 
 def mark_ended(workdir: Path | None, cluster: Cluster | None, code: int) -> None:
-    """Notes how a run ended that had begun; a refused folder keeps its status."""
-    if cluster is not None and cluster.process != 0:
+    """Notes how a run ended that had begun; a refused folder, or another's, keeps its status."""
+    if workdir is None or (cluster is not None and cluster.process != 0):
         return
-    status = workdir / "STATUS" if workdir else None
+    status = workdir / "STATUS"
     words = {Preempted.exit_code: "preempted", Interrupted.exit_code: "interrupted"}
     with contextlib.suppress(OSError):  # a full disk, on which this is the least
-        if status and code not in (2, 3) and status.exists():
+        if code not in (2, 3) and status.exists() and run_lock.is_free(workdir):
             status.write_text(words.get(code, f"failed:{code}") + "\n")
 
 

@@ -18,6 +18,7 @@ from ctssl_jax.data import Dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.hosts import distributed
 from ctssl_jax.metrics import MetricWriter, SilentWriter, Writer
+from ctssl_jax.run import lock as run_lock
 
 SHARED_S = 30.0  # that a new file may take to be seen by other hosts (NFS)
 
@@ -63,7 +64,8 @@ def open_run(
       Whether the run has already ended well; then nothing is touched.
 
     Raises:
-      ConfigError: the folder belongs to another config or dataset, or holds something else.
+      ConfigError: the folder belongs to another config or dataset, or holds something else, or
+        another run is writing it.
       StorageError: it cannot be written.
     """
     record = config_record(config)
@@ -71,7 +73,10 @@ def open_run(
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
-    told = ("source_kind", "origin", "note", "canvas", "labels_of")  # where the manifest has them
+    told = (  # where the manifest has them
+        *("source_kind", "origin", "note", "canvas"),
+        *("patients_known", "labels_of", "positive"),
+    )
     data |= {key: dataset.manifest[key] for key in told if key in dataset.manifest}
 
     def make() -> dict[str, Any]:
@@ -85,24 +90,34 @@ def open_run(
 
 
 def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
-    known = workdir / "config.json"
     try:
-        if known.exists():
-            _require_same_run(workdir, record, data)
-            if (workdir / "STATUS").read_text().strip() == "done":
-                return True
-        elif workdir.exists() and any(workdir.iterdir()):
-            raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
+        if _is_done(workdir, record, data):
+            return True
         workdir.mkdir(parents=True, exist_ok=True)
+        run_lock.take(workdir)
+        if _is_done(workdir, record, data):  # meanwhile, by another process
+            run_lock.release(workdir)
+            return True
         for leftover in (*workdir.glob("*.tmp"), *workdir.glob("figures/*.tmp")):
             leftover.unlink()  # of a write that a kill cut short
         write_json(workdir / "env.json", environment(record["config"]["precision"]))
         write_json(workdir / "data.json", data)
         (workdir / "STATUS").write_text("running\n")
-        write_json(known, record)
+        write_json(workdir / "config.json", record)
         return False
     except OSError as error:
         raise StorageError(f"run folder {workdir} cannot be written: {error.strerror}") from None
+
+
+def _is_done(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether a run has ended well here; raises where the folder is not this run's."""
+    if (workdir / "config.json").exists():
+        _require_same_run(workdir, record, data)
+        return (workdir / "STATUS").read_text().strip() == "done"
+    begun = (workdir / run_lock.NAME).exists()  # and killed, or about to write its config
+    if not begun and workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
+    return False
 
 
 def _require_shared(
@@ -125,7 +140,13 @@ def _require_shared(
 
 def writer(workdir: Path, step: int) -> Writer:
     """What a run writes metrics and lines with, from `step` on."""
-    return MetricWriter(workdir, step) if distributed.is_first() else SilentWriter()
+    if not distributed.is_first():
+        return SilentWriter()
+    made = MetricWriter(workdir, step)
+    known = workdir / "data.json"
+    if step == 0 and known.exists() and read_json(known).get("patients_known") is False:
+        made.line("the patients of this dataset are not known: its note says what counts as one")
+    return made
 
 
 def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:
@@ -206,6 +227,8 @@ def set_status(workdir: Path, status: str) -> None:
     """`running`, `done`, `preempted`, `interrupted` or `failed:CODE`."""
     if distributed.is_first():
         (workdir / "STATUS").write_text(status + "\n")
+        if status == "done":
+            run_lock.release(workdir)
 
 
 def environment(precision: str) -> dict[str, Any]:

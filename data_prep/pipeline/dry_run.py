@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 
 from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
+from data_prep.patients import PatientBy, Study, joined
+from data_prep.pipeline import gate
 from data_prep.pipeline.exclude import BY_NAME
 from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Inline, Pool, Runner
-from data_prep.source import Finding, Item, Rejected, Slice, Source, Unusable
+from data_prep.pipeline.scan import place_all
+from data_prep.source import Finding, Item, Place, Rejected, Slice, Source, Unusable
 
 LIST_SECONDS, SCAN_SECONDS, READ_SECONDS = 10.0, 20.0, 20.0
 AT_ONCE = 16  # items whose headers one task looks at
@@ -40,6 +43,7 @@ def dry_run(
     workers: int = 0,
     max_rejected: float = 1.0,
     excluded: frozenset[str] = frozenset(),
+    patient_by: PatientBy = PatientBy.AUTO,
 ) -> str:
     """Returns what to tell, as text.
 
@@ -50,6 +54,7 @@ def dry_run(
         workers: Number of processes; 0: this one.
         max_rejected: Largest share of images that may be damaged or irregular.
         excluded: Pseudonyms of patients that would be left out.
+        patient_by: What counts as a patient.
 
     Raises:
         DataError: If the command would end without a dataset, as far as was looked.
@@ -61,16 +66,19 @@ def dry_run(
     patients: dict[str, set[str]] = {}
     refused, left_out = Counter[str](), Counter[str]()
     excluded_names = set[str]()
+    studies = Counter[tuple[str, str]]()
     for item, place in placed:
         if isinstance(place, Unusable):
-            rejected = Rejected.of(item.number, place)
+            rejected = Rejected.of(item.number, place).of_item(item)
             (refused if rejected.fault else left_out)[rejected.reason] += 1
-        elif (name := pseudonym(key, place[1])) in excluded:
+        elif (name := pseudonym(key, place.patient)) in excluded:
             excluded_names.add(name)
             left_out[BY_NAME] += 1
         else:
-            units.setdefault(place[0], []).append(item)
-            patients.setdefault(place[1], set()).add(place[0])
+            units.setdefault(place.unit, []).append(item)
+            patients.setdefault(place.patient, set()).add(place.unit)
+            if place.study:
+                studies[place.study, place.patient] += 1
     reads = _read(source, runner, list(units.values()))
     for found in reads:
         for rejected in found.rejected:
@@ -102,6 +110,17 @@ def dry_run(
     lines += _reasons("would be rejected", refused) + _reasons("left out by design", left_out)
     lines += _reasons("findings", findings)
     lines += [f"note: {note}" for note in source.notes()]
+    people = [Study(*names, files) for names, files in studies.items()]
+    cannot_be = ""
+    try:
+        lines += [
+            f"note: {note}" for note in gate.require_people(source, people, patients, patient_by)[1]
+        ]
+    except DataError as error:
+        cannot_be = str(error)
+    if patient_by is PatientBy.JOINED:
+        apart = set(joined(people, {name: name for name in patients}).values())
+        lines.append(f"note: {len(patients)} patients, {len(apart)} of them told apart")
     share = refused.total() / max(1, refused.total() + kept)
     lines += _needs(source, refused, findings, patients, fractions)
     if not kept:
@@ -115,6 +134,9 @@ def dry_run(
             f"{share:.1%} of the images would be rejected, more than --max_rejected="
             f"{max_rejected:g}: mend them, or give a higher limit if that is right"
         )
+    if cannot_be:
+        print("\n".join(lines))
+        raise DataError(cannot_be)
     return "\n".join([*lines, "a dataset would be made"])
 
 
@@ -130,7 +152,7 @@ def _listed(source: Source) -> tuple[list[Item], bool]:
 
 def _scanned(
     source: Source, runner: Runner, items: Sequence[Item]
-) -> list[tuple[Item, tuple[str, str] | Unusable]]:
+) -> list[tuple[Item, Place | Unusable]]:
     """Unit and patient of as many items as there is time for, evenly chosen."""
     folders: dict[str, list[Item]] = {}
     for item in items:
@@ -146,8 +168,8 @@ def _scanned(
                     return
                 yield tuple(folder[start : start + AT_ONCE])
 
-    found: list[tuple[Item, tuple[str, str] | Unusable]] = []
-    for chunk, places in runner.run(_place, source, in_time()):
+    found: list[tuple[Item, Place | Unusable]] = []
+    for chunk, places in runner.run(place_all, source, in_time()):
         if isinstance(places, GaveUp):
             places = [Unusable(places.reason)] * len(chunk)
         found += zip(chunk, places, strict=True)
@@ -171,22 +193,6 @@ def _read(source: Source, runner: Runner, units: Sequence[Sequence[Item]]) -> li
             read = _lost(unit, Unusable(read.reason))
         found.append(read)
     return found
-
-
-def _place(source: Source, items: Sequence[Item]) -> list[tuple[str, str] | Unusable]:
-    """Unit and patient of each item, or why it has none; as `prepare` does it."""
-    placed: list[tuple[str, str] | Unusable] = []
-    for item in items:
-        try:
-            place = source.place(item)
-            if not place.patient:
-                raise Unusable("no patient")
-            placed.append((place.unit, place.patient))
-        except Unusable as error:
-            placed.append(error)
-        except Exception as error:  # a damaged header may raise anything
-            placed.append(Unusable(f"the reader failed ({type(error).__name__})"))
-    return placed
 
 
 def _read_unit(source: Source, items: Sequence[Item]) -> _Read:

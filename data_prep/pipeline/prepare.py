@@ -33,8 +33,9 @@ from ctssl_jax.dataset.histogram import Tally
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
-from data_prep import audit
-from data_prep.pipeline import records
+from data_prep import audit, names
+from data_prep.patients import PatientBy, joined
+from data_prep.pipeline import gate, records
 from data_prep.pipeline.exclude import BY_CONTENT, BY_NAME, Excluded
 from data_prep.pipeline.join_duplicates import join_duplicates
 from data_prep.pipeline.plan import SplitPlan, make_plan
@@ -42,7 +43,7 @@ from data_prep.pipeline.progress import Progress
 from data_prep.pipeline.quality import TILES, Quality, Tile, write_report
 from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import Beam, GaveUp, Inline, Pool, Runner
-from data_prep.pipeline.scan import Index
+from data_prep.pipeline.scan import Index, place_all
 from data_prep.pipeline.work import (
     Context,
     Group,
@@ -54,7 +55,7 @@ from data_prep.pipeline.work import (
     save_tally,
     write_shard,
 )
-from data_prep.source import Finding, Item, Rejected, Source, Unusable
+from data_prep.source import Finding, Item, Place, Rejected, Source, Unusable
 
 Manifest = dict[str, Any]
 
@@ -77,6 +78,7 @@ def prepare(
     show_paths: bool = False,
     excluded: Excluded | None = None,
     not_duplicates: Collection[Name] = (),
+    patient_by: PatientBy = PatientBy.AUTO,
 ) -> Manifest:
     """Writes one dataset folder and returns its manifest.
 
@@ -94,10 +96,12 @@ def prepare(
         show_paths: Whether to print the paths of what was rejected.
         excluded: Whose patients are left out.
         not_duplicates: Pairs of slices that the audit is not to count; see `not_duplicates`.
+        patient_by: What counts as a patient.
 
     Raises:
-        DataError: If `out` is taken, there is no slice, or too many images were rejected; then the
-            quality report is in the folder `OUT.rejected`.
+        DataError: If `out` is taken, there is no slice, a class or split would be empty, patients
+            cannot be what they are said to be, or too much was rejected; then the quality report
+            is in the folder `OUT.rejected`.
         StorageError: If the disk refuses.
     """
     out = Path(out)
@@ -107,26 +111,34 @@ def prepare(
     with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
         named = _scan(context, local, index, excluded.patients if excluded else frozenset())
+        known, told = gate.require_people(source, index.studies(), index.names(), patient_by)
         _read(context, runner, index)
         parts = Parts(context, index)
         if excluded:
             parts.leave_out(excluded.alike(parts.signatures()) if parts.slices else frozenset())
-        quality = _require_quality(parts, index, out, max_rejected, show_paths)
+        quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
         patients = index.patients(key)
+        if patient_by is PatientBy.JOINED:
+            patients = joined(index.studies(), patients)
         if join:
             patients = join_duplicates(
                 parts.signatures(), parts, patients, fractions, seed, not_duplicates
             )
+        if join or patient_by is PatientBy.JOINED:
+            apart = len(set(patients.values()))
+            told.append(f"{len(patients)} patients, {apart} of them told apart")
         plan = make_plan(parts, patients, fractions, seed)
         _write(context, runner, plan)
         folder = work / "dataset"
         manifest = _assemble(context, plan, folder)
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
+        manifest.update(
+            source.facts(), patients_known=known, labels_of=gate.labels_of(source, parts)
+        )
         if excluded:
             manifest["excluded_patients"] = excluded.summary(named, len(parts.left_out))
-        if join:
-            told = f"{len(patients)} patients, {len(set(patients.values()))} of them told apart"
-            manifest["note"] = "; ".join(filter(None, [manifest.get("note"), told]))
+        if notes := [*source.notes(), *told]:
+            manifest["note"] = "; ".join(notes)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         _report(folder, quality, parts, index)
         audit.audit(folder, apart=not_duplicates)
@@ -193,33 +205,36 @@ def _scan(
                 continue
             for item, place in zip(items, placed, strict=True):
                 if isinstance(place, Unusable):
-                    rejected = Rejected.of(item.number, place)
+                    rejected = Rejected.of(item.number, place).of_item(item)
                     index.reject(item, rejected.reason, rejected.fault)
-                elif excluded and (name := pseudonym(context.key, place[1])) in excluded:
+                    continue
+                where, stamp = place
+                name = pseudonym(context.key, where.patient) if excluded else ""
+                if name in excluded:
                     left_out.add(name)
                     index.reject(item, BY_NAME, False)
                 else:
-                    index.add(item, *place)
+                    index.add(item, where, stamp)
     index.complete()
     return len(left_out)
 
 
-def _place(context: Context, items: Sequence[Item]) -> list[tuple[str, str, str] | Unusable]:
-    """Unit, patient and stamp of each item, or why it has none."""
-    placed: list[tuple[str, str, str] | Unusable] = []
-    for item in items:
-        try:
-            unit, patient = astuple(context.source.place(item))
-            if not patient:
-                raise Unusable("no patient")
-            stat = os.stat(item.path) if item.path else None
-            stamp = f"{stat.st_size}-{stat.st_mtime_ns}" if stat else ""
-            placed.append((unit, patient, stamp))
-        except Unusable as error:
-            placed.append(error)
-        except Exception as error:  # a damaged header may raise anything
-            placed.append(Unusable(f"the reader failed ({type(error).__name__})"))
-    return placed
+def _place(context: Context, items: Sequence[Item]) -> list[tuple[Place, str] | Unusable]:
+    """Place and stamp of each item, or why it has none."""
+    placed = place_all(context.source, items)
+    return [
+        place if isinstance(place, Unusable) else (place, _stamp(item))
+        for item, place in zip(items, placed, strict=True)
+    ]
+
+
+def _stamp(item: Item) -> str:
+    """What changes when the file of an item does; "" if there is none."""
+    try:
+        stat = os.stat(item.path)
+    except OSError:
+        return ""
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
@@ -366,7 +381,6 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         {split: [(s.slices, s.size) for s in planned.shards] for split, planned in plan.items()},
     )
     digests = sorted(f"{split} {digest}" for split, p in plan.items() for digest in p.digests)
-    notes = source.notes()
     return {
         "format": FORMAT,
         "name": source.name,
@@ -381,7 +395,6 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         "key": records.key_mark(context.key),
         "software": {"ctssl_jax": __version__},
         **({"origin": asdict(source.origin)} if source.origin else {}),
-        **({"note": "; ".join(notes)} if notes else {}),
     }
 
 
@@ -391,35 +404,26 @@ def _tally(path: Path) -> Tally:
 
 
 def _require_quality(
-    parts: Parts, index: Index, out: Path, limit: float, show_paths: bool
+    context: Context, parts: Parts, index: Index, out: Path, limit: float, show_paths: bool
 ) -> Quality:
     """The quality of what was read.
 
     Raises:
-        DataError: If there is no slice, or more than the limit is rejected; the report is written.
+        DataError: If there is no slice, or of a class none, or more than the limit is rejected; the
+            report is written.
     """
-    quality = Quality(limit)
-    for rejected in index.rejected():
-        quality.reject(rejected)
-    for _, part in parts:
-        quality.add(part)
+    quality = gate.measure(context.source, parts, index, limit)
     if show_paths:
         for rejected in _rejected(parts, index):
-            print(f"file {rejected.number}: {rejected.reason}: {index.path(rejected.number)}")
-    if quality.kept and quality.share <= limit:
-        return quality
-    folder = _refused(out)
-    folder.mkdir(exist_ok=True)
-    _report(folder, quality, parts, index)
-    if not quality.kept:
-        reasons = (quality.faults + quality.unwanted).most_common(5)
-        why = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "it holds no files"
-        raise DataError(f"no CT slices found in --source ({why})")
-    worst = ", ".join(f"{n} x {reason}" for reason, n in quality.faults.most_common(3))
-    raise DataError(
-        f"{quality.share:.1%} of the images were rejected ({worst}), more than --max_rejected="
-        f"{limit:g}: see {folder}, and repeat the command with a higher limit if that is right"
-    )
+            path = names.shown(index.path(rejected.number))
+            print(f"file {rejected.number}: {rejected.reason}: {path}")
+    # Other sources have classes of their own, of which a part of the set may lack some.
+    classes = context.source.classes if context.source.name == "folder" else ()
+    if why := gate.refusal(quality, classes, _refused(out)):
+        _refused(out).mkdir(exist_ok=True)
+        _report(_refused(out), quality, parts, index)
+        raise DataError(why)
+    return quality
 
 
 def _report(folder: Path, quality: Quality, parts: Parts, index: Index) -> None:

@@ -49,6 +49,22 @@ def image_bits(path: Path) -> int:
         raise Unusable(f"mode {image.mode} is not grey, RGB or palette")
 
 
+def is_unwanted(path: Path) -> bool:
+    """Whether an image is left out by design, as its header alone can say."""
+    try:
+        image_bits(path)
+    except Unwanted:
+        return True
+    except Unusable:
+        return False
+    return False
+
+
+def is_named_image(path: str) -> bool:
+    """Whether a file has the name of an image, so that another content is a fault."""
+    return path.lower().endswith(SUFFIXES + OTHER_SUFFIXES)
+
+
 def read_stored(path: Path) -> Int32[np.ndarray, "h w"]:
     """Returns the grey values of an image, as a viewer shows it (EXIF orientation).
 
