@@ -56,7 +56,9 @@ class DicomSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"irregular": self.irregular.value, "values": self.values.value}
+        # Who is the patient, records hold; what else that flag may say changes the split alone.
+        study = {"patient_by": "study"} if self.patient_by is PatientBy.STUDY else {}
+        return {"irregular": self.irregular.value, "values": self.values.value, **study}
 
     def items(self) -> Iterator[Item]:
         """The files as `listing.entries` lists them.

@@ -78,11 +78,7 @@ class FolderSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {
-            "irregular": self.irregular.value,
-            "values": self.values.value,
-            "labelled": bool(self.classes),
-        }
+        return {**self._dicom.options(), "labelled": bool(self.classes)}
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""

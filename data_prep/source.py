@@ -47,6 +47,9 @@ class Unwanted(Unusable):
 # By design, whoever names it: nothing is lost.
 COPY = "a copy of another file"
 UNLABELLED = "no label in --labels"
+EXCLUDED = "a patient of --exclude_patients_of"
+EXCLUDED_BY_CONTENT = "slices of a patient of --exclude_patients_of"
+_BY_DESIGN = (COPY, UNLABELLED, EXCLUDED, EXCLUDED_BY_CONTENT)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class Rejected:
 
     def of_item(self, item: Item) -> "Rejected":
         """The same with what is known of the item: its row, and whether it was wanted."""
-        by_design = item.flaw is not None or self.reason in (COPY, UNLABELLED)
+        by_design = item.flaw is not None or self.reason in _BY_DESIGN
         return replace(self, fault=self.fault or (item.wanted and not by_design), row=item.row)
 
 

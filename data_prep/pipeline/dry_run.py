@@ -15,11 +15,10 @@ from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy, Study, joined
 from data_prep.pipeline import gate
-from data_prep.pipeline.exclude import BY_NAME
 from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Inline, Pool, Runner
 from data_prep.pipeline.scan import place_all
-from data_prep.source import Finding, Item, Place, Rejected, Slice, Source, Unusable
+from data_prep.source import EXCLUDED, Finding, Item, Place, Rejected, Slice, Source, Unusable
 
 LIST_SECONDS, SCAN_SECONDS, READ_SECONDS = 10.0, 20.0, 20.0
 AT_ONCE = 16  # items whose headers one task looks at
@@ -73,7 +72,7 @@ def dry_run(
             (refused if rejected.fault else left_out)[rejected.reason] += 1
         elif (name := pseudonym(key, place.patient)) in excluded:
             excluded_names.add(name)
-            left_out[BY_NAME] += 1
+            left_out[EXCLUDED] += 1
         else:
             units.setdefault(place.unit, []).append(item)
             patients.setdefault(place.patient, set()).add(place.unit)
@@ -113,9 +112,8 @@ def dry_run(
     people = [Study(*names, files) for names, files in studies.items()]
     cannot_be = ""
     try:
-        lines += [
-            f"note: {note}" for note in gate.require_people(source, people, patients, patient_by)[1]
-        ]
+        _, told = gate.require_people(source, people, patients, patient_by)
+        lines += [f"note: {note}" for note in told]
     except DataError as error:
         cannot_be = str(error)
     if patient_by is PatientBy.JOINED:

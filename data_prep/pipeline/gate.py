@@ -28,8 +28,10 @@ def require_people(
     """
     facts = source.facts()
     known = bool(facts["patients_known"])
-    if by is PatientBy.AUTO and known:
-        patients.require_people(found, names, facts.get("patients_from") == "header")
+    in_header = facts.get("patients_from") == "header"  # of DICOM, if not of all that is there
+    if by is PatientBy.AUTO and (known or in_header):
+        people = names if known else {study.patient for study in found}
+        patients.require_people(found, people, in_header)
     if by is PatientBy.STUDY:
         return False, ["each study counts as a patient (--patient_by=study)"]
     nameless = len({study.study for study in found if study.study == study.patient})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from data_prep.pipeline.scan import Index
 from data_prep.pipeline.work import Part
-from data_prep.source import Item
+from data_prep.source import EXCLUDED, EXCLUDED_BY_CONTENT, Item
 
 SHOWN = 12  # rows that a message names
 
@@ -111,19 +111,22 @@ def _scan(item: Item, unit: str, kind: str) -> tuple[str, object] | None:
 def _items(index: Index) -> Iterator[tuple[Item, str, str]]:
     """Each item, with its unit and patient where these are known."""
     yield from index.placed()
-    for item in index.unplaced():
-        if item.flaw is None or item.flaw[1]:  # not a row without a label
+    for item, reason in index.unplaced():
+        # Not a row without a label, nor a patient of `--exclude_patients_of`.
+        if reason != EXCLUDED and (item.flaw is None or item.flaw[1]):
             yield item, "", item.patient
 
 
 def _gone(index: Index, parts: Iterable[tuple[str, Part]]) -> Iterator[tuple[int, bool]]:
     """Numbers of items of which no slice is left, and whether that is a fault.
 
-    Of a file of many frames some may be: it counts as left if it is the only one of its unit.
+    Of a file of many frames some may be: it counts as left if it is the only one of its unit. What
+    is left out with its patient is not lost.
     """
     for rejected in index.rejected():
         yield rejected.number, rejected.fault
     for _, part in parts:
         for rejected in part.rejected:
-            if not part.slices or index.companions(rejected.number) > 1:
+            whole = not part.slices or index.companions(rejected.number) > 1
+            if whole and rejected.reason != EXCLUDED_BY_CONTENT:
                 yield rejected.number, rejected.fault

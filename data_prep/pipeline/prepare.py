@@ -36,7 +36,7 @@ from ctssl_jax.errors import DataError, StorageError
 from data_prep import audit, names
 from data_prep.patients import PatientBy, joined
 from data_prep.pipeline import gate, records
-from data_prep.pipeline.exclude import BY_CONTENT, BY_NAME, Excluded
+from data_prep.pipeline.exclude import Excluded
 from data_prep.pipeline.join_duplicates import join_duplicates
 from data_prep.pipeline.plan import SplitPlan, make_plan
 from data_prep.pipeline.progress import Progress
@@ -55,7 +55,16 @@ from data_prep.pipeline.work import (
     save_tally,
     write_shard,
 )
-from data_prep.source import Finding, Item, Place, Rejected, Source, Unusable
+from data_prep.source import (
+    EXCLUDED,
+    EXCLUDED_BY_CONTENT,
+    Finding,
+    Item,
+    Place,
+    Rejected,
+    Source,
+    Unusable,
+)
 
 Manifest = dict[str, Any]
 
@@ -212,7 +221,7 @@ def _scan(
                 name = pseudonym(context.key, where.patient) if excluded else ""
                 if name in excluded:
                     left_out.add(name)
-                    index.reject(item, BY_NAME, False)
+                    index.reject(item, EXCLUDED, False)
                 else:
                     index.add(item, where, stamp)
     index.complete()
@@ -305,7 +314,7 @@ class Parts:
             return part
         kept = [group for group in part.groups if group.patient not in self.left_out]
         count = sum(group.slices for group in lost)
-        rejected = Rejected(self._items[name], BY_CONTENT, fault=False, count=count)
+        rejected = Rejected(self._items[name], EXCLUDED_BY_CONTENT, fault=False, count=count)
         return replace(part, groups=kept, rejected=[*part.rejected, rejected])
 
     def signatures(self) -> Signatures:

@@ -87,10 +87,10 @@ class Index:
         for item, unit, patient in self._db.execute(query):
             yield _item(item), from_bytes(unit), from_bytes(patient)
 
-    def unplaced(self) -> Iterator[Item]:
-        """Yields the items without a unit."""
-        for (item,) in self._db.execute("SELECT item FROM rejected ORDER BY number"):
-            yield _item(item)
+    def unplaced(self) -> Iterator[tuple[Item, str]]:
+        """Yields each item without a unit, and why it has none."""
+        for item, reason in self._db.execute("SELECT item, reason FROM rejected ORDER BY number"):
+            yield _item(item), reason
 
     def companions(self, number: int) -> int:
         """How many items are in the unit of an item."""

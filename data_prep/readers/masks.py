@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 
+from data_prep.readers.image_file import is_named_image
+
 _FOLDER = re.compile(
     r"(.*[ _-])?(masks?|labels?|annotations?|annots?|segmentations?|segs?|groundtruths?|gts?)"
     r"([ _-].*)?"
@@ -26,7 +28,7 @@ def mask_names(paths: Iterable[str], root: Path) -> set[str]:
     name in another folder, or NAME_mask beside NAME in the same folder.
     """
     in_folders, images, plain = [], set(), set()
-    for path in paths:
+    for path in filter(is_named_image, paths):
         *folders, name = Path(path).relative_to(root).parts
         stem = Path(name).stem.lower()
         if any(_FOLDER.fullmatch(folder.lower()) for folder in folders):

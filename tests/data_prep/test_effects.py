@@ -70,7 +70,9 @@ SHARES = {"train": 0.8, "val": 0.2}
 # What has an effect on which kinds: the others are refused.
 ON = {
     "--irregular=accept_2d": {"dicom", "volume"},
-    "--values=hu": {"volume"},
+    "--values=hu": {"dicom", "volume"},
+    "--hu_offset=32768": {"image", "split"},
+    "--exclude_patients_of=,": set(),
     "--patient_by=study": {"dicom"},
     "--patient_by=joined": {"dicom"},
     "--val_fraction=0.2": {"dicom", "volume", "image"},

@@ -12,10 +12,10 @@ from ctssl_jax.errors import DataError
 from data_prep import dicom, folder
 from data_prep.command import table
 from data_prep.pipeline.dry_run import dry_run
-from data_prep.pipeline.exclude import BY_CONTENT, BY_NAME, load_excluded
+from data_prep.pipeline.exclude import load_excluded
 from data_prep.pipeline.prepare import prepare
 from data_prep.pipeline.records import pseudonym
-from data_prep.source import Slice
+from data_prep.source import EXCLUDED, EXCLUDED_BY_CONTENT, Slice
 
 ALL = {"train": 1.0}
 
@@ -59,7 +59,7 @@ def test_patients_are_left_out_by_name_and_by_their_pictures(task, tmp_path):
     assert (left["patients_by_name"], left["patients_by_content"]) == (1, 1)
     fingerprint = json.loads((task / "manifest.json").read_text())["fingerprint"]
     assert [row["fingerprint"] for row in left["datasets"]] == [fingerprint]
-    assert manifest["left_out"] == {BY_NAME: 1, BY_CONTENT: 2}
+    assert manifest["left_out"] == {EXCLUDED: 1, EXCLUDED_BY_CONTENT: 2}
     assert set(load_signatures(out, "train").patient) == {pseudonym(KEY, "d").encode()}
     assert "2 excluded (1 by name, 1 by their pictures)" in table(manifest)
 

@@ -176,7 +176,11 @@ def test_folders_without_an_image_are_no_classes(tmp_path):
     source = make_source(tmp_path, "folder")
     assert source.classes == ["covid", "normal"]
     assert "2 folders without an image are no classes" in source.notes()
-    assert labels_of(source) == {"1.png": "", "2.png": "covid", "3.png": "normal", "1.xml": ""}
+    assert "1 files are masks beside images and were left out" in source.notes()
+    assert labels_of(source) == {
+        **{"1.png": "covid", "2.png": "covid", "3.png": "normal"},
+        "1.xml": "",
+    }
 
 
 @pytest.mark.parametrize("layout", ["{split}/{kind}", "{kind}/{split}"])
