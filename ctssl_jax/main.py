@@ -27,7 +27,6 @@ from typing import NamedTuple, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from ctssl_jax import run_lock
 from ctssl_jax.errors import (
     ConfigError,
     DeviceError,
@@ -40,6 +39,7 @@ from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.hosts.cluster import Cluster, find_cluster
 from ctssl_jax.hosts.roll_call import Lifeline
 from ctssl_jax.hosts.signals import Supervisor, dump_stacks
+from ctssl_jax.run import lock as run_lock
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PHANTOM = "data/phantom"  # as configs/phantom.py names it

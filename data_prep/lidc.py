@@ -79,7 +79,7 @@ class LidcSource(DicomSource):
         places, done = set(), set()
         for item in self.items():
             folder = os.path.dirname(item.path)
-            if folder in done:
+            if folder in done or item.flaw is not None:
                 continue
             try:
                 places.add(self.place(item))
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def from_flags(args: argparse.Namespace) -> LidcSource:
         expected = load_series(args.series) if args.series else frozenset()
-        return LidcSource(args.source, Irregular(args.irregular), expected)
+        return LidcSource(args.source, Irregular(args.irregular), expected=expected)
 
     return command.run_source(from_flags, parser, argv)
 

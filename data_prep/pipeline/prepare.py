@@ -32,8 +32,9 @@ from ctssl_jax import __version__
 from ctssl_jax.dataset.histogram import Tally
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
-from data_prep import audit
-from data_prep.pipeline import records
+from data_prep import audit, names
+from data_prep.patients import PatientBy, joined
+from data_prep.pipeline import gate, records
 from data_prep.pipeline.join_duplicates import join_duplicates
 from data_prep.pipeline.plan import SplitPlan, make_plan
 from data_prep.pipeline.progress import Progress
@@ -55,6 +56,7 @@ from data_prep.pipeline.work import (
 from data_prep.source import Finding, Item, Rejected, Source, Unusable
 
 Manifest = dict[str, Any]
+Placed = tuple[str, str, str, str]  # unit, patient, study, stamp
 
 FORMAT = 1
 SCAN_AT_ONCE = 64  # items of one task
@@ -73,6 +75,7 @@ def prepare(
     max_rejected: float = 1.0,
     beam: str | None = None,
     show_paths: bool = False,
+    patient_by: PatientBy = PatientBy.AUTO,
 ) -> Manifest:
     """Writes one dataset folder and returns its manifest.
 
@@ -88,10 +91,12 @@ def prepare(
         max_rejected: Largest share of images that may be damaged or irregular, as a fraction.
         beam: Options of an Apache Beam pipeline that does the work of steps 2 and 4.
         show_paths: Whether to print the paths of what was rejected.
+        patient_by: What counts as a patient.
 
     Raises:
-        DataError: If `out` is taken, there is no slice, or too many images were rejected; then the
-            quality report is in the folder `OUT.rejected`.
+        DataError: If `out` is taken, there is no slice, a class or split would be empty, patients
+            cannot be what they are said to be, or too much was rejected; then the quality report
+            is in the folder `OUT.rejected`.
         StorageError: If the disk refuses.
     """
     out = Path(out)
@@ -101,20 +106,28 @@ def prepare(
     with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
         _scan(context, local, index)
+        known, told = gate.require_people(source, index, patient_by)
         _read(context, runner, index)
         parts = Parts(context, index)
-        quality = _require_quality(parts, index, out, max_rejected, show_paths)
+        quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
         patients = index.patients(key)
+        if patient_by is PatientBy.JOINED:
+            patients = joined(gate.studies(index), patients)
         if join:
             patients = join_duplicates(parts.signatures(), parts, patients, fractions, seed)
+        if join or patient_by is PatientBy.JOINED:
+            apart = len(set(patients.values()))
+            told.append(f"{len(patients)} patients, {apart} of them told apart")
         plan = make_plan(parts, patients, fractions, seed)
         _write(context, runner, plan)
         folder = work / "dataset"
         manifest = _assemble(context, plan, folder)
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
-        if join:
-            told = f"{len(patients)} patients, {len(set(patients.values()))} of them told apart"
-            manifest["note"] = "; ".join(filter(None, [manifest.get("note"), told]))
+        manifest.update(
+            source.facts(), patients_known=known, labels_of=gate.labels_of(source, parts)
+        )
+        if notes := [*source.notes(), *told]:
+            manifest["note"] = "; ".join(notes)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         _report(folder, quality, parts, index)
         audit.audit(folder)
@@ -175,24 +188,25 @@ def _scan(context: Context, runner: Runner, index: Index) -> None:
                 continue
             for item, place in zip(items, placed, strict=True):
                 if isinstance(place, Unusable):
-                    rejected = Rejected.of(item.number, place)
+                    rejected = Rejected.of(item.number, place).of_item(item)
                     index.reject(item, rejected.reason, rejected.fault)
                 else:
                     index.add(item, *place)
     index.complete()
 
 
-def _place(context: Context, items: Sequence[Item]) -> list[tuple[str, str, str] | Unusable]:
-    """Unit, patient and stamp of each item, or why it has none."""
-    placed: list[tuple[str, str, str] | Unusable] = []
+def _place(context: Context, items: Sequence[Item]) -> list[Placed | Unusable]:
+    """Unit, patient, study and stamp of each item, or why it has none."""
+    placed: list[Placed | Unusable] = []
     for item in items:
         try:
-            unit, patient = astuple(context.source.place(item))
+            item.require_sound()
+            unit, patient, study = astuple(context.source.place(item))
             if not patient:
                 raise Unusable("no patient")
             stat = os.stat(item.path) if item.path else None
             stamp = f"{stat.st_size}-{stat.st_mtime_ns}" if stat else ""
-            placed.append((unit, patient, stamp))
+            placed.append((unit, patient, study, stamp))
         except Unusable as error:
             placed.append(error)
         except Exception as error:  # a damaged header may raise anything
@@ -318,7 +332,6 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         {split: [(s.slices, s.size) for s in planned.shards] for split, planned in plan.items()},
     )
     digests = sorted(f"{split} {digest}" for split, p in plan.items() for digest in p.digests)
-    notes = source.notes()
     return {
         "format": FORMAT,
         "name": source.name,
@@ -332,7 +345,6 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         "fingerprint": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         "software": {"ctssl_jax": __version__},
         **({"origin": asdict(source.origin)} if source.origin else {}),
-        **({"note": "; ".join(notes)} if notes else {}),
     }
 
 
@@ -342,35 +354,26 @@ def _tally(path: Path) -> Tally:
 
 
 def _require_quality(
-    parts: Parts, index: Index, out: Path, limit: float, show_paths: bool
+    context: Context, parts: Parts, index: Index, out: Path, limit: float, show_paths: bool
 ) -> Quality:
     """The quality of what was read.
 
     Raises:
-        DataError: If there is no slice, or more than the limit is rejected; the report is written.
+        DataError: If there is no slice, or of a class none, or more than the limit is rejected; the
+            report is written.
     """
-    quality = Quality(limit)
-    for rejected in index.rejected():
-        quality.reject(rejected)
-    for _, part in parts:
-        quality.add(part)
+    quality = gate.measure(context.source, parts, index, limit)
     if show_paths:
         for rejected in _rejected(parts, index):
-            print(f"file {rejected.number}: {rejected.reason}: {index.path(rejected.number)}")
-    if quality.kept and quality.share <= limit:
-        return quality
-    folder = _refused(out)
-    folder.mkdir(exist_ok=True)
-    _report(folder, quality, parts, index)
-    if not quality.kept:
-        reasons = (quality.faults + quality.unwanted).most_common(5)
-        why = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "it holds no files"
-        raise DataError(f"no CT slices found in --source ({why})")
-    worst = ", ".join(f"{n} x {reason}" for reason, n in quality.faults.most_common(3))
-    raise DataError(
-        f"{quality.share:.1%} of the images were rejected ({worst}), more than --max_rejected="
-        f"{limit:g}: see {folder}, and repeat the command with a higher limit if that is right"
-    )
+            path = names.shown(index.path(rejected.number))
+            print(f"file {rejected.number}: {rejected.reason}: {path}")
+    # Other sources have classes of their own, of which a part of the set may lack some.
+    classes = context.source.classes if context.source.name == "folder" else ()
+    if why := gate.refusal(quality, classes, _refused(out)):
+        _refused(out).mkdir(exist_ok=True)
+        _report(_refused(out), quality, parts, index)
+        raise DataError(why)
+    return quality
 
 
 def _report(folder: Path, quality: Quality, parts: Parts, index: Index) -> None:

@@ -18,6 +18,8 @@ from jaxtyping import Int16
 from PIL import Image, ImageOps
 
 from data_prep.origin import Origin
+from data_prep.patients import NO_MATCH
+from data_prep.readers.labels import positive_last
 from data_prep.readers.listing import natural
 from data_prep.source import Item, Place, Rejected, Slice, Unusable, Unwanted
 
@@ -42,6 +44,7 @@ class ImageSource:
         bits: 8 or 16; images of the other depth are rejected.
         remarks: What `notes` says.
         origin: Of a public set.
+        known: What `facts` says.
         listed: The items. Only the process that lists them needs them: they do not pickle.
     """
 
@@ -51,6 +54,7 @@ class ImageSource:
     remarks: Sequence[str] = ()
     origin: Origin | None = None
     listed: Sequence[Item] = field(default=(), repr=False)
+    known: Mapping[str, Any] = field(default_factory=lambda: {"patients_known": False})
 
     kind: ClassVar[str] = "image"
 
@@ -77,13 +81,14 @@ class ImageSource:
             Unwanted: If it is no image and not named like one, or a mask.
             Unusable: If it is missing, damaged, or of the other depth.
         """
+        item.require_sound()
         if not os.path.isfile(item.path):
             raise Unusable("listed but not there")
         bits = image_bits(Path(item.path))
         if bits != self.bits:
             raise Unusable(f"{bits}-bit image among {self.bits}-bit images")
         if not item.patient:
-            raise Unusable("no patient: --patient_regex does not match")
+            raise Unusable(NO_MATCH)
         return Place(unit=f"{(item.number - 1) // UNIT:07d}", patient=item.patient)
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected]:
@@ -99,9 +104,25 @@ class ImageSource:
                 image, item.patient, item.patient, item.part[1], label=item.label, split=item.split
             )
 
+    def facts(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {**({"labels_of": "slice"} if self.classes else {}), **self.known}
+
     def notes(self) -> Sequence[str]:
         """See `Source`."""
         return self.remarks
+
+
+def with_positive(source: ImageSource, positive: str) -> ImageSource:
+    """The source with that class of two as the last; raises as `labels.positive_last`."""
+    if not positive:
+        return source
+    classes = positive_last(source.classes, positive)
+    items = source.listed
+    if classes != list(source.classes):
+        items = [replace(i, label=1 - i.label) if i.label >= 0 else i for i in items]
+    known = {**source.known, "positive": positive}
+    return replace(source, classes=classes, listed=items, known=known)
 
 
 def numbered(items: Iterable[Item]) -> list[Item]:
@@ -143,6 +164,17 @@ def image_bits(path: Path) -> int:
         if image.mode in _MODES_16_BIT:
             return 16
         raise Unusable(f"mode {image.mode} is not grey, RGB or palette")
+
+
+def is_mask(path: Path) -> bool:
+    """Whether an image is left out by design, as its header alone can say."""
+    try:
+        image_bits(path)
+    except Unwanted:
+        return True
+    except Unusable:
+        return False
+    return False
 
 
 def read_grey(path: Path) -> Int16[np.ndarray, "h w"]:

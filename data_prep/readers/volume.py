@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK
 from jaxtyping import Float, Num
 
+from data_prep.names import text_path
 from data_prep.readers.silence import hidden_output
 from data_prep.readers.volume_header import VolumeHeader, read_header
 from data_prep.source import Unusable, Unwanted
@@ -149,10 +150,10 @@ def _geometry(
 ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     """Directions of the stored axes as columns, their spacing and the origin, in mm (LPS)."""
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
     reader.SetImageIO(header.reader)
     try:
-        with hidden_output():
+        with hidden_output(), text_path(path) as name:
+            reader.SetFileName(name)
             reader.ReadImageInformation()
     except RuntimeError as error:
         raise Unusable("the geometry cannot be read") from error
