@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ctssl_jax import run_lock
 from ctssl_jax.errors import (
     ConfigError,
     DeviceError,
@@ -167,13 +168,15 @@ def _part(lifeline: Lifeline) -> None:
 
 
 def mark_ended(workdir: Path | None, cluster: Cluster | None, code: int) -> None:
-    """Notes how a run ended that had begun; a refused folder keeps its status."""
+    """Notes how a run ended that had begun; a refused folder, or another's, keeps its status."""
     if cluster is not None and cluster.process != 0:
         return
-    status = workdir / "STATUS" if workdir else None
+    if workdir is None:
+        return
+    status = workdir / "STATUS"
     words = {Preempted.exit_code: "preempted", Interrupted.exit_code: "interrupted"}
     with contextlib.suppress(OSError):  # a full disk, on which this is the least
-        if status and code not in (2, 3) and status.exists():
+        if code not in (2, 3) and status.exists() and run_lock.is_free(workdir):
             status.write_text(words.get(code, f"failed:{code}") + "\n")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from ctssl_jax import __version__
+from ctssl_jax import __version__, run_lock
 from ctssl_jax.augment import Intensity
 from ctssl_jax.config import Config, config_record, first_difference, to_json
 from ctssl_jax.data import Dataset
@@ -63,7 +63,8 @@ def open_run(
       Whether the run has already ended well; then nothing is touched.
 
     Raises:
-      ConfigError: the folder belongs to another config or dataset, or holds something else.
+      ConfigError: the folder belongs to another config or dataset, or holds something else, or
+        another run is writing it.
       StorageError: it cannot be written.
     """
     record = config_record(config)
@@ -85,24 +86,34 @@ def open_run(
 
 
 def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
-    known = workdir / "config.json"
     try:
-        if known.exists():
-            _require_same_run(workdir, record, data)
-            if (workdir / "STATUS").read_text().strip() == "done":
-                return True
-        elif workdir.exists() and any(workdir.iterdir()):
-            raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
+        if _is_done(workdir, record, data):
+            return True
         workdir.mkdir(parents=True, exist_ok=True)
+        run_lock.take(workdir)
+        if _is_done(workdir, record, data):  # meanwhile, by another process
+            run_lock.release(workdir)
+            return True
         for leftover in (*workdir.glob("*.tmp"), *workdir.glob("figures/*.tmp")):
             leftover.unlink()  # of a write that a kill cut short
         write_json(workdir / "env.json", environment(record["config"]["precision"]))
         write_json(workdir / "data.json", data)
         (workdir / "STATUS").write_text("running\n")
-        write_json(known, record)
+        write_json(workdir / "config.json", record)
         return False
     except OSError as error:
         raise StorageError(f"run folder {workdir} cannot be written: {error.strerror}") from None
+
+
+def _is_done(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether a run has ended well here; raises where the folder is not this run's."""
+    if (workdir / "config.json").exists():
+        _require_same_run(workdir, record, data)
+        return (workdir / "STATUS").read_text().strip() == "done"
+    begun = (workdir / run_lock.NAME).exists()  # and killed, or about to write its config
+    if not begun and workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
+    return False
 
 
 def _require_shared(
@@ -206,6 +217,8 @@ def set_status(workdir: Path, status: str) -> None:
     """`running`, `done`, `preempted`, `interrupted` or `failed:CODE`."""
     if distributed.is_first():
         (workdir / "STATUS").write_text(status + "\n")
+        if status == "done":
+            run_lock.release(workdir)
 
 
 def environment(precision: str) -> dict[str, Any]:
