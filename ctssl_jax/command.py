@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ctssl_jax import run_lock
 from ctssl_jax.errors import (
     ConfigError,
     DeviceError,
@@ -29,6 +28,7 @@ from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.hosts.cluster import Cluster
 from ctssl_jax.hosts.roll_call import Lifeline
 from ctssl_jax.hosts.signals import Supervisor, dump_stacks
+from ctssl_jax.run import lock as run_lock
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

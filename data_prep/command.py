@@ -3,15 +3,16 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from ctssl_jax.dataset.canvas import SMALLEST
 from ctssl_jax.errors import ConfigError, DataError, UserError
-from data_prep import show_pairs
+from data_prep import effects, names, show_pairs
 from data_prep.audit import audit
 from data_prep.irregular import Irregular
 from data_prep.not_duplicates import read_not_duplicates
+from data_prep.patients import PatientBy
 from data_prep.pipeline.dry_run import dry_run
 from data_prep.pipeline.exclude import load_excluded
 from data_prep.pipeline.prepare import Manifest, prepare, refuse_taken
@@ -131,13 +132,37 @@ def new_parser(
     return parser
 
 
-def add_patient_regex(parser: argparse.ArgumentParser, item: str) -> None:
-    """Adds the flag that says how to find the patient in the name of an image or file."""
+def add_patient_regex(parser: argparse.ArgumentParser, without: str) -> None:
+    """Adds the flag that says how to find the patient in the path of a file."""
     parser.add_argument(
         "--patient_regex",
         default="",
-        help=f"searched in each file name; the first group is the patient. "
-        f"Without it each {item} counts as its own patient",
+        help="searched in each file name and, where it is not found there, in the path relative "
+        "to --source, with / between folders; the first group is the patient, as in "
+        f"'(p[0-9]+)/'; {without}",
+    )
+
+
+def add_patient_by(parser: argparse.ArgumentParser, without: Collection[PatientBy] = ()) -> None:
+    """Adds the flag that says what counts as a patient."""
+    parser.add_argument(
+        "--patient_by",
+        choices=[choice.value for choice in PatientBy if choice not in without],
+        default=PatientBy.AUTO.value,
+        help="auto: the PatientID, or what paths or table say, refused where that cannot be; id: "
+        "the same as it stands; joined: identifiers that share a study or differ in spelling only "
+        "count as one"
+        + ("" if PatientBy.STUDY in without else "; study: each study of DICOM is a patient"),
+    )
+
+
+def add_positive(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that names the class that scores are of."""
+    parser.add_argument(
+        "--positive",
+        default="",
+        metavar="CLASS",
+        help="the class of two that F1, AUC and the like are of; without it the last in order",
     )
 
 
@@ -188,6 +213,8 @@ def run_source(
     def task(args: argparse.Namespace) -> None:
         if "source" in args and not args.source.exists():
             raise DataError("--source does not exist")
+        if not names.is_text(str(args.out.absolute())):
+            raise ConfigError("--out: its path must be UTF-8")
         refuse_taken(args.out)
         if not 0 <= args.max_rejected <= 1:
             raise ConfigError(f"--max_rejected={args.max_rejected}: must be 0 to 1")
@@ -199,10 +226,8 @@ def run_source(
             raise ConfigError(f"--workers={args.workers}: must be 0 (this process) or more")
         fractions = _fractions(args)
         source = make_source(args)
-        if args.folds:
-            _require_open_splits(source, args, f"--folds={args.folds}")
-        if args.join_duplicates:
-            _require_open_splits(source, args, "--join_duplicates")
+        words = sys.argv[1:] if argv is None else argv
+        effects.require_effects(words, effects.Situation(source, args, fractions))
         if args.show_pairs:
             show_pairs.require_own_folder(args.show_pairs, [args.out])
         apart = read_not_duplicates(args.not_duplicates) if args.not_duplicates else frozenset()
@@ -235,6 +260,7 @@ def run_source(
             show_paths=args.show_paths,
             excluded=excluded,
             not_duplicates=apart,
+            patient_by=PatientBy(getattr(args, "patient_by", PatientBy.AUTO)),
         )
         print(table(manifest))
         print((args.out / "quality.txt").read_text(), end="")
@@ -268,17 +294,6 @@ def _fractions(args: argparse.Namespace) -> dict[str, float]:
         flags = " and ".join(f"--{name}={value:g}" for name, value in given.items())
         raise ConfigError(f"--folds={args.folds} and {flags}: give one or the other")
     return fold_fractions(args.folds)
-
-
-def _require_open_splits(source: Source, args: argparse.Namespace, flag: str) -> None:
-    """Raises ConfigError if the source itself says what is train, val or test."""
-    if any(item.split for item in source.items()):
-        mend = (
-            "give --split_by=patient"
-            if "split_by" in args
-            else "leave the column `split` out of --labels"
-        )
-        raise ConfigError(f"{flag}: the source has splits of its own: {mend}")
 
 
 def run(

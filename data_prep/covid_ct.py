@@ -70,7 +70,8 @@ def make_source(root: Path, split_by: str = "official") -> ImageSource:
         for split, path in found.items():
             for name in _names(path):
                 listed.add(name)
-                item = Item(0, str(folder / name), publication(name, kind), label, split)
+                patient = publication(name, kind)
+                item = Item(0, str(folder / name), patient, label, split, wanted=True)
                 items.append(item)
         unlisted += sum(path.is_file() and path.name not in listed for path in folder.iterdir())
     if unlisted:
@@ -81,7 +82,8 @@ def make_source(root: Path, split_by: str = "official") -> ImageSource:
         notes.append("split by publication, not the official split")
     elif shared:
         notes.append(f"official split: {shared} publications have images in more than one split")
-    return ImageSource("covid_ct", CLASSES, 8, notes, ORIGIN, images.numbered(items))
+    known = {"patients_known": True}  # as far as publications are patients
+    return ImageSource("covid_ct", CLASSES, 8, notes, ORIGIN, images.numbered(items), known)
 
 
 def _names(path: Path) -> list[str]:
@@ -117,9 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         test=0.25,
     )
     command.add_split_by(parser)
+    command.add_positive(parser)
 
     def from_flags(args: argparse.Namespace) -> ImageSource:
-        return make_source(args.source, args.split_by)
+        source = make_source(args.source, args.split_by)
+        return images.with_positive(source, args.positive)
 
     return command.run_source(from_flags, parser, argv)
 

@@ -8,7 +8,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,13 +17,14 @@ import numpy as np
 from data_prep import command
 from data_prep.irregular import Irregular
 from data_prep.origin import Origin
+from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
 from data_prep.readers import listing
 from data_prep.readers.dicom_header import Header, read_header
 from data_prep.readers.dicom_pixels import LOWEST_TISSUE_HU, read_pixels, to_hounsfield
 from data_prep.readers.hounsfield import HOUNSFIELD, SCALE_HU, Evidence, Values
 from data_prep.readers.reconstructions import Made, tell_apart
 from data_prep.readers.stack import Stack
-from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
+from data_prep.source import COPY, Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
 
 # What --irregular is about; see `readers/stack.py`.
 STACK = "a series with missing or repeated slices, gantry tilt, changing distances or mixed sizes"
@@ -37,11 +38,15 @@ class DicomSource:
         root: Folder of DICOM files with any names, or one file.
         irregular: Whether the slices of an irregular series are kept. The finding is kept anyway.
         values: AUTO, or HU if they are that by the user's word.
+        patient_regex: As `patients.PatientFinder` takes it; "" for the patient of the header.
+        patient_by: What counts as a patient.
     """
 
     root: Path
     irregular: Irregular = Irregular.REJECT
     values: Values = Values.AUTO
+    patient_regex: str = ""
+    patient_by: PatientBy = PatientBy.AUTO
 
     name: ClassVar[str] = "dicom"
     kind: ClassVar[str] = "dicom"
@@ -51,21 +56,32 @@ class DicomSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"irregular": self.irregular.value, "values": self.values.value}
+        # Who is the patient, records hold; what else that flag may say changes the split alone.
+        study = {"patient_by": "study"} if self.patient_by is PatientBy.STUDY else {}
+        return {"irregular": self.irregular.value, "values": self.values.value, **study}
 
     def items(self) -> Iterator[Item]:
-        """The files as `listing.files` lists them.
+        """The files as `listing.entries` lists them.
 
         Raises:
+            ConfigError: If `patient_regex` is not one with a group.
             DataError: If there is no file.
         """
-        for number, path in enumerate(listing.files(self.root), 1):
-            yield Item(number, path)
+        finder = PatientFinder.of(self.patient_regex, self.root.resolve())
+        for number, entry in enumerate(listing.entries(self.root), 1):
+            patient = finder.find(entry.path) if self.patient_regex else ""
+            yield Item(number, entry.path, patient, flaw=entry.flaw)
 
     def place(self, item: Item) -> Place:
-        """Series and patient of a file, from its header; raises as `dicom_header.read_header`."""
+        """Series, patient and study of a file; raises as `dicom_header.read_header`.
+
+        Raises:
+            Unusable: Also if `patient_regex` does not match.
+        """
         header = self._header(item)
-        return Place(unit=header.series, patient=header.patient)
+        if self.patient_regex and not item.patient:
+            raise Unusable(NO_MATCH)
+        return Place(unit=header.series, patient=header.patient, study=header.study)
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
         """The slices of one series along its normal, from the feet to the head."""
@@ -85,8 +101,19 @@ class DicomSource:
         """See `Source`."""
         return ()
 
+    def facts(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        if self.patient_by is PatientBy.STUDY:
+            return {"patients_known": False, "patients_from": "study"}
+        origin = "path" if self.patient_regex else "header"
+        return {"patients_known": True, "patients_from": origin}
+
     def _header(self, item: Item) -> Header:
-        return read_header(item.path, os.path.relpath(os.path.dirname(item.path), self.root))
+        """The header of an item; its patient is that of the item, if it has one."""
+        header = read_header(item.path, os.path.relpath(os.path.dirname(item.path), self.root))
+        if self.patient_by is PatientBy.STUDY:
+            return replace(header, patient=header.study)
+        return replace(header, patient=item.patient or header.patient)
 
     def _read_series(
         self, paths: Mapping[int, str], headers: Mapping[int, Header]
@@ -136,6 +163,7 @@ class DicomSource:
                 position_mm=float(positions[which]),
                 spacing_mm=(distance, *frame.pixel_mm),
                 thickness_mm=frame.thickness_mm,
+                number=number,
             )
 
 
@@ -207,7 +235,7 @@ def _require_new(first: Item, item: Item) -> None:
     if first is item:
         return
     if Path(first.path).read_bytes() == Path(item.path).read_bytes():
-        raise Unwanted("a copy of another file")
+        raise Unwanted(COPY)
     raise Unusable("repeats a SOPInstanceUID with other content")
 
 
@@ -235,9 +263,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_irregular(parser, STACK, Irregular.ACCEPT_2D)
     command.add_values(parser, HOUNSFIELD)
+    command.add_patient_regex(parser, "without it the patient is the PatientID")
+    command.add_patient_by(parser)
 
     def from_flags(args: argparse.Namespace) -> DicomSource:
-        return DicomSource(args.source, Irregular(args.irregular), Values(args.values))
+        finder = PatientFinder.of(args.patient_regex, args.source.resolve())
+        finder.require_clear(listing.files(args.source) if args.patient_regex else ())
+        irregular, values = Irregular(args.irregular), Values(args.values)
+        by = PatientBy(args.patient_by)
+        return DicomSource(args.source, irregular, values, args.patient_regex, by)
 
     return command.run_source(from_flags, parser, argv)
 

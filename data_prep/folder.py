@@ -6,11 +6,8 @@ side; 2-D images are grey and make a dataset of their own.
 """
 
 import argparse
-import enum
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,31 +16,28 @@ from ctssl_jax.errors import ConfigError, DataError
 from data_prep import command
 from data_prep.dicom import STACK, DicomSource
 from data_prep.irregular import Irregular
-from data_prep.pipeline.split import patient_finder, shared_patients
-from data_prep.readers import dicom_file, images, labels, listing, volume_header
+from data_prep.patients import PatientBy, PatientFinder
+from data_prep.pipeline.split import shared_patients
+from data_prep.readers import images, labels, listing
+from data_prep.readers.dicom_identity import identifiers
+from data_prep.readers.folder_files import Files, Format
 from data_prep.readers.hounsfield import HOUNSFIELD, Values
 from data_prep.readers.images import ImageSource
-from data_prep.source import Finding, Item, Place, Rejected, Slice, Source, Unusable
-from data_prep.volumes import VOLUME, VolumeSource
+from data_prep.readers.labels import Labelled
+from data_prep.source import (
+    UNLABELLED,
+    Finding,
+    Item,
+    Place,
+    Rejected,
+    Slice,
+    Source,
+    Unusable,
+    Unwanted,
+)
+from data_prep.volumes import EACH_VOLUME, VOLUME, VolumeSource
 
-_IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
-_DICOM_STARTS = (b"\x02\0", b"\x08\0")  # a data set without the preamble begins with such a group
-
-
-class Format(enum.Enum):
-    """Which files of a folder are read.
-
-    Attributes:
-        AUTO: DICOM and volumes, or images; not both.
-        DICOM: DICOM files.
-        VOLUME: NIfTI, NRRD and MetaImage.
-        IMAGE: PNG, JPEG, TIFF and BMP.
-    """
-
-    AUTO = "auto"
-    DICOM = "dicom"
-    VOLUME = "volume"
-    IMAGE = "image"
+EACH_IMAGE = "patients are not known: each image counts as its own patient"
 
 
 @dataclass(frozen=True)
@@ -51,15 +45,17 @@ class FolderSource:
     """DICOM series and volumes of a folder, labelled; a `source.Source`.
 
     The part of an item says which it is; its patient, label and split take the place of those in
-    the file.
+    the file. Slices of a series that have no label, beside some that have, are left out.
 
     Attributes:
         root: The folder.
         irregular: Whether the slices of irregular series and volumes are kept.
         values: AUTO, or HU if they are that by the user's word.
         kind: What is in it: "dicom", "volume" or "dicom+volume".
+        patient_by: What counts as a patient.
         classes: Names of the classes.
         remarks: What `notes` says.
+        known: What `facts` says.
         listed: The items. Only the process that lists them needs them: they do not pickle.
     """
 
@@ -67,8 +63,10 @@ class FolderSource:
     irregular: Irregular
     values: Values
     kind: str
+    patient_by: PatientBy = PatientBy.AUTO
     classes: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    known: Mapping[str, Any] = field(default_factory=lambda: {"patients_known": False})
     listed: Sequence[Item] = field(default=(), repr=False)
 
     name: ClassVar[str] = "folder"
@@ -80,7 +78,7 @@ class FolderSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"irregular": self.irregular.value, "values": self.values.value}
+        return {**self._dicom.options(), "labelled": bool(self.classes)}
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
@@ -88,26 +86,37 @@ class FolderSource:
 
     def place(self, item: Item) -> Place:
         """As `DicomSource.place` and `VolumeSource.place`."""
+        item.require_sound()
         if not os.path.isfile(item.path):
             raise Unusable("listed but not there")
         if not _is_dicom(item):
             return self._volumes.place(item)
         place = self._dicom.place(item)
-        return Place(f"dicom {place.unit}", item.patient or place.patient)
+        return replace(place, unit=f"dicom {place.unit}")
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
         """See `Source`."""
-        first = items[0]
-        if not _is_dicom(first):
+        if not _is_dicom(items[0]):
             yield from self._volumes.read(items)
             return
-        if len({(item.patient, item.label, item.split) for item in items}) > 1:
-            raise Unusable("one series has several labels, patients or splits")
-        for found in self._dicom.read(items):
-            if isinstance(found, Slice):
-                patient = first.patient or found.patient
-                found = replace(found, patient=patient, label=first.label, split=first.split)
-            yield found
+        if self.classes and all(item.label < 0 for item in items):
+            raise Unwanted(UNLABELLED)
+        of_number = {item.number: item for item in items}
+        labelled = [item for item in items if item.label >= 0 or not self.classes]
+        if len({(item.patient, item.split) for item in labelled}) > 1:
+            raise Unusable("one series has several patients or splits")
+        patient, split = labelled[0].patient, labelled[0].split
+        for found in self._dicom.read([replace(item, patient=patient) for item in items]):
+            if not isinstance(found, Slice):
+                yield found
+            elif self.classes and of_number[found.number].label < 0:
+                yield Rejected(found.number, UNLABELLED, fault=False)
+            else:
+                yield replace(found, label=of_number[found.number].label, split=split)
+
+    def facts(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return self.known
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""
@@ -115,76 +124,121 @@ class FolderSource:
 
     @property
     def _dicom(self) -> DicomSource:
-        return DicomSource(self.root, self.irregular, self.values)
+        return DicomSource(self.root, self.irregular, self.values, patient_by=self.patient_by)
 
     @property
     def _volumes(self) -> VolumeSource:
         return VolumeSource(self.root, values=self.values, irregular=self.irregular)
 
 
-def make_source(
-    root: Path,
-    labelled: str = "",
-    patient_regex: str = "",
-    format: Format = Format.AUTO,
-    irregular: Irregular = Irregular.REJECT,
-    values: Values = Values.AUTO,
-    hu_offset: int | None = None,
-) -> Source:
+@dataclass(frozen=True)
+class Wishes:
+    """What a user says of a folder.
+
+    Attributes:
+        labels: As `labels.label` takes it.
+        patient_regex: As `patients.PatientFinder` takes it. Without it each image and each volume
+            is its own patient; the patient of DICOM is its PatientID.
+        format: Which files are read.
+        irregular: Whether the slices of irregular series and volumes are kept.
+        patient_by: What counts as a patient.
+        positive: The class of two that is to be the last; "" for their natural order.
+        values: AUTO, or HU if the values of DICOM and volumes are that by the user's word.
+        hu_offset: What is to be subtracted from 16-bit images to make HU; None: they are grey.
+    """
+
+    labels: str = ""
+    patient_regex: str = ""
+    format: Format = Format.AUTO
+    irregular: Irregular = Irregular.REJECT
+    patient_by: PatientBy = PatientBy.AUTO
+    positive: str = ""
+    values: Values = Values.AUTO
+    hu_offset: int | None = None
+
+
+def make_source(root: Path, labelled: str = "", patient_regex: str = "", **others: Any) -> Source:
     """The files of a folder as a source.
 
     Args:
         root: The folder.
-        labelled: As `labels.label` takes it.
-        patient_regex: Searched in the file name; its first group is the patient. Without it each
-            image and each volume is its own patient. The patient of DICOM is its PatientID.
-        format: Which files are read.
-        irregular: Whether the slices of irregular series and volumes are kept.
-        values: AUTO, or HU if the values of DICOM and volumes are that by the user's word.
-        hu_offset: What is to be subtracted from 16-bit images to make HU; None: they are grey.
+        labelled: As in `Wishes`.
+        patient_regex: As in `Wishes`.
+        others: The other fields of `Wishes`.
 
     Raises:
-        ConfigError: If the expression is not one with a group, or what is said of the values does
-            not hold for what is there.
+        ConfigError: If the expression is not one with a group, or finds no patient,
+            or what is said of the values does not hold for what is there.
         DataError: If there is no file of the format, there are several kinds of intensity, or the
-            table does not fit the files.
+            labels are not what they should be.
     """
+    wishes = Wishes(labelled, patient_regex, **others)
     root = root.resolve()
     if not root.is_dir():
         raise DataError("--source is not a folder")
-    in_name = patient_finder(patient_regex, root)
-    table = Path(labelled).resolve()
-    paths = [path for path in listing.files(root) if Path(path) != table]
-    kinds = _kinds(paths, format)
-
-    def patient_of(path: Path) -> str:
-        return "" if kinds.get(str(path)) is Format.DICOM else in_name(path)
-
-    found = labels.label(paths, root, labelled, patient_of)
-    notes = [f"{found.unlisted} files are not in --labels and were left out"] * bool(found.unlisted)
-    if Format.IMAGE in kinds.values():
-        _require_whole_patients([(item.patient, item.split) for item in found.items])
-        items, masks = images.without_masks(images.numbered(found.items), root)
+    finder = PatientFinder.of(patient_regex, root)
+    table = os.path.realpath(labelled) if labelled else ""
+    entries = [entry for entry in listing.entries(root) if entry.path != table]
+    paths = [entry.path for entry in entries if entry.flaw is None]
+    files = Files(paths, finder, wishes.format, labelled == "folder")
+    described = [files.describe(path) for path in files.paths]
+    found = labels.label(described, root, labelled, files.describe, identifiers)
+    if patient_regex and found.by_table:
+        raise ConfigError("--patient_regex would have no effect: --labels names all patients")
+    found = labels.with_positive(found, wishes.positive)
+    taken = {item.path for item in found.items}
+    others_found = [e for e in entries if e.flaw is not None and e.path not in taken]
+    items = [*found.items, *(Item(0, e.path, flaw=e.flaw) for e in others_found)]
+    notes = [*found.notes, *finder.require_clear(files.paths)]
+    if not found.patients_known:
+        notes.append(EACH_IMAGE if files.hold(Format.IMAGE) else EACH_VOLUME)
+    known: dict[str, Any] = {
+        "patients_known": found.patients_known,
+        "patients_from": _patients_from(found, files, wishes),
+    }
+    if wishes.positive:
+        known["positive"] = wishes.positive
+    if files.hold(Format.IMAGE):
+        _require_whole_patients([(item.patient, item.split) for item in items])
+        if found.classes:
+            known["labels_of"] = "slice" if found.by_file else "scan"
+        listed, masks = images.without_masks(images.numbered(items), root)
         notes += [f"{masks} files are masks beside images and were left out"] * bool(masks)
-        paths = [item.path for item in items]
-        bits = 16 if hu_offset is not None else images.common_bits(paths)
-        if hu_offset is None:
-            if values is not Values.AUTO:
-                raise ConfigError("--values holds for scans: images are HU with --hu_offset alone")
-            notes += _suspicion(paths) if bits == 16 else []
+        bits, more = _depth([item.path for item in listed if item.flaw is None], wishes)
         return ImageSource(
-            "folder", found.classes, bits, notes, None, items, hu_offset=hu_offset, values=values
+            *("folder", found.classes, bits, [*notes, *more], None, listed, known),
+            hu_offset=wishes.hu_offset,
+            values=wishes.values,
         )
-    if hu_offset is not None:
+    if wishes.hu_offset is not None:
         raise ConfigError("--hu_offset holds for images, and --source has none")
-    items = []
-    for number, item in enumerate(found.items, 1):
-        kind = kinds.get(item.path, Format.VOLUME)
-        items.append(replace(item, number=number, part=(kind.value, 0, 0)))
-    held = "+".join(sorted({kind.value for kind in kinds.values()}))
-    source = FolderSource(root, irregular, values, held, found.classes, notes, items)
-    _require_whole_patients([(_patient(source, i), i.split) for i in items if i.split])
+    listed = [replace(files.part(item), number=n) for n, item in enumerate(items, 1)]
+    source = FolderSource(
+        *(root, wishes.irregular, wishes.values, files.kind, wishes.patient_by),
+        *(found.classes, notes, known, listed),
+    )
+    _require_whole_patients([(_patient(source, i), i.split) for i in listed if i.split])
     return source
+
+
+def _patients_from(found: Labelled, files: Files, wishes: Wishes) -> str:
+    if wishes.patient_by is PatientBy.STUDY:
+        return "study"
+    if found.by_table:
+        return "table"
+    if files.hold(Format.DICOM) and files.by_header:
+        return "header"
+    return "path" if wishes.patient_regex else "name"
+
+
+def _depth(paths: Sequence[str], wishes: Wishes) -> tuple[int, list[str]]:
+    """The bits of a pixel of most images, and what to note of them."""
+    if wishes.hu_offset is not None:
+        return 16, []
+    if wishes.values is not Values.AUTO:
+        raise ConfigError("--values holds for scans: images are HU with --hu_offset alone")
+    bits = images.common_bits(paths)
+    return bits, _suspicion(paths) if bits == 16 else []
 
 
 def _suspicion(paths: Sequence[str]) -> list[str]:
@@ -209,53 +263,6 @@ def _suspicion(paths: Sequence[str]) -> list[str]:
 
 def _is_dicom(item: Item) -> bool:
     return item.part is not None and item.part[0] == Format.DICOM.value
-
-
-def _kinds(paths: Sequence[str], format: Format) -> dict[str, Format]:
-    """What reads each file.
-
-    Raises:
-        DataError: If there is nothing to read, or there are images beside volumes or DICOM.
-    """
-    if format is not Format.AUTO:
-        return dict.fromkeys(paths, format)
-    with ThreadPoolExecutor(16) as pool:  # waits for the disk
-        kinds = dict(zip(paths, pool.map(_kind, paths), strict=True))
-    counts = Counter(kinds.values())
-    image, volume, dicom = (counts[f] for f in (Format.IMAGE, Format.VOLUME, Format.DICOM))
-    if not image + volume + dicom:
-        raise DataError(
-            "--source holds no DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF or BMP files"
-        )
-    if image and volume + dicom:
-        raise DataError(
-            f"--source holds {dicom} DICOM files and {volume} volumes, which are in Hounsfield "
-            f"units, and {image} images, which are grey: choose with "
-            "--format=dicom, volume or image"
-        )
-    # What is none of them is looked at, and left out, as the commonest.
-    rest = max((Format.IMAGE, Format.VOLUME, Format.DICOM), key=counts.__getitem__)
-    return {path: rest if kind is Format.AUTO else kind for path, kind in kinds.items()}
-
-
-def _kind(path: str) -> Format:
-    """What a file looks like; AUTO for nothing known."""
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(132)
-        packed = head.startswith(dicom_file.GZIP) and dicom_file.is_packed_dicom(path)
-        if head[128:] == b"DICM" or packed:
-            return Format.DICOM
-        if head.startswith(_IMAGE_STARTS):
-            return Format.IMAGE
-        if volume_header.is_volume(Path(path)):
-            return Format.VOLUME
-    except OSError:
-        return Format.AUTO
-    is_dicom = head.startswith(_DICOM_STARTS) and head[3:4] == b"\0"
-    if is_dicom or dicom_file.is_named_dicom(path):
-        return Format.DICOM
-    return Format.VOLUME if path.endswith(volume_header.SUFFIXES) else Format.AUTO
 
 
 def _patient(source: FolderSource, item: Item) -> str:
@@ -283,14 +290,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--source=scans --out=data/mine --patient_regex='^(patient[0-9]+)' --labels=folder",
         source="folder of scans or images, searched with all sub-folders",
     )
-    command.add_patient_regex(parser, "image or volume")
+    command.add_patient_regex(
+        parser,
+        "without it the patient of DICOM is the PatientID, and each image or volume counts as one",
+    )
+    command.add_patient_by(parser)
     parser.add_argument(
         "--labels",
         default="",
-        help='"folder" (class = first sub-folder), or a CSV file with the columns file and label '
-        "and perhaps patient and split; file may be a folder, as of a series, and is relative to "
-        "--source",
+        help='"folder" (class folders, perhaps in train, val and test), or a CSV file with the '
+        "columns file and label and perhaps patient and split; file may be a folder, as of a "
+        "series, and is relative to --source. In place of file, for DICOM: sop, series, study, "
+        "accession or patient",
     )
+    command.add_positive(parser)
     parser.add_argument(
         "--format",
         choices=[choice.value for choice in Format],
@@ -311,10 +324,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.source,
             args.labels,
             args.patient_regex,
-            Format(args.format),
-            Irregular(args.irregular),
-            Values(args.values),
-            args.hu_offset,
+            format=Format(args.format),
+            irregular=Irregular(args.irregular),
+            patient_by=PatientBy(args.patient_by),
+            positive=args.positive,
+            values=Values(args.values),
+            hu_offset=args.hu_offset,
         )
 
     return command.run_source(from_flags, parser, argv)

@@ -39,18 +39,27 @@ def make_source(root: Path) -> ImageSource:
     """
     root = root.resolve()
     rows = read_table(root / "labels.csv", ("id", "hemorrhage"), "labels.csv of --source")
-    if not all(r["id"].isdecimal() and r["hemorrhage"] in ("0", "1") for r in rows):
-        raise DataError("labels.csv of --source: id must be a number and hemorrhage 0 or 1")
-    labels = {int(row["id"]): int(row["hemorrhage"]) for row in rows}
-    if len(labels) != len(rows):
+    for row in rows:
+        if not row["id"].isdecimal() or row["hemorrhage"] not in ("0", "1"):
+            raise DataError(
+                f"labels.csv of --source, line {row.line}: id must be a number, hemorrhage 0 or 1"
+            )
+    if len({int(row["id"]) for row in rows}) != len(rows):
         raise DataError("labels.csv of --source holds the same id twice")
     folders = (root, root / "head_ct", root / "head_ct" / "head_ct")
     folder = next((folder for folder in folders if any(folder.glob("[0-9]*.png"))), None)
     if folder is None:
         raise DataError("--source has no images named like 000.png")
     items = [
-        Item(0, str(folder / f"{number:03d}.png"), f"head-{number}", label)
-        for number, label in labels.items()
+        Item(
+            0,
+            str(folder / f"{int(row['id']):03d}.png"),
+            f"head-{int(row['id'])}",
+            int(row["hemorrhage"]),
+            row=row.line,
+            wanted=True,
+        )
+        for row in rows
     ]
     notes = ["patients are not known: each image counts as its own patient"]
     return ImageSource("hemorrhage", CLASSES, 8, notes, ORIGIN, images.numbered(items))
@@ -66,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         val=0.2,
         test=0.2,
     )
+    command.add_positive(parser)
 
     def from_flags(args: argparse.Namespace) -> ImageSource:
-        return make_source(args.source)
+        return images.with_positive(make_source(args.source), args.positive)
 
     return command.run_source(from_flags, parser, argv)
 

@@ -80,7 +80,7 @@ class LidcSource(DicomSource):
         places, done = set(), set()
         for item in self.items():
             folder = os.path.dirname(item.path)
-            if folder in done:
+            if folder in done or item.flaw is not None:
                 continue
             try:
                 places.add(self.place(item))
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def from_flags(args: argparse.Namespace) -> LidcSource:
         expected = load_series(args.series) if args.series else frozenset()
         values = Values(args.values)
-        return LidcSource(args.source, Irregular(args.irregular), values, expected)
+        return LidcSource(args.source, Irregular(args.irregular), values, expected=expected)
 
     return command.run_source(from_flags, parser, argv)
 

@@ -15,12 +15,13 @@ import hashlib
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Int
 
 from ctssl_jax.errors import ConfigError, DataError
 from data_prep import command
@@ -67,6 +68,7 @@ class NpzSource:
         classes: Names of the classes.
         official: Whether the splits of the file are kept.
         remarks: What `notes` says.
+        patients_known: Whether the file names them.
         listed: The items. Only the process that lists them needs them: they do not pickle.
     """
 
@@ -75,6 +77,7 @@ class NpzSource:
     official: bool = True
     remarks: Sequence[str] = ()
     listed: Sequence[Item] = field(default=(), repr=False)
+    patients_known: bool = True
 
     name: ClassVar[str] = "organsmnist"
     kind: ClassVar[str] = "npz"
@@ -111,6 +114,10 @@ class NpzSource:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise Unusable("cut off or damaged") from error
 
+    def facts(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {"patients_known": self.patients_known, "labels_of": "slice"}
+
     def notes(self) -> Sequence[str]:
         """See `Source`."""
         return self.remarks
@@ -139,10 +146,10 @@ def make_source(path: Path, split_by: str = "official", md5: str = "auto") -> Np
     try:
         with zipfile.ZipFile(path) as file:
             arrays = npz.splits(file)
-            labels = {split: npz.small(file, f"{split}_labels").astype(int) for split in arrays}
+            labels = {split: _labels(file, split) for split in arrays}
             known = all(f"{split}_patient.npy" in file.namelist() for split in arrays)
             patients = {s: _patients(file, s, len(labels[s])) for s in arrays}
-            classes = _classes(file, 1 + max(int(of_split.max()) for of_split in labels.values()))
+            classes = _classes(file, set(np.concatenate([*labels.values()]).tolist()))
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError("--source is not a readable npz file: download it again") from error
     if split_by == "patient" and not known:
@@ -162,7 +169,7 @@ def make_source(path: Path, split_by: str = "official", md5: str = "auto") -> Np
             home = split if official else ""
             part = (split, start, stop)
             items.append(Item(len(items) + 1, str(path.resolve()), names[start], -1, home, part))
-    return NpzSource(path.resolve(), classes, official, notes, items)
+    return NpzSource(path.resolve(), classes, official, notes, items, known)
 
 
 def _require_md5(path: Path, md5: str) -> str:
@@ -191,12 +198,41 @@ def _patients(file: zipfile.ZipFile, split: str, count: int) -> list[str]:
     return [f"organs-{split}-{i}" for i in range(count)]
 
 
-def _classes(file: zipfile.ZipFile, count: int) -> list[str]:
+def _labels(file: zipfile.ZipFile, split: str) -> Int[np.ndarray, " n"]:
+    """The labels of a split.
+
+    Raises:
+        DataError: If they are not whole numbers from 0 on.
+    """
+    stored = npz.small(file, f"{split}_labels")
+    labels = stored.astype(int)
+    if np.any(labels != stored) or labels.min(initial=0) < 0:
+        raise DataError(f"--source: {split}_labels must be whole numbers from 0 on")
+    return labels
+
+
+def _classes(file: zipfile.ZipFile, labels: Set[int]) -> list[str]:
+    """The names of the classes.
+
+    Raises:
+        DataError: If there are fewer names than classes, or a class without an image.
+    """
+    count = 1 + max(labels)
+    classes = list(ORGANS) if count == len(ORGANS) else [f"organ_{i}" for i in range(count)]
     if "class_names.npy" in file.namelist():
-        named = npz.small(file, "class_names")
-        if len(named) >= count:
-            return [str(name) for name in named]
-    return list(ORGANS) if count == len(ORGANS) else [f"organ_{i}" for i in range(count)]
+        classes = [str(name) for name in npz.small(file, "class_names")]
+        if len(classes) < count:
+            raise DataError(
+                f"--source: class_names holds {len(classes)} names, and there is a label "
+                f"{count - 1}: name all classes"
+            )
+    if unused := sorted(set(range(len(classes))) - labels):
+        told = ", ".join(map(str, unused[:12])) + ", ..." * (len(unused) > 12)
+        raise DataError(
+            f"--source holds labels up to {count - 1} for {len(classes)} classes, and no image of "
+            f"{told}: number the classes from 0 without gaps"
+        )
+    return classes
 
 
 def _runs(patients: Sequence[str], by_patient: bool) -> Iterator[tuple[int, int]]:
@@ -216,7 +252,7 @@ def _part(item: Item) -> tuple[str, int, int]:
 
 def _slices(file: zipfile.ZipFile, item: Item) -> Iterator[Slice]:
     split, start, stop = _part(item)
-    labels = npz.small(file, f"{split}_labels").astype(int)
+    labels = _labels(file, split)
     patients = _patients(file, split, len(labels))
     # The running number of a patient's images goes on from split to split.
     before = [

@@ -12,7 +12,7 @@ Identifiers are raw in here, as in the source. Nothing of this module is written
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +38,17 @@ class Unusable(Exception):
 
 
 class Unwanted(Unusable):
-    """An item is left out by design: a localizer, another modality, no image. Does not count."""
+    """An item is left out by design: a localizer, another modality, no image. Does not count.
+
+    Unless the user's table names this very file: then it is a fault (`Item.wanted`).
+    """
+
+
+# By design, whoever names it: nothing is lost.
+COPY = "a copy of another file"
+UNLABELLED = "no label in --labels"
+BY_NAME = "a patient of --exclude_patients_of"
+BY_CONTENT = "slices of a patient of --exclude_patients_of"
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,9 @@ class Item:
         label: Index of the class, -1 if none.
         split: Where the source itself says so ("train", "val", "test"); "" to split by patient.
         part: Which part of the file: (name, start, stop), for files that hold many images.
+        row: Line of the table that speaks of it; 0 if none.
+        wanted: Whether that names this very file, so that whatever is wrong with it is a fault.
+        flaw: Why it is not to be opened, and whether that is a fault; None to read it.
     """
 
     number: int
@@ -60,14 +73,27 @@ class Item:
     label: int = -1
     split: str = ""
     part: tuple[str, int, int] | None = None
+    row: int = 0
+    wanted: bool = False
+    flaw: tuple[str, bool] | None = None
+
+    def require_sound(self) -> None:
+        """Raises its flaw, as `Unusable` or `Unwanted`, if it has one."""
+        if self.flaw is not None:
+            reason, fault = self.flaw
+            raise (Unusable if fault else Unwanted)(reason)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an item belongs: its unit (read in one go, restarted as one) and its patient."""
+    """Where an item belongs: its unit (read in one go, restarted as one) and its patient.
+
+    `study` is what the file says of its study, to check patients by; "" if it says nothing.
+    """
 
     unit: str
     patient: str
+    study: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +110,7 @@ class Slice:
         thickness_mm: Slice thickness in mm; NaN if unknown.
         label: Index of the class, -1 if none.
         split: "" to split by patient.
+        number: Of the item that it was read from, where its source says so; else 0.
     """
 
     image: Int16[np.ndarray, "h w"]
@@ -95,6 +122,7 @@ class Slice:
     thickness_mm: float = float("nan")
     label: int = -1
     split: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,17 +134,24 @@ class Rejected:
         reason: A fixed phrase.
         fault: Whether it counts for the limit: damaged or irregular, not left out by design.
         count: How many images.
+        row: Line of the user's table that speaks of it; 0 if none.
     """
 
     number: int
     reason: str
     fault: bool = True
     count: int = 1
+    row: int = 0
 
     @classmethod
     def of(cls, number: int, error: Unusable, count: int = 1) -> "Rejected":
         """The rejection for an error that was raised on item `number`."""
         return cls(number, str(error), not isinstance(error, Unwanted), count)
+
+    def of_item(self, item: Item) -> "Rejected":
+        """The same with what is known of the item: its row, and whether it was wanted."""
+        by_design = item.flaw is not None or self.reason in (COPY, UNLABELLED, BY_CONTENT)
+        return replace(self, fault=self.fault or (item.wanted and not by_design), row=item.row)
 
 
 @dataclass(frozen=True)
@@ -176,6 +211,14 @@ class Source(Protocol):
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
         """The slices of one unit, given all its items in their order."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the manifest says beside counts: plain data, called after `items()`.
+
+        `patients_known`, whether the source tells patients apart; `patients_from`, where it says
+        so: "header", "path", "table", "study", or "name" where each file is its own; `positive`,
+        the class of two that was named so.
+        """
 
     def notes(self) -> Sequence[str]:
         """What a user of the dataset should know, e.g. official splits that share patients.

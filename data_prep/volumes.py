@@ -18,8 +18,8 @@ from jaxtyping import Num
 
 from data_prep import command
 from data_prep.irregular import Irregular
+from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
 from data_prep.pipeline.records import to_hu
-from data_prep.pipeline.split import patient_finder
 from data_prep.readers import listing
 from data_prep.readers.hounsfield import NO_VALUES, Evidence, Values
 from data_prep.readers.volume import Volume, read_volume
@@ -28,6 +28,7 @@ from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Un
 
 # What --irregular is about; see `Volume.irregularities`.
 VOLUME = "a volume that lies obliquely in space, or of which it is not known how it lies"
+EACH_VOLUME = "patients are not known: each volume counts as its own patient"
 MAX_LABELS = 128  # a segmentation has so few values
 
 
@@ -37,8 +38,7 @@ class VolumeSource:
 
     Attributes:
         root: Folder of .nii, .nii.gz, .nrrd, .nhdr, .mha and .mhd files, or one file.
-        patient_regex: Searched in the file name; its first group is the patient. Without it each
-            file is its own patient.
+        patient_regex: As `patients.PatientFinder` takes it; without it each file is a patient.
         values: What the values are.
         irregular: Whether the slices of an oblique volume are kept. The finding is kept anyway.
     """
@@ -69,15 +69,16 @@ class VolumeSource:
             ConfigError: If the expression is not one with a group.
             DataError: If there is no file.
         """
-        patient_of = patient_finder(self.patient_regex, self._folder)
-        for number, path in enumerate(listing.files(self.root), 1):
-            yield Item(number, path, patient_of(Path(path)))
+        finder = PatientFinder.of(self.patient_regex, self._folder)
+        find = finder.find if self.patient_regex else finder.own_name
+        for number, entry in enumerate(listing.entries(self.root), 1):
+            yield Item(number, entry.path, find(entry.path), flaw=entry.flaw)
 
     def place(self, item: Item) -> Place:
         """Each volume is a unit; raises as `volume_header.read_header`."""
         read_header(Path(item.path), self._folder)
         if not item.patient:
-            raise Unusable("no patient: --patient_regex does not match")
+            raise Unusable(NO_MATCH)
         return Place(unit=self._series(item), patient=item.patient)
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
@@ -102,9 +103,14 @@ class VolumeSource:
                 continue
             yield from self._slices(item, volume)
 
+    def facts(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        known = bool(self.patient_regex)
+        return {"patients_known": known, "patients_from": "path" if known else "name"}
+
     def notes(self) -> Sequence[str]:
         """See `Source`."""
-        return ()
+        return () if self.patient_regex else (EACH_VOLUME,)
 
     @property
     def _folder(self) -> Path:
@@ -186,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--source=volumes --out=data/mine --patient_regex='^(case[0-9]+)'",
         source="folder of .nii, .nii.gz, .nrrd, .nhdr, .mha and .mhd files, or one file",
     )
-    command.add_patient_regex(parser, "volume")
+    command.add_patient_regex(parser, "without it each volume counts as its own patient")
+    command.add_patient_by(parser, without=(PatientBy.STUDY,))
     command.add_values(parser, tuple(Values))
     command.add_irregular(parser, VOLUME)
 
@@ -194,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = VolumeSource(
             args.source, args.patient_regex, Values(args.values), Irregular(args.irregular)
         )
-        patient_finder(source.patient_regex, args.source)  # says at once what is wrong with it
+        finder = PatientFinder.of(args.patient_regex, source._folder)
+        finder.require_clear(listing.files(args.source) if args.patient_regex else ())
         return source
 
     return command.run_source(from_flags, parser, argv)

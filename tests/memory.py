@@ -25,6 +25,9 @@ class MemorySource:
     def options(self) -> dict[str, Any]:
         return {}
 
+    def facts(self) -> dict[str, Any]:
+        return {"patients_known": True}
+
     def notes(self) -> list[str]:
         return []
 

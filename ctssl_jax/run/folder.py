@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 
-from ctssl_jax import __version__, run_lock
+from ctssl_jax import __version__
 from ctssl_jax.augment import Intensity
 from ctssl_jax.config import Config, config_record, first_difference, to_json
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.hosts import distributed
 from ctssl_jax.metrics import MetricWriter, SilentWriter, Writer
+from ctssl_jax.run import lock as run_lock
 
 SHARED_S = 30.0  # that a new file may take to be seen by other hosts (NFS)
 
@@ -72,7 +73,10 @@ def open_run(
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
-    told = ("source_kind", "origin", "note", "canvas", "labels_of")  # where the manifest has them
+    told = (  # where the manifest has them
+        *("source_kind", "origin", "note", "canvas"),
+        *("patients_known", "labels_of", "positive"),
+    )
     data |= {key: dataset.manifest[key] for key in told if key in dataset.manifest}
 
     def make() -> dict[str, Any]:
@@ -136,7 +140,13 @@ def _require_shared(
 
 def writer(workdir: Path, step: int) -> Writer:
     """What a run writes metrics and lines with, from `step` on."""
-    return MetricWriter(workdir, step) if distributed.is_first() else SilentWriter()
+    if not distributed.is_first():
+        return SilentWriter()
+    made = MetricWriter(workdir, step)
+    known = workdir / "data.json"
+    if step == 0 and known.exists() and read_json(known).get("patients_known") is False:
+        made.line("the patients of this dataset are not known: its note says what counts as one")
+    return made
 
 
 def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ phantom is a function of its seed and of nothing else.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,6 +52,10 @@ class PhantomSource:
     def options(self) -> dict[str, Any]:
         """See `Source`."""
         return {"slices": self.slices, "size": self.size, "seed": self.seed}
+
+    def facts(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {"patients_known": True}
 
     def notes(self) -> list[str]:
         """See `Source`."""

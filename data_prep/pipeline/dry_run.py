@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
-from data_prep.pipeline.exclude import BY_NAME
 from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Inline, Pool, Runner
-from data_prep.source import Finding, Item, Rejected, Slice, Source, Unusable
+from data_prep.source import BY_NAME, Finding, Item, Rejected, Slice, Source, Unusable
 
 LIST_SECONDS, SCAN_SECONDS, READ_SECONDS = 10.0, 20.0, 20.0
 AT_ONCE = 16  # items whose headers one task looks at
@@ -63,7 +62,7 @@ def dry_run(
     excluded_names = set[str]()
     for item, place in placed:
         if isinstance(place, Unusable):
-            rejected = Rejected.of(item.number, place)
+            rejected = Rejected.of(item.number, place).of_item(item)
             (refused if rejected.fault else left_out)[rejected.reason] += 1
         elif (name := pseudonym(key, place[1])) in excluded:
             excluded_names.add(name)
@@ -178,6 +177,7 @@ def _place(source: Source, items: Sequence[Item]) -> list[tuple[str, str] | Unus
     placed: list[tuple[str, str] | Unusable] = []
     for item in items:
         try:
+            item.require_sound()
             place = source.place(item)
             if not place.patient:
                 raise Unusable("no patient")

@@ -18,9 +18,6 @@ from ctssl_jax.errors import DataError
 from data_prep.audit import shared
 from data_prep.pipeline.records import key_mark
 
-BY_NAME = "a patient of --exclude_patients_of"
-BY_CONTENT = "slices of a patient of --exclude_patients_of"
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Excluded:

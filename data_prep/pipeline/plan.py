@@ -66,7 +66,7 @@ def assign(
         seed: Another seed gives another split.
 
     Raises:
-        DataError: If there are more folds than patients.
+        DataError: If a split or fold would get no patient.
     """
     classes: dict[str, set[str]] = defaultdict(set)
     for _, part in parts:
@@ -79,7 +79,22 @@ def assign(
             f"--folds={len(folds)}: there are {len(strata)} patients to be told apart, and each "
             "fold needs one: prepare it with fewer folds, or without"
         )
-    return split_by_patient(strata, fractions, seed, strata)
+    assigned = split_by_patient(strata, fractions, seed, strata)
+    if assigned:
+        _require_all(fractions, set(assigned.values()), len(strata))
+    return assigned
+
+
+def _require_all(fractions: Mapping[str, float], found: set[str], patients: int) -> None:
+    """Raises DataError if a split that is to have patients has none."""
+    empty = [split for split, share in fractions.items() if share > 0 and split not in found]
+    if empty:
+        without = " ".join(f"--{split}_fraction=0" for split in empty if split != "train")
+        raise DataError(
+            f"the split {' and '.join(empty)} would get no patient: there "
+            + ("is 1 patient" if patients == 1 else f"are {patients} patients")
+            + f" to be told apart. Give more, or say {without or 'a smaller share for the others'}"
+        )
 
 
 def make_plan(

@@ -33,9 +33,10 @@ from ctssl_jax.dataset.histogram import Tally
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
-from data_prep import audit
-from data_prep.pipeline import records
-from data_prep.pipeline.exclude import BY_CONTENT, BY_NAME, Excluded
+from data_prep import audit, names
+from data_prep.patients import PatientBy, joined
+from data_prep.pipeline import gate, records
+from data_prep.pipeline.exclude import Excluded
 from data_prep.pipeline.join_duplicates import join_duplicates
 from data_prep.pipeline.plan import SplitPlan, make_plan
 from data_prep.pipeline.progress import Progress
@@ -54,9 +55,10 @@ from data_prep.pipeline.work import (
     save_tally,
     write_shard,
 )
-from data_prep.source import Finding, Item, Rejected, Source, Unusable
+from data_prep.source import BY_CONTENT, BY_NAME, Finding, Item, Rejected, Source, Unusable
 
 Manifest = dict[str, Any]
+Placed = tuple[str, str, str, str]  # unit, patient, study, stamp
 
 FORMAT = 1
 SCAN_AT_ONCE = 64  # items of one task
@@ -77,6 +79,7 @@ def prepare(
     show_paths: bool = False,
     excluded: Excluded | None = None,
     not_duplicates: Collection[Name] = (),
+    patient_by: PatientBy = PatientBy.AUTO,
 ) -> Manifest:
     """Writes one dataset folder and returns its manifest.
 
@@ -94,10 +97,12 @@ def prepare(
         show_paths: Whether to print the paths of what was rejected.
         excluded: Whose patients are left out.
         not_duplicates: Pairs of slices that the audit is not to count; see `not_duplicates`.
+        patient_by: What counts as a patient.
 
     Raises:
-        DataError: If `out` is taken, there is no slice, or too many images were rejected; then the
-            quality report is in the folder `OUT.rejected`.
+        DataError: If `out` is taken, there is no slice, a class or split would be empty, patients
+            cannot be what they are said to be, or too much was rejected; then the quality report
+            is in the folder `OUT.rejected`.
         StorageError: If the disk refuses.
     """
     out = Path(out)
@@ -107,16 +112,22 @@ def prepare(
     with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
         named = _scan(context, local, index, excluded.patients if excluded else frozenset())
+        known, told = gate.require_people(source, index, patient_by)
         _read(context, runner, index)
         parts = Parts(context, index)
         if excluded:
             parts.leave_out(excluded.alike(parts.signatures()) if parts.slices else frozenset())
-        quality = _require_quality(parts, index, out, max_rejected, show_paths)
+        quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
         patients = index.patients(key)
+        if patient_by is PatientBy.JOINED:
+            patients = joined(gate.studies(index), patients)
         if join:
             patients = join_duplicates(
                 parts.signatures(), parts, patients, fractions, seed, not_duplicates
             )
+        if join or patient_by is PatientBy.JOINED:
+            apart = len(set(patients.values()))
+            told.append(f"{len(patients)} patients, {apart} of them told apart")
         plan = make_plan(parts, patients, fractions, seed)
         _write(context, runner, plan)
         folder = work / "dataset"
@@ -124,9 +135,11 @@ def prepare(
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
         if excluded:
             manifest["excluded_patients"] = excluded.summary(named, len(parts.left_out))
-        if join:
-            told = f"{len(patients)} patients, {len(set(patients.values()))} of them told apart"
-            manifest["note"] = "; ".join(filter(None, [manifest.get("note"), told]))
+        manifest.update(
+            source.facts(), patients_known=known, labels_of=gate.labels_of(source, parts)
+        )
+        if notes := [*source.notes(), *told]:
+            manifest["note"] = "; ".join(notes)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         _report(folder, quality, parts, index)
         audit.audit(folder, apart=not_duplicates)
@@ -193,7 +206,7 @@ def _scan(
                 continue
             for item, place in zip(items, placed, strict=True):
                 if isinstance(place, Unusable):
-                    rejected = Rejected.of(item.number, place)
+                    rejected = Rejected.of(item.number, place).of_item(item)
                     index.reject(item, rejected.reason, rejected.fault)
                 elif excluded and (name := pseudonym(context.key, place[1])) in excluded:
                     left_out.add(name)
@@ -204,17 +217,18 @@ def _scan(
     return len(left_out)
 
 
-def _place(context: Context, items: Sequence[Item]) -> list[tuple[str, str, str] | Unusable]:
-    """Unit, patient and stamp of each item, or why it has none."""
-    placed: list[tuple[str, str, str] | Unusable] = []
+def _place(context: Context, items: Sequence[Item]) -> list[Placed | Unusable]:
+    """Unit, patient, study and stamp of each item, or why it has none."""
+    placed: list[Placed | Unusable] = []
     for item in items:
         try:
-            unit, patient = astuple(context.source.place(item))
+            item.require_sound()
+            unit, patient, study = astuple(context.source.place(item))
             if not patient:
                 raise Unusable("no patient")
             stat = os.stat(item.path) if item.path else None
             stamp = f"{stat.st_size}-{stat.st_mtime_ns}" if stat else ""
-            placed.append((unit, patient, stamp))
+            placed.append((unit, patient, study, stamp))
         except Unusable as error:
             placed.append(error)
         except Exception as error:  # a damaged header may raise anything
@@ -366,7 +380,6 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         {split: [(s.slices, s.size) for s in planned.shards] for split, planned in plan.items()},
     )
     digests = sorted(f"{split} {digest}" for split, p in plan.items() for digest in p.digests)
-    notes = source.notes()
     return {
         "format": FORMAT,
         "name": source.name,
@@ -381,7 +394,6 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         "key": records.key_mark(context.key),
         "software": {"ctssl_jax": __version__},
         **({"origin": asdict(source.origin)} if source.origin else {}),
-        **({"note": "; ".join(notes)} if notes else {}),
     }
 
 
@@ -391,35 +403,26 @@ def _tally(path: Path) -> Tally:
 
 
 def _require_quality(
-    parts: Parts, index: Index, out: Path, limit: float, show_paths: bool
+    context: Context, parts: Parts, index: Index, out: Path, limit: float, show_paths: bool
 ) -> Quality:
     """The quality of what was read.
 
     Raises:
-        DataError: If there is no slice, or more than the limit is rejected; the report is written.
+        DataError: If there is no slice, or of a class none, or more than the limit is rejected; the
+            report is written.
     """
-    quality = Quality(limit)
-    for rejected in index.rejected():
-        quality.reject(rejected)
-    for _, part in parts:
-        quality.add(part)
+    quality = gate.measure(context.source, parts, index, limit)
     if show_paths:
         for rejected in _rejected(parts, index):
-            print(f"file {rejected.number}: {rejected.reason}: {index.path(rejected.number)}")
-    if quality.kept and quality.share <= limit:
-        return quality
-    folder = _refused(out)
-    folder.mkdir(exist_ok=True)
-    _report(folder, quality, parts, index)
-    if not quality.kept:
-        reasons = (quality.faults + quality.unwanted).most_common(5)
-        why = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "it holds no files"
-        raise DataError(f"no CT slices found in --source ({why})")
-    worst = ", ".join(f"{n} x {reason}" for reason, n in quality.faults.most_common(3))
-    raise DataError(
-        f"{quality.share:.1%} of the images were rejected ({worst}), more than --max_rejected="
-        f"{limit:g}: see {folder}, and repeat the command with a higher limit if that is right"
-    )
+            path = names.shown(index.path(rejected.number))
+            print(f"file {rejected.number}: {rejected.reason}: {path}")
+    # Other sources have classes of their own, of which a part of the set may lack some.
+    classes = context.source.classes if context.source.name == "folder" else ()
+    if why := gate.refusal(quality, classes, _refused(out)):
+        _refused(out).mkdir(exist_ok=True)
+        _report(_refused(out), quality, parts, index)
+        raise DataError(why)
+    return quality
 
 
 def _report(folder: Path, quality: Quality, parts: Parts, index: Index) -> None:

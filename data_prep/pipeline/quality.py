@@ -16,6 +16,7 @@ from jaxtyping import Int16, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from ctssl_jax.dataset.windows import GREY_RANGE, WINDOWS
+from data_prep.pipeline.losses import Losses
 from data_prep.pipeline.work import Part
 from data_prep.source import Finding, Rejected
 
@@ -36,6 +37,8 @@ class Quality:
         faults: Images that are damaged or irregular, by reason.
         unwanted: Images and other files left out by design, by reason.
         findings: Series with something irregular, kept or not.
+        losses: Labelled scans and patients of which nothing is left.
+        labels: Slices kept of each class, by its number as text; "-1" for those of none.
     """
 
     limit: float
@@ -43,6 +46,8 @@ class Quality:
     faults: Counter[str] = field(default_factory=Counter)
     unwanted: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
+    losses: Losses = Losses()
+    labels: Counter[str] = field(default_factory=Counter)
 
     def reject(self, rejected: Rejected) -> None:
         """Counts one rejection."""
@@ -52,6 +57,8 @@ class Quality:
         """Counts a part."""
         self.kept += part.slices
         self.findings += part.findings
+        for group in part.groups:
+            self.labels.update(group.labels)
         for rejected in part.rejected:
             self.reject(rejected)
 
@@ -67,6 +74,7 @@ class Quality:
             "rejected": dict(self.faults.most_common()),
             "left_out": dict(self.unwanted.most_common()),
             "rejected_share": round(self.share, 6),
+            **({"labelled": labelled} if (labelled := self.losses.summary()) else {}),
             "findings": dict(Counter(found.finding for found in self.findings).most_common()),
         }
 
@@ -77,6 +85,7 @@ class Quality:
             f"images kept: {self.kept:,}",
             f"rejected: {faults:,} of {images:,} ({self.share:.1%}, limit {self.limit:.1%})",
             *(f"  {count:>8,}  {reason}" for reason, count in self.faults.most_common()),
+            *self.losses.lines(),
             f"left out by design: {self.unwanted.total():,}",
             *(f"  {count:>8,}  {reason}" for reason, count in self.unwanted.most_common()),
         ]
@@ -100,7 +109,8 @@ def write_report(
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("item", "reason", "images", "fault"))
         for row in rejected:
-            table.writerow((f"file {row.number}", row.reason, row.count, int(row.fault)))
+            named = f" (--labels, line {row.row})" if row.row else ""
+            table.writerow((f"file {row.number}{named}", row.reason, row.count, int(row.fault)))
     with open(folder / "findings.csv", "w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("series", "finding", "detail", "slices", "kept"))

@@ -29,6 +29,7 @@ from tensorflow_datasets.core import example_serializer
 
 from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import temporary_name
+from data_prep.names import to_bytes
 from data_prep.source import Slice
 
 AIR_HU = -1024
@@ -106,7 +107,8 @@ def load_key(path: str | Path | None = None) -> bytes:
 
 def pseudonym(key: bytes, identifier: object) -> str:
     """Returns 16 hex digits of HMAC-SHA256 of the identifier: same person, same key, same name."""
-    return hmac.new(key, str(identifier).strip().encode(), hashlib.sha256).hexdigest()[:16]
+    name = to_bytes(str(identifier).strip())
+    return hmac.new(key, name, hashlib.sha256).hexdigest()[:16]
 
 
 def key_mark(key: bytes) -> str:

@@ -3,8 +3,9 @@
 import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import astuple
+from typing import Any
 
+from data_prep.names import from_bytes, to_bytes
 from data_prep.pipeline.records import pseudonym
 from data_prep.source import Item, Rejected
 
@@ -18,23 +19,25 @@ class Index:
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("")
+        # Names are bytes, since not all are UTF-8.
         self._db.execute(
-            "CREATE TABLE item (number INTEGER PRIMARY KEY, unit, patient, stamp, item)"
+            "CREATE TABLE item (number INTEGER PRIMARY KEY, unit, patient, study, stamp, item)"
         )
-        self._db.execute("CREATE TABLE rejected (number INTEGER PRIMARY KEY, reason, fault, path)")
+        self._db.execute("CREATE TABLE rejected (number INTEGER PRIMARY KEY, reason, fault, item)")
 
     def close(self) -> None:
         """Frees the file."""
         self._db.close()
 
-    def add(self, item: Item, unit: str, patient: str, stamp: str) -> None:
+    def add(self, item: Item, unit: str, patient: str, study: str, stamp: str) -> None:
         """Adds an item; the stamp changes when its file does."""
-        row = (item.number, unit, patient, stamp, json.dumps(astuple(item)))
-        self._db.execute("INSERT INTO item VALUES (?, ?, ?, ?, ?)", row)
+        names = (to_bytes(name) for name in (unit, patient, study))
+        row = (item.number, *names, stamp, json.dumps(vars(item)))
+        self._db.execute("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def reject(self, item: Item, reason: str, fault: bool) -> None:
         """Adds an item that has no unit."""
-        row = (item.number, reason, fault, item.path)
+        row = (item.number, reason, fault, json.dumps(vars(item)))
         self._db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", row)
 
     def complete(self) -> None:
@@ -51,28 +54,57 @@ class Index:
         for (unit,) in self._db.execute("SELECT DISTINCT unit FROM item ORDER BY unit"):
             query = "SELECT stamp, item FROM item WHERE unit = ? ORDER BY number"
             rows = self._db.execute(query, (unit,)).fetchall()
-            yield unit, " ".join(stamp for stamp, _ in rows), tuple(_item(row) for _, row in rows)
+            items = tuple(_item(row) for _, row in rows)
+            yield from_bytes(unit), " ".join(stamp for stamp, _ in rows), items
 
     def rejected(self) -> Iterator[Rejected]:
         """Yields the items without a unit."""
-        query = "SELECT number, reason, fault FROM rejected ORDER BY number"
-        for number, reason, fault in self._db.execute(query):
-            yield Rejected(number, reason, bool(fault))
+        query = "SELECT number, reason, fault, item FROM rejected ORDER BY number"
+        for number, reason, fault, item in self._db.execute(query):
+            yield Rejected(number, reason, bool(fault), row=_item(item).row)
+
+    def placed(self) -> Iterator[tuple[Item, str, str]]:
+        """Yields each item that has a unit, with its unit and patient."""
+        query = "SELECT item, unit, patient FROM item ORDER BY number"
+        for item, unit, patient in self._db.execute(query):
+            yield _item(item), from_bytes(unit), from_bytes(patient)
+
+    def unplaced(self) -> Iterator[Item]:
+        """Yields the items without a unit."""
+        for (item,) in self._db.execute("SELECT item FROM rejected ORDER BY number"):
+            yield _item(item)
+
+    def companions(self, number: int) -> int:
+        """How many items are in the unit of an item."""
+        query = "SELECT COUNT(*) FROM item WHERE unit = (SELECT unit FROM item WHERE number = ?)"
+        return self._db.execute(query, (number,)).fetchone()[0]
 
     def path(self, number: int) -> str:
         """Where an item is."""
-        query = "SELECT path FROM rejected WHERE number = ?"
-        if row := self._db.execute(query, (number,)).fetchone():
-            return row[0]
-        row = self._db.execute("SELECT item FROM item WHERE number = ?", (number,)).fetchone()
-        return _item(row[0]).path
+        for table in ("rejected", "item"):
+            query = f"SELECT item FROM {table} WHERE number = ?"
+            if row := self._db.execute(query, (number,)).fetchone():
+                return _item(row[0]).path
+        raise KeyError(number)
 
     def patients(self, key: bytes) -> dict[str, str]:
         """The patients as in the source, by pseudonym."""
+        return {pseudonym(key, name): name for name in self.names()}
+
+    def names(self) -> list[str]:
+        """The patients as in the source."""
         rows = self._db.execute("SELECT DISTINCT patient FROM item")
-        return {pseudonym(key, patient): patient for (patient,) in rows}
+        return [from_bytes(patient) for (patient,) in rows]
+
+    def studies(self) -> list[tuple[str, str, int]]:
+        """Study, patient and number of files, of what names a study."""
+        query = "SELECT study, patient, COUNT(*) FROM item WHERE study != ? GROUP BY study, patient"
+        rows = self._db.execute(query, (b"",))
+        return [(from_bytes(study), from_bytes(patient), files) for study, patient, files in rows]
 
 
 def _item(text: str) -> Item:
-    *fields, part = json.loads(text)
-    return Item(*fields, part=part and tuple(part))
+    fields: dict[str, Any] = json.loads(text)
+    for name in ("part", "flaw"):
+        fields[name] = fields[name] and tuple(fields[name])
+    return Item(**fields)

@@ -1,13 +1,12 @@
 """Splits by patient: no patient is in two splits."""
 
 import hashlib
-import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Hashable, Iterable, Mapping
 
 from ctssl_jax.dataset.splits import fold_names
 from ctssl_jax.errors import ConfigError
+from data_prep.names import to_bytes
 
 
 def split_by_patient(
@@ -73,33 +72,8 @@ def shared_patients(places: Iterable[tuple[str, str]]) -> int:
     return sum(len(of_patient) > 1 for of_patient in splits.values())
 
 
-def patient_finder(regex: str, source: Path) -> Callable[[Path], str]:
-    """Returns the function from a file to its patient.
-
-    With an expression that is its first group, searched in the file name, "" if it does not match.
-    Without one every file is its own patient.
-
-    Raises:
-        ConfigError: If the expression is not one with a group.
-    """
-    if not regex:
-        return lambda path: path.relative_to(source).with_suffix("").as_posix()
-    try:
-        pattern = re.compile(regex)
-    except re.error as error:
-        raise ConfigError(f"--patient_regex {regex!r}: {error}") from error
-    if not pattern.groups:
-        raise ConfigError(f"--patient_regex {regex!r} has no group; put the patient in brackets")
-
-    def patient_of(path: Path) -> str:
-        match = pattern.search(path.name)
-        return (match and match.group(1)) or ""
-
-    return patient_of
-
-
 def _rank(patient: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{patient}".encode()).digest()
+    return hashlib.sha256(to_bytes(f"{seed}:{patient}")).digest()
 
 
 def _apportion(total: int, fractions: Mapping[str, float]) -> dict[str, int]:

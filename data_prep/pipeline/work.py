@@ -108,7 +108,7 @@ def finished(context: Context, part: str) -> Part | None:
 
 def read_unit(context: Context, unit: Unit) -> int:
     """Turns a unit into a finished part; returns how many slices it has."""
-    maker = _Maker(context, unit.part)
+    maker = _Maker(context, unit)
     try:
         for found in _guarded(context.source, unit.items):
             maker.add(found)
@@ -133,7 +133,7 @@ def _guarded(source: Source, items: Sequence[Item]) -> Iterator[Slice | Rejected
 
 def reject_unit(context: Context, unit: Unit, reason: Unusable) -> None:
     """Finishes the part of a unit that cannot be read at all."""
-    maker = _Maker(context, unit.part)
+    maker = _Maker(context, unit)
     for item in unit.items:
         maker.add(Rejected.of(item.number, reason, reason.images.get(item.number, 1)))
     maker.finish()
@@ -150,16 +150,18 @@ def shrink(item: Slice, canvas: int) -> Slice:
 class _Maker:
     """A part while it is made."""
 
-    def __init__(self, context: Context, part: str):
-        self._context, self._name = context, part
-        self._writer = records.Writer(context.parts / f"{part}.array_record", compressed=False)
+    def __init__(self, context: Context, unit: Unit):
+        self._context, self._name = context, unit.part
+        self._items = {item.number: item for item in unit.items}
+        path = context.parts / f"{unit.part}.array_record"
+        self._writer = records.Writer(path, compressed=False)
         self._part = Part([], [], [])
         self._labels: Counter[int] = Counter()
         self._hash = hashlib.sha256()
 
     def add(self, found: Slice | Rejected | Finding) -> None:
         if isinstance(found, Rejected):
-            self._part.rejected.append(found)
+            self._part.rejected.append(found.of_item(self._items[found.number]))
         elif isinstance(found, Finding):
             series = pseudonym(self._context.key, found.series)
             self._part.findings.append(replace(found, series=series))

@@ -67,9 +67,13 @@ class PixelFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What is needed of one file; identifiers as in the file."""
+    """What is needed of one file; identifiers as in the file.
+
+    Without a PatientID the study is the patient, without a study the series is both.
+    """
 
     patient: str
+    study: str
     series: str
     instance: str
     pixels: PixelFormat
@@ -130,7 +134,8 @@ def _require_slice(image_type: Any) -> None:
 
 def _header_of(tags: pydicom.Dataset, syntax: str, folder: str) -> Header:
     series = str(tags.get("SeriesInstanceUID") or "").strip() or f"folder {folder}"
-    patient = str(tags.get("PatientID") or "").strip()
+    study = str(tags.get("StudyInstanceUID") or "").strip() or series
+    patient = str(tags.get("PatientID") or "").strip() or study
     pixels = _pixel_format(tags, syntax)
     size = pixels.rows, pixels.columns
     frames = tuple(read_frame(group, size) for group in _functional_groups(tags))
@@ -138,7 +143,8 @@ def _header_of(tags: pydicom.Dataset, syntax: str, folder: str) -> Header:
         # Air is far below 0 HU. Such pixels are grey values with the rescale of no rescale.
         raise Unusable("no value below 0 HU is possible: not in HU")
     return Header(
-        patient=patient or str(tags.get("StudyInstanceUID") or "").strip() or series,
+        patient=patient,
+        study=study,
         series=series,
         instance=str(tags.get("SOPInstanceUID") or "").strip(),
         pixels=pixels,

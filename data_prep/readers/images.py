@@ -16,9 +16,11 @@ import numpy as np
 from jaxtyping import Int16, Int32
 
 from data_prep.origin import Origin
+from data_prep.patients import NO_MATCH
 from data_prep.pipeline.records import to_hu
 from data_prep.readers.hounsfield import OFFSETS, Evidence, Values
 from data_prep.readers.image_file import image_bits, read_grey, read_stored
+from data_prep.readers.labels import positive_last
 from data_prep.readers.listing import natural
 from data_prep.readers.masks import is_mask, mask_names
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
@@ -38,6 +40,7 @@ class ImageSource:
         bits: 8 or 16; images of the other depth are rejected.
         remarks: What `notes` says.
         origin: Of a public set.
+        known: What `facts` says.
         listed: The items. Only the process that lists them needs them: they do not pickle.
         hu_offset: What is subtracted from 16-bit values to make HU; None: they are grey.
         values: AUTO, or HU if what that makes is HU by the user's word.
@@ -49,6 +52,7 @@ class ImageSource:
     remarks: Sequence[str] = ()
     origin: Origin | None = None
     listed: Sequence[Item] = field(default=(), repr=False)
+    known: Mapping[str, Any] = field(default_factory=lambda: {"patients_known": False})
     hu_offset: int | None = None
     values: Values = Values.AUTO
 
@@ -79,6 +83,7 @@ class ImageSource:
             Unwanted: If it is no image and not named like one, or a mask.
             Unusable: If it is missing, damaged, or of the other depth.
         """
+        item.require_sound()
         if not os.path.isfile(item.path):
             raise Unusable("listed but not there")
         if item.part is not None and item.part[0] == _MASK:
@@ -87,7 +92,7 @@ class ImageSource:
         if bits != self.bits:
             raise Unusable(f"{bits}-bit image among {self.bits}-bit images")
         if not item.patient:
-            raise Unusable("no patient: --patient_regex does not match")
+            raise Unusable(NO_MATCH)
         return Place(unit=f"{(item.number - 1) // UNIT:07d}", patient=item.patient)
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
@@ -127,9 +132,25 @@ class ImageSource:
             seen.add(hu)
         return image
 
+    def facts(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {**({"labels_of": "slice"} if self.classes else {}), **self.known}
+
     def notes(self) -> Sequence[str]:
         """See `Source`."""
         return self.remarks
+
+
+def with_positive(source: ImageSource, positive: str) -> ImageSource:
+    """The source with that class of two as the last; raises as `labels.positive_last`."""
+    if not positive:
+        return source
+    classes = positive_last(source.classes, positive)
+    items = source.listed
+    if classes != list(source.classes):
+        items = [replace(i, label=1 - i.label) if i.label >= 0 else i for i in items]
+    known = {**source.known, "positive": positive}
+    return replace(source, classes=classes, listed=items, known=known)
 
 
 def numbered(items: Iterable[Item]) -> list[Item]:
@@ -186,3 +207,14 @@ def common_bits(paths: Iterable[str]) -> int:
         with suppress(Unusable):
             counts[image_bits(Path(path))] += 1
     return 16 if counts[16] > counts[8] else 8
+
+
+def is_left_out(path: Path) -> bool:
+    """Whether an image is left out by design, as its header alone can say."""
+    try:
+        image_bits(path)
+    except Unwanted:
+        return True
+    except Unusable:
+        return False
+    return False

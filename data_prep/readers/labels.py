@@ -1,15 +1,49 @@
 """Labels, patients and splits of files: from sub-folders or a CSV table."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from ctssl_jax.errors import DataError
-from data_prep.readers.listing import inside, natural
-from data_prep.readers.tables import read_table
-from data_prep.source import Item
+from ctssl_jax.errors import ConfigError, DataError
+from data_prep.names import shown
+from data_prep.readers.label_table import (
+    NAME,
+    SPLITS,
+    Entry,
+    LabelTable,
+    ordered,
+    read_label_table,
+    require_one_spelling,
+)
+from data_prep.source import UNLABELLED, Item
+from data_prep.spelling import key
 
-SPLITS = ("train", "val", "test")
+NO_LABEL = (UNLABELLED, False)
+NO_CLASS = ("in no class folder", False)
+NOT_THERE = ("listed but not there", True)
+EMPTY = ("listed, but no file is in it", True)
+OTHER_SPELLING = ("listed, but spelled in another way in the files", True)
+
+
+@dataclass(frozen=True)
+class File:
+    """What is known of a file before its labels.
+
+    Attributes:
+        path: Absolute, below the source.
+        is_image: Whether it seems to be what is read: class folders without one are no classes.
+        is_dicom: Whether it is a slice of a series.
+        patient: "" for one whose header says it.
+        patient_known: Whether that is more than its own name.
+    """
+
+    path: str
+    is_image: bool = True
+    is_dicom: bool = False
+    patient: str = ""
+    patient_known: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,105 +52,253 @@ class Labelled:
 
     Attributes:
         items: The files; their numbers are for others to give. One that is listed, but not there,
-            has a path that does not exist.
-        classes: Names of the classes.
-        unlisted: How many files the table does not name.
+            has a flaw.
+        classes: Names of the classes, in their one order.
+        patients_known: Whether the patient of each is more than its file's name.
+        notes: What a user of the dataset should know.
+        by_table: Whether a table names the patient of each.
+        by_file: Whether each row or class is one of a single file, not of a folder or an identifier
+            that files share.
     """
 
     items: Sequence[Item]
     classes: Sequence[str] = ()
-    unlisted: int = 0
+    patients_known: bool = True
+    notes: Sequence[str] = field(default=())
+    by_file: bool = True
+    by_table: bool = False
+
+
+Describe = Callable[[str], File]
+Identify = Callable[[str], Mapping[str, str]]
 
 
 def label(
-    paths: Iterable[str], root: Path, labels: str, patient_of: Callable[[Path], str]
+    files: Sequence[File], root: Path, labels: str, describe: Describe, identify: Identify
 ) -> Labelled:
     """Joins files with labels.
 
     Args:
-        paths: Of the files.
+        files: All that are listed below the source.
         root: Folder that they are in.
-        labels: "" for none; "folder" for the first sub-folder; else the path of a CSV file with the
-            columns file and label and, if wanted, patient and split. A row may name a folder: it
-            holds for all files in it that have no row of their own.
-        patient_of: Gives the patient of a file where the table does not.
+        labels: "" for none; "folder" for the class folders; else the path of a table, which
+            `label_table` explains.
+        describe: For a file that a row names and the listing does not: a hidden one, a link.
+        identify: The identifiers of a DICOM file by the names of `label_table.KEYS`; none for what
+            is damaged.
 
     Raises:
-        DataError: If the table does not fit the files.
+        DataError: If the table or the folders are not what they should be.
     """
     if labels == "folder":
-        return _by_folder(paths, root, patient_of)
-    if labels:
-        return _by_table(Path(labels), paths, root, patient_of)
-    return Labelled([Item(0, path, patient_of(Path(path))) for path in paths])
+        return _by_folder(files, root)
+    if not labels:
+        items = [Item(0, file.path, file.patient) for file in files]
+        return Labelled(items, patients_known=all(f.patient_known for f in files if f.is_image))
+    table = read_label_table(Path(labels), root)
+    if table.by == "file":
+        return _by_file(table, files, root, describe)
+    return _by_identifier(table, files, identify)
 
 
-def _by_folder(paths: Iterable[str], root: Path, patient_of: Callable[[Path], str]) -> Labelled:
-    names = {path: _sub_folder(path, root) for path in paths}
-    classes = sorted({name for name in names.values() if name})
-    items = [
-        Item(0, path, patient_of(Path(path)), classes.index(name) if name else -1)
-        for path, name in names.items()
-    ]
-    return Labelled(items, classes)
+def with_positive(found: Labelled, positive: str) -> Labelled:
+    """The same with that class of two as the last: what F1, AUC and the like are of.
+
+    Raises:
+        ConfigError: If there is no such class, or there are not two.
+    """
+    if not positive:
+        return found
+    classes = positive_last(found.classes, positive)
+    if classes == list(found.classes):
+        return found
+    items = [replace(i, label=1 - i.label) if i.label >= 0 else i for i in found.items]
+    return replace(found, items=items, classes=classes)
 
 
-def _by_table(
-    table: Path, paths: Iterable[str], root: Path, patient_of: Callable[[Path], str]
-) -> Labelled:
-    rows = _rows(table)
-    classes = sorted({row["label"] for row in rows.values() if row["label"]}, key=natural)
-    items, used, unlisted = [], set(), 0
-    for path in paths:
-        name = next((n for n in _names(path, root) if n in rows), None)
-        if name is None:
-            unlisted += 1
+def positive_last(classes: Sequence[str], positive: str) -> list[str]:
+    """Two classes with `positive` as the second; raises as `with_positive`."""
+    told = ", ".join(map(shown, classes)) or "none"
+    if len(classes) != 2:
+        raise ConfigError(f"--positive={positive} is for two classes; here there are: {told}")
+    if positive not in classes:
+        raise ConfigError(f"--positive={positive} is no class; there are: {told}")
+    return [name for name in classes if name != positive] + [positive]
+
+
+def _by_folder(files: Sequence[File], root: Path) -> Labelled:
+    """Class folders, perhaps in folders of splits, or with these in them."""
+    parts = {
+        file.path: PurePosixPath(os.path.relpath(file.path, root)).parts[:-1] for file in files
+    }
+    homes = {parts[file.path][:2] for file in files if file.is_image and parts[file.path]}
+    depth, split_depth = _layout(homes)
+    names = {home[depth] for home in homes}
+    require_one_spelling(names, lambda name: f"the folder {shown(name)}")
+    classes = ordered(names)
+    numbers = {name: number for number, name in enumerate(classes)}
+    items = []
+    for file in files:
+        home = parts[file.path]
+        name = home[depth] if len(home) > depth else ""
+        split = SPLITS.get(home[split_depth].casefold(), "") if split_depth >= 0 and name else ""
+        item = Item(0, file.path, file.patient, numbers.get(name, -1), split)
+        # What is no image is looked at as ever, which says why it is left out.
+        flaw = NO_CLASS if file.is_image and not name else None
+        items.append(replace(item, flaw=flaw))
+    others = {home[0] for home in parts.values() if home} - {home[0] for home in homes}
+    notes = [f"{len(others)} folders without an image are no classes"] * bool(others)
+    known = all(file.patient_known for file in files if file.is_image)
+    return Labelled(items, [shown(name) for name in classes], known, notes)
+
+
+def _layout(homes: set[tuple[str, ...]]) -> tuple[int, int]:
+    """At which depth the classes are, and the splits; -1 for no splits.
+
+    Raises:
+        DataError: If there are no sub-folders, or only some of them are splits.
+    """
+    if not homes:
+        raise DataError("--labels=folder: no image is in a sub-folder of --source, as a class is")
+    first = Counter(home[0].casefold() in SPLITS for home in homes)
+    if first[True] and first[False]:
+        some = sorted({home[0] for home in homes if home[0].casefold() in SPLITS})
+        raise DataError(
+            f"--labels=folder: {', '.join(map(shown, some))} beside other folders: are these "
+            "splits or classes? Put all classes into folders train, val and test, or into none"
+        )
+    second = [home[1].casefold() in SPLITS for home in homes if len(home) > 1]
+    if first[True]:
+        if len(second) < len(homes):
+            raise DataError(
+                "--labels=folder: folders of splits hold images themselves: put these into class "
+                "folders, as train/CLASS"
+            )
+        if any(second):
+            raise DataError("--labels=folder: folders of splits in folders of splits: which hold?")
+        return 1, 0
+    if any(second):
+        if not all(second) or len(second) < len(homes):
+            raise DataError(
+                "--labels=folder: only some of the images of the classes are in folders train, val "
+                "or test: put all into these, or none"
+            )
+        return 0, 1
+    return 0, -1
+
+
+class _Join:
+    """The items that the rows of a table make of files."""
+
+    def __init__(self, table: LabelTable):
+        self._table = table
+        self._numbers = {name: number for number, name in enumerate(table.classes)}
+        self.items = list[Item]()
+        self.used = set[str]()
+        self.unlisted = list[File]()
+        self.known = True  # whether the patient of each is
+        self.by_table = True  # and the table says it
+
+    def add(self, file: File, about: str, wanted: bool) -> None:
+        """Adds a file that a row speaks of.
+
+        Raises:
+            DataError: If the row's patient is blank, others' are not, and nothing else says it.
+        """
+        entry = self._table.entries[about]
+        says_itself = file.patient_known or file.is_dicom or not file.is_image
+        if self._table.has_patients and not (entry.patient or says_itself):
+            raise DataError(
+                f"{NAME}, line {entry.line}, column patient: it is empty: fill it, or leave the "
+                "column out, and each file counts as its own patient"
+            )
+        self.used.add(about)
+        self.known = self.known and bool(entry.patient or says_itself)
+        self.by_table = self.by_table and bool(entry.patient)
+        # A slice without a label is still needed to know its series whole: see `folder`.
+        left_out = bool(self._table.classes) and not entry.label and not file.is_dicom
+        self._append(file.path, file.patient, entry, wanted, NO_LABEL if left_out else None)
+
+    def lose(self, about: str, path: str, flaw: tuple[str, bool]) -> None:
+        """Adds a row that speaks of nothing that is there."""
+        self._append(path, "", self._table.entries[about], True, flaw)
+
+    def beside(self, files: Sequence[File]) -> None:
+        """Adds slices without a row, of series that have some."""
+        self.items += [Item(0, file.path, file.patient) for file in files]
+
+    def labelled(self, by_file: bool) -> Labelled:
+        """All that was added."""
+        left_out = len({file.path for file in self.unlisted} - {i.path for i in self.items})
+        without = self._table.unlabelled if self._table.classes else 0
+        notes = [f"{left_out} files are not in --labels and were left out"] * bool(left_out)
+        notes += [f"{without} rows of --labels give no label and were left out"] * bool(without)
+        classes = self._table.classes
+        return Labelled(self.items, classes, self.known, notes, by_file, self.by_table)
+
+    def _append(
+        self, path: str, patient: str, entry: Entry, wanted: bool, flaw: tuple[str, bool] | None
+    ) -> None:
+        number = self._numbers.get(entry.label, -1)
+        patient = entry.patient or patient
+        item = Item(0, path, patient, number, entry.split, None, entry.line, wanted, flaw)
+        self.items.append(item)
+
+
+def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Describe) -> Labelled:
+    join = _Join(table)
+    homes = set[str]()  # of slices that have rows of their own
+    for file in files:
+        relative = os.path.relpath(file.path, root)
+        about = next((name for name in _names(relative) if name in table.entries), None)
+        if about is None:
+            join.unlisted.append(file)
             continue
-        used.add(name)
-        items.append(_item(path, rows[name], classes, patient_of))
-    for name in rows:
-        if name not in used:
-            missing = root / name
-            if missing.exists() or not inside(missing, root):
-                raise DataError(
-                    "--labels names a hidden file, an empty folder, or what is not in --source: "
-                    "give paths relative to --source"
-                )
-            items.append(_item(str(missing), rows[name], classes, patient_of))
-    return Labelled(items, classes, unlisted)
+        join.add(file, about, wanted=about == relative)
+        if about == relative and file.is_dicom:
+            homes.add(os.path.dirname(file.path))
+    join.beside([f for f in join.unlisted if f.is_dicom and os.path.dirname(f.path) in homes])
+    for about in table.entries:
+        path = os.path.join(root, about)
+        if about in join.used:
+            continue
+        if os.path.isfile(path):  # a hidden one, or a link
+            join.add(describe(path), about, wanted=True)
+        elif not os.path.exists(path):
+            join.lose(about, path, NOT_THERE)
+        elif not any(PurePosixPath(used).is_relative_to(about) for used in join.used):
+            join.lose(about, path, EMPTY)
+    return join.labelled(by_file=any(item.wanted for item in join.items))
 
 
-def _rows(table: Path) -> dict[str, Mapping[str, str]]:
-    """The rows of the table by file."""
-    rows: dict[str, Mapping[str, str]] = {}
-    for line, row in enumerate(read_table(table, ("file", "label"), "--labels"), 2):
-        name = PurePosixPath(row["file"]).as_posix()
-        if rows.setdefault(name, row) != row:
-            raise DataError(f"--labels: line {line} says of a file what an earlier line does not")
-    splits = {row.get("split", "") for row in rows.values()}
-    if not splits <= set(SPLITS) and splits != {""}:
-        raise DataError("--labels: the column split must hold train, val or test in all rows")
-    return rows
+def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify) -> Labelled:
+    """Labels by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, AccessionNumber or patient."""
+    join = _Join(table)
+    spellings, listed = set[str](), set[str]()
+    beside: dict[str, list[File]] = defaultdict(list)
+    for file in files:
+        names = identify(file.path) if file.is_dicom else {}
+        about = names.get(table.by, "")
+        if table.by == "patient" and file.patient_known and file.patient:
+            about = file.patient
+        spellings.add(key(about))
+        if about in table.entries:
+            join.add(file, about, wanted=table.by == "sop")
+            listed.add(names.get("series", ""))
+            continue
+        join.unlisted.append(file)
+        if table.by == "sop" and about:
+            beside[names.get("series", "")].append(file)
+    for series in listed & set(beside):
+        join.beside(beside[series])
+    for about in table.entries:
+        if about not in join.used:
+            join.lose(about, "", OTHER_SPELLING if key(about) in spellings else NOT_THERE)
+    return join.labelled(by_file=table.by == "sop")
 
 
-def _item(
-    path: str,
-    row: Mapping[str, str],
-    classes: Sequence[str],
-    patient_of: Callable[[Path], str],
-) -> Item:
-    number = classes.index(row["label"]) if row["label"] else -1
-    patient = row.get("patient") or patient_of(Path(path))
-    return Item(0, path, patient, number, row.get("split", ""))
-
-
-def _names(path: str, root: Path) -> Iterator[str]:
-    """The path relative to the root, then the folders it is in, the nearest first."""
-    relative = PurePosixPath(Path(path).relative_to(root).as_posix())
-    yield str(relative)
-    yield from map(str, relative.parents)
-
-
-def _sub_folder(path: str, root: Path) -> str:
-    parts = Path(path).relative_to(root).parts
-    return parts[0] if len(parts) > 1 else ""
+def _names(relative: str) -> Iterator[str]:
+    """A path, then the folders it is in, the nearest first."""
+    path = PurePosixPath(relative)
+    yield str(path)
+    yield from map(str, path.parents)

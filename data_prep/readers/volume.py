@@ -3,10 +3,8 @@
 import bz2
 import gzip
 import itertools
-import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,9 +13,10 @@ import numpy as np
 import SimpleITK
 from jaxtyping import Float, Num
 
+from data_prep.names import text_path
 from data_prep.readers.silence import hidden_output
 from data_prep.readers.stack import TILT_DEGREES, Irregularity
-from data_prep.readers.volume_header import NIFTI, SUFFIXES, VolumeHeader, read_header
+from data_prep.readers.volume_header import NIFTI, VolumeHeader, read_header
 from data_prep.source import Unusable, Unwanted
 
 _CHUNK = 2**20
@@ -177,8 +176,8 @@ def _geometry(
     reader.SetImageIO(header.reader)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(True)
     try:
-        with _plainly_named(path) as name, hidden_output() as heard:
-            reader.SetFileName(str(name))
+        with text_path(path) as name, hidden_output() as heard:
+            reader.SetFileName(name)
             reader.ReadImageInformation()
             heard.seek(0)
             doubtful = b"WARNING" in heard.read()
@@ -193,21 +192,6 @@ def _geometry(
     if header.reader == NIFTI and not header.orientation.known:
         direction = _NIFTI_AXES
     return direction, spacing, origin, doubtful
-
-
-@contextmanager
-def _plainly_named(path: Path) -> Iterator[Path]:
-    """The path, or a link to it where its name is no UTF-8, which SimpleITK wants."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        suffix = next((s for s in SUFFIXES if path.name.endswith(s)), ".nii")
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / f"volume{suffix}"
-            link.symlink_to(path.absolute())
-            yield link
-    else:
-        yield path
 
 
 def _to_patient(

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from data_prep.names import from_bytes
 from data_prep.readers.listing import inside
 from data_prep.readers.nifti_orientation import Orientation, read_orientation
 from data_prep.source import Unusable, Unwanted
@@ -229,7 +230,10 @@ def _meta(path: Path, root: Path, head: bytes) -> VolumeHeader:
     match = re.search(rb"^ElementDataFile *= *([^\r\n]*)\r?\n?", head, re.MULTILINE)
     if match is None:
         raise Unusable("cut off")
-    text, data = head[: match.start()].decode("utf-8", "replace"), match.group(1).decode().strip()
+    text, data = (
+        head[: match.start()].decode("utf-8", "replace"),
+        from_bytes(match.group(1)).strip(),
+    )
     pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
     fields = {key.strip(): value.strip() for key, value in pairs}
     if not _true(fields, "BinaryData", "True") or int(fields.get("HeaderSize", 0)) != 0:
@@ -271,7 +275,7 @@ def _data_file(path: Path, root: Path, name: str) -> Path:
     file = path.parent / name
     if name.upper().startswith("LIST") or "%" in name:
         raise Unusable("an encoding that is not read")
-    if not inside(file, root):
+    if not inside(file, root) and not inside(file, path.parent):  # that may be a link
         raise Unusable("its data file is outside of the folder")
     if not file.is_file():
         raise Unusable("its data file is missing")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 import tensorflow_datasets as tfds
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -62,6 +63,20 @@ def read_fixture() -> Callable[..., list[dict]]:
 @pytest.fixture(name="write_ct")
 def write_ct_fixture() -> Callable[..., None]:
     return write_ct
+
+
+@pytest.fixture
+def write_volume() -> Callable[..., None]:
+    """Writes a CT volume of some slices."""
+
+    def write(path: Path, slices: int = 4) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(len(path.name))
+        values = rng.uniform(-1000, 300, (slices, 15, 12)).astype(np.float32)
+        image = SimpleITK.GetImageFromArray(values)
+        SimpleITK.WriteImage(image, str(path))
+
+    return write
 
 
 @pytest.fixture

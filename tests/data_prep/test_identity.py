@@ -112,6 +112,7 @@ def test_search_finds_a_mark_in_a_record_and_an_array(tmp_path):
 def test_no_mark_in_dataset_or_output(export, tmp_path, module, irregular):
     out = tmp_path / "out"
     flags = [f"--source={export}", f"--out={out}", f"--irregular={irregular}", "--workers=2"]
+    flags += ["--val_fraction=0", "--test_fraction=0", "--patient_by=id"]
     strict = run(module, *flags, "--max_rejected=0.01", home=tmp_path / "home")
     assert strict.returncode == 3, strict.stderr
     assert_no_mark(strict.stdout + strict.stderr)
@@ -145,6 +146,7 @@ def test_no_mark_in_what_a_killed_preparation_leaves(export, tmp_path):
         )
     command = [sys.executable, "-m", "data_prep.dicom", f"--source={export}"]
     command += [f"--out={tmp_path / 'out'}", "--workers=1", "--irregular=accept_2d"]
+    command += ["--patient_by=id"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

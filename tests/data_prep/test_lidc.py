@@ -106,7 +106,8 @@ def test_a_scan_of_another_set_is_rejected(archive, write_ct):
 def test_the_command_prepares_and_notes(archive, tmp_path_factory, read, key_file, capfd):
     out = tmp_path_factory.mktemp("data") / "lidc"
     flags = [f"--source={archive}", f"--out={out}", f"--key={key_file}", "--workers=0"]
-    assert lidc.main([*flags, "--val_fraction=0", "--test_fraction=0"]) == 0
+    flags += ["--val_fraction=0", "--test_fraction=0"]
+    assert lidc.main(flags) == 0
     shown = capfd.readouterr().out
     assert "3 of 1,018 CT series" in shown
     assert "missing slices" in (out / "findings.csv").read_text()

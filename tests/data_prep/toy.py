@@ -36,6 +36,9 @@ class ToySource:
     def notes(self) -> list[str]:
         return ["a toy"]
 
+    def facts(self) -> dict[str, Any]:
+        return {"patients_known": True}
+
     def items(self) -> Iterator[Item]:
         for number, path in enumerate(sorted(self.root.glob("*.json")), 1):
             yield Item(number, str(path))

@@ -12,10 +12,10 @@ from ctssl_jax.errors import DataError
 from data_prep import dicom, folder
 from data_prep.command import table
 from data_prep.pipeline.dry_run import dry_run
-from data_prep.pipeline.exclude import BY_CONTENT, BY_NAME, load_excluded
+from data_prep.pipeline.exclude import load_excluded
 from data_prep.pipeline.prepare import prepare
 from data_prep.pipeline.records import pseudonym
-from data_prep.source import Slice
+from data_prep.source import BY_CONTENT, BY_NAME, Slice
 
 ALL = {"train": 1.0}
 

@@ -292,12 +292,12 @@ def test_no_slices_is_an_error_that_says_why(tmp_path):
 
 
 def test_paths_are_shown_when_asked_for_only(tmp_path, capsys):
-    source = write_toy(tmp_path / "in", {"secret": {"place": "unusable"}, "b": {}})
+    source = write_toy(tmp_path / "in", {"secret": {"place": "unusable"}, "b": {}, "c": {}})
     run(source, tmp_path / "out")
     captured = capsys.readouterr()
     assert "secret" not in captured.out + captured.err
     run(source, tmp_path / "again", show_paths=True)
-    assert "file 2: cut off: " in capsys.readouterr().out
+    assert "file 3: cut off: " in capsys.readouterr().out
 
 
 def test_out_that_is_taken_is_refused(tmp_path):

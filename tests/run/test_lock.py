@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ctssl_jax import command, run_lock
+from ctssl_jax import command
 from ctssl_jax.errors import ConfigError, StorageError
 from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run import lock as run_lock
 
 HOLD = (
-    "import sys; from pathlib import Path; from ctssl_jax import run_lock; "
+    "import sys; from pathlib import Path; from ctssl_jax.run import lock as run_lock; "
     "run_lock.take(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
 )
 
@@ -25,7 +26,7 @@ def holder(tmp_path):
     """Another process that holds the lock of a folder."""
     words = [sys.executable, "-c", HOLD, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=Path(__file__).parents[1], **pipes) as process:
+    with subprocess.Popen(words, cwd=Path(__file__).parents[2], **pipes) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
@@ -72,13 +73,14 @@ def test_one_process_may_take_it_again_and_give_it_back(tmp_path):
 def test_a_child_that_outlives_the_run_keeps_no_lock(tmp_path):
     ready, write = os.pipe()
     code = (
-        "import os, sys, time; from pathlib import Path; from ctssl_jax import run_lock; "
+        "import os, sys, time; from pathlib import Path; "
+        "from ctssl_jax.run import lock as run_lock; "
         "run_lock.take(Path(sys.argv[1])); pid = os.fork(); "
         "pid or (os.write(int(sys.argv[2]), b'x'), time.sleep(60)); "
         "os.write(int(sys.argv[2]), f'{pid}'.encode()) and time.sleep(1)"
     )
     words = [sys.executable, "-c", code, str(tmp_path), str(write)]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with subprocess.Popen(words, cwd=root, pass_fds=[write], start_new_session=True) as process:
         os.close(write)
         told = os.read(ready, 20)

@@ -1,0 +1,194 @@
+"""Who is a patient: from the path of a file, and whether what the files say can be true.
+
+The split is by patient, so that a person who has two names may be in train and in test. What makes
+that likely is refused, in one line, until `--patient_by` says what is meant.
+"""
+
+import enum
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ctssl_jax.errors import ConfigError, DataError
+from data_prep import spelling
+
+# What anonymisers and consoles write where a PatientID was.
+# fmt: off
+_NOBODY = {
+    "anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "removed", "unknown",
+    "none", "nobody", "noname", "noid", "patient", "default", "dummy", "test", "xxx", "xxxx",
+}
+# fmt: on
+NO_MATCH = "no patient: --patient_regex does not match"
+MOST = 0.5  # share of the studies under one PatientID, beyond which it is no person's
+FEW = 4  # studies, among which that says nothing
+
+
+class PatientBy(enum.Enum):
+    """What counts as a patient.
+
+    Attributes:
+        AUTO: The PatientID, or what the table or `--patient_regex` says; refused if that cannot be.
+        ID: The same as it stands, whatever speaks against it.
+        STUDY: Each StudyInstanceUID of DICOM.
+        JOINED: As ID, but identifiers that share a study, or differ in spelling, count as one.
+    """
+
+    AUTO = "auto"
+    ID = "id"
+    STUDY = "study"
+    JOINED = "joined"
+
+
+@dataclass(frozen=True)
+class PatientFinder:
+    """Finds the patient of a file in its path.
+
+    Attributes:
+        regex: Searched in the file name and, where it is not found there, in the path relative to
+            the source with "/" between folders; the first group is the patient.
+        root: The source.
+    """
+
+    regex: str
+    root: Path
+
+    @classmethod
+    def of(cls, regex: str, root: Path) -> "PatientFinder":
+        """The finder; raises ConfigError if the expression is not one with a group."""
+        try:
+            groups = re.compile(regex).groups
+        except re.error as error:
+            raise ConfigError(f"--patient_regex {regex!r}: {error}") from error
+        if regex and not groups:
+            raise ConfigError(
+                f"--patient_regex {regex!r} has no group; put the patient in brackets"
+            )
+        return cls(regex, root)
+
+    def own_name(self, path: str) -> str:
+        """What stands for the patient of a file where nobody is known: its name."""
+        return PurePosixPath(os.path.relpath(path, self.root)).with_suffix("").as_posix()
+
+    def find(self, path: str) -> str:
+        """The patient in a path; "" if there is none."""
+        in_name, in_path = self._both(path)
+        return in_name or in_path
+
+    def require_clear(self, paths: Iterable[str]) -> Sequence[str]:
+        """Returns what to note about how it finds patients in these paths.
+
+        Raises:
+            ConfigError: If it finds none, or one in a file name and another in the folders.
+        """
+        if not self.regex:
+            return []
+        found = [self._both(path) for path in paths]
+        if found and not any(name or path for name, path in found):
+            raise ConfigError(
+                f"--patient_regex {self.regex!r} matches no file, neither its name nor its path "
+                "relative to --source"
+            )
+        differing = sum(bool(name and path) and name != path for name, path in found)
+        if differing and not self.regex.startswith("^"):
+            raise ConfigError(
+                f"--patient_regex {self.regex!r} finds one patient in the name and another in the "
+                f"folders of {differing} files: say which, as with '^...' for the name or '.../' "
+                "for a folder"
+            )
+        told = f"--patient_regex found the patient in the file name, not the folder, of {differing}"
+        return [f"{told} files"] if differing else []
+
+    def _both(self, path: str) -> tuple[str, str]:
+        relative = PurePosixPath(os.path.relpath(path, self.root)).as_posix()
+        texts = (os.path.basename(relative), relative)
+        matches = [re.search(self.regex, text) for text in texts] if self.regex else [None, None]
+        name, whole = ((match and match.group(1)) or "" for match in matches)
+        return name, whole
+
+
+class Study(NamedTuple):
+    """How many files of a study name a patient."""
+
+    study: str
+    patient: str
+    files: int
+
+
+def require_people(
+    studies: Sequence[Study], patients: Iterable[str], in_header: bool = True
+) -> None:
+    """Checks that identifiers can be people, one each.
+
+    Args:
+        studies: What files say of their studies; empty if they say nothing.
+        patients: All identifiers.
+        in_header: Whether they are PatientIDs, and not what the user says.
+
+    Raises:
+        DataError: With numbers and what to do, never with an identifier.
+    """
+    mend = "mend it at the source, or say --patient_by="
+    of_study = _of_study(studies)
+    several = sum(len(names) > 1 for names in of_study.values())
+    if several:
+        raise DataError(
+            f"{several} of {len(of_study)} studies (StudyInstanceUID) have more than one "
+            f"patient: {mend}joined (these are one), study (each study is a patient) or id (as "
+            "it stands)"
+        )
+    counts = Counter(name for names in of_study.values() for name in names)
+    few = max(FEW, MOST * len(of_study))
+    shared = [
+        number
+        for name, number in counts.items()
+        if number > few or (number > 2 and len(counts) == 1) or (number > 1 and _is_nobody(name))
+    ]
+    if shared and in_header:
+        raise DataError(
+            f"{max(shared)} of {len(of_study)} studies have the same PatientID: are they one "
+            "person? Then say --patient_by=id. Else say --patient_by=study (each study is a "
+            "patient) or, with patients in the paths, --patient_regex"
+        )
+    if groups := spelling.alike(patients):
+        raise DataError(
+            f"{len(groups)} patients are named in more than one spelling (case, spaces, hyphens or "
+            f"leading zeros): {mend}joined (these are one) or id (as it stands)"
+        )
+
+
+def joined(studies: Sequence[Study], patients: Mapping[str, str]) -> dict[str, str]:
+    """Gives identifiers that share a study or differ in spelling the first of them.
+
+    Args:
+        studies: What files say of their studies.
+        patients: Identifier by pseudonym.
+    """
+    first: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while first.get(name, name) != name:
+            name = first[name]
+        return name
+
+    groups = [*_of_study(studies).values(), *map(set, spelling.alike(patients.values()))]
+    for group in groups:
+        tops = sorted({top(name) for name in group})
+        first.update(dict.fromkeys(tops, tops[0]))
+    return {pseudonym: top(name) for pseudonym, name in patients.items()}
+
+
+def _of_study(studies: Sequence[Study]) -> dict[str, set[str]]:
+    patients: dict[str, set[str]] = defaultdict(set)
+    for study, patient, _ in studies:
+        patients[study].add(patient)
+    return patients
+
+
+def _is_nobody(name: str) -> bool:
+    plain = spelling.key(name)
+    return plain in _NOBODY or spelling.is_missing(name)

@@ -1,0 +1,96 @@
+"""What must be true of what was read before it becomes a dataset.
+
+Patients that can be people; slices, and some of each class; no more lost than the user allows.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data_prep import patients
+from data_prep.patients import PatientBy, Study
+from data_prep.pipeline import losses
+from data_prep.pipeline.quality import Quality
+from data_prep.pipeline.scan import Index
+from data_prep.pipeline.work import Part
+from data_prep.source import Source
+
+
+def studies(index: Index) -> list[Study]:
+    """What files say of their studies."""
+    return [Study(*row) for row in index.studies()]
+
+
+def require_people(source: Source, index: Index, by: PatientBy) -> tuple[bool, list[str]]:
+    """Whether the patients are known, and what to note; raises as `patients.require_people`."""
+    facts, found = source.facts(), studies(index)
+    known = bool(facts["patients_known"])
+    in_header = facts.get("patients_from") == "header"  # of DICOM, if not of all that is there
+    if by is PatientBy.AUTO and (known or in_header):
+        people = index.names() if known else {study.patient for study in found}
+        patients.require_people(found, people, in_header)
+    if by is PatientBy.STUDY:
+        return False, ["each study counts as a patient (--patient_by=study)"]
+    nameless = len({study.study for study in found if study.study == study.patient})
+    if not nameless:
+        return known, []
+    return False, [f"{nameless} studies have no PatientID: each counts as a patient"]
+
+
+def labels_of(source: Source, parts: Iterable[tuple[str, Part]]) -> str:
+    """Whether labels are of a "scan" or of a "slice"; "" without labels."""
+    if not source.classes:
+        return ""
+    told = source.facts().get("labels_of")
+    if told is None:
+        differ = any(len(group.labels) > 1 for _, part in parts for group in part.groups)
+        told = "slice" if differ else "scan"
+    return str(told)
+
+
+def measure(
+    source: Source, parts: Iterable[tuple[str, Part]], index: Index, limit: float
+) -> Quality:
+    """Counts what was kept, rejected and lost; `limit` is what the user allows, as a fraction."""
+    quality = Quality(limit)
+    for rejected in index.rejected():
+        quality.reject(rejected)
+    for _, part in parts:
+        quality.add(part)
+    if source.classes:
+        known = bool(source.facts()["patients_known"])
+        quality.losses = losses.count(index, parts, source.kind, known)
+    return quality
+
+
+def refusal(quality: Quality, classes: Sequence[str], folder: Path) -> str:
+    """Why there is no dataset, in one line; "" if there is one.
+
+    Args:
+        quality: Of what was read.
+        classes: Their names.
+        folder: Where the report will be.
+    """
+    found = (quality.faults + quality.unwanted).most_common(5)
+    if not quality.kept:
+        why = "; ".join(f"{count} x {reason}" for reason, count in found) or "it holds no files"
+        return f"no CT slices found in --source ({why})"
+    worst = ", ".join(
+        f"{count} x {reason}"
+        for reason, count in (quality.faults or quality.unwanted).most_common(3)
+    )
+    beyond = (
+        f"({worst}), more than --max_rejected={quality.limit:g}: see {folder}, and repeat the "
+        "command with a higher limit if that is right"
+    )
+    if quality.share > quality.limit:
+        return f"{quality.share:.1%} of the images were rejected {beyond}"
+    if over := quality.losses.over(quality.limit):
+        return f"nothing is left of {over} {beyond}"
+    labels = quality.labels.keys() - {"-1"}
+    empty = [repr(name) for number, name in enumerate(classes) if str(number) not in labels]
+    if empty and labels:
+        return (
+            f"no slice is left of the class {' and '.join(empty)}: see {folder}, and leave what is "
+            "no class out of --source or --labels"
+        )
+    return ""

@@ -1,0 +1,263 @@
+"""What a class is: tables and class folders are read right or refused with the row and column."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctssl_jax.errors import ConfigError, DataError
+from data_prep import folder
+from data_prep.folder import make_source
+from data_prep.pipeline.prepare import prepare
+from data_prep.spelling import alike, is_missing
+
+KEY = b"0123456789abcdef"
+NAMES = ("a", "b", "c", "d")
+
+
+def image(path, value=0, mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng([value, 1]).integers(0, 256, (9, 9), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of four images."""
+    for number, name in enumerate(NAMES):
+        image(tmp_path / "in" / f"{name}.png", number)
+    return tmp_path / "in"
+
+
+def from_table(images, text, **encoding):
+    table = images.parent / "labels.csv"
+    if isinstance(text, str):
+        table.write_text(text, **encoding)
+    else:
+        table.write_bytes(text)
+    return make_source(images, str(table))
+
+
+def labels_of(source):
+    """The name of the class of each file that is kept; what has a flaw is left out."""
+    return {
+        item.path.rsplit("/", 1)[1]: source.classes[item.label] if item.label >= 0 else ""
+        for item in source.items()
+        if item.flaw is None
+    }
+
+
+BAD = {
+    "semicolons": ("file;label\na.png;x\n", r"separated by semicolons \(file, label\)"),
+    "tabs": ("file\tlabel\na.png\tx\n", "separated by tabs"),
+    "other columns": ("name,kind\na.png,x\n", r"no column label: .* name, kind"),
+    "no key": ("label,age\nx,3\n", r"no column file: .* label, age"),
+    "no header": ("a.png,x\nb.png,y\n", "no column label"),
+    "column twice": ("file,label,Label\na.png,x,y\n", "column label 2 times"),
+    "two names of a column": ("file,label,class\na.png,x,y\n", "column label 2 times"),
+    "fewer cells": ("file,label\na.png,x\nb.png\n", "line 3: it has 1 cells and the header 2"),
+    "more cells": ("file,label\na.png,x\nb.png,x,y\n", "line 3: it has 3 cells"),
+    "open quote": ('file,label\n"a.png,x\nb.png,y\n', "quote not closed"),
+    "contradiction": ("file,label\na.png,x\n./a.png,y\n", "line 3 .* line 2 .* column label"),
+    "case": ("file,label\na.png,COVID\nb.png,covid\n", r"COVID .*line 2.*covid .*line 3"),
+    "numbers": ("file,label\na.png,1\nb.png,1.0\n", "one class in 2 spellings"),
+    "blanks": ("file,label\na.png,no covid\nb.png,No_Covid\n", "one class in 2 spellings"),
+    "blank file": ("file,label\n,x\nb.png,y\n", "line 2, column file: it is empty"),
+    "split": ("file,label,split\na.png,x,trian\n", "line 2, column split"),
+    "some splits": ("file,label,split\na.png,x,train\nb.png,y,\n", "line 3, column split"),
+    "outside": ("file,label\n../a.png,x\n", "line 2, column file: it is not in --source"),
+    "windows": ("file,label\nC:\\a.png,x\n", "line 2, column file: it is not in --source"),
+    "nothing": ("file,label\n", "no rows"),
+    "empty": ("", "no column label: its first line names nothing"),
+    "label in Latin-1": ("file,label\na.png,caf\xe9\n".encode("latin-1"), "line 2, column label"),
+    "spreadsheet": (b"PK\x03\x04" + bytes(100), "a spreadsheet"),
+    "UTF-16": ("file,label\na.png,x\n".encode("utf-16"), "UTF-16"),
+    "UTF-16 without mark": ("file,label\na.png,x\n".encode("utf-16-le"), "UTF-16"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_table_that_is_not_clear_is_refused_in_words(images, kind):
+    text, message = BAD[kind]
+    with pytest.raises(DataError, match=message) as raised:
+        from_table(images, text)
+    assert "\n" not in str(raised.value)
+    assert str(images) not in str(raised.value)
+
+
+GOOD = {
+    "byte order mark and CRLF": ('file,label\r\n"a.png",x\r\nb.png,"y"\r\n', "utf-8-sig"),
+    "names of columns": ("File Name, Class \na.png, x\nb.png,y \n", "utf-8"),
+    "index of pandas": (",file,label\n0,a.png,x\n1,b.png,y\n", "utf-8"),
+    "blank lines and cells": ("file,label,,\n\na.png,x,,\n,,,\nb.png,y,,\n", "utf-8"),
+    "same row twice": ("file,label\na.png,x\nb.png,y\na.png,x\n", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_table_that_is_clear_is_read(images, kind):
+    text, encoding = GOOD[kind]
+    source = from_table(images, text, encoding=encoding, newline="")
+    assert labels_of(source) == {"a.png": "x", "b.png": "y"}
+
+
+def test_paths_of_windows_and_whole_paths_are_found(tmp_path):
+    image(tmp_path / "in" / "sub" / "a.png")
+    image(tmp_path / "in" / "sub" / "b.png")
+    rows = f"file,label\nsub\\a.png,x\n{tmp_path}/in/sub/b.png,y\n"
+    assert labels_of(from_table(tmp_path / "in", rows)) == {"a.png": "x", "b.png": "y"}
+
+
+@pytest.mark.parametrize("word", ["", "nan", "NaN", "NA", "N/A", "None", "null", "NULL", "<NA>"])
+def test_a_label_that_is_not_there_is_no_class(images, tmp_path, word):
+    source = from_table(images, f"file,label\na.png,x\nb.png,y\nc.png,{word}\n")
+    assert source.classes == ["x", "y"]
+    assert any("1 rows of --labels give no label" in note for note in source.notes())
+    manifest = prepare(source, tmp_path / "o", key=KEY, fractions={"train": 1.0})
+    assert manifest["splits"]["train"]["labels"] == [1, 1]
+    assert manifest["left_out"] == {"no label in --labels": 1}
+    assert manifest["rejected"] == {}
+
+
+def test_words_that_mean_something_are_classes(images):
+    source = from_table(images, "file,label\na.png,none\nb.png,nano\nc.png,-1\nd.png,1\n")
+    assert source.classes == ["1", "-1", "nano", "none"]
+
+
+def test_a_table_without_any_label_gives_patients_alone(images):
+    source = from_table(images, "file,label,patient\na.png,,p\nb.png,,q\n")
+    assert source.classes == []
+    assert [item.patient for item in source.items() if item.flaw is None] == ["p", "q"]
+
+
+def test_what_a_table_names_is_wanted(images, tmp_path):
+    (images / "c.png").write_bytes(b"RIFF\x10\0\0\0WEBPVP8 ")
+    (images / "d.png").write_bytes(b"")
+    (images / "notes").write_text("x")
+    image(images / ".hidden.png", 9)
+    names = ("a.png", "b.png", "c.png", "d.png", "notes", "gone.png", ".hidden.png")
+    source = from_table(
+        images, "file,label\n" + "".join(f"{n},{i % 2}\n" for i, n in enumerate(names))
+    )
+    manifest = prepare(source, tmp_path / "o", key=KEY, fractions={"train": 1.0})
+    assert manifest["rejected"] == {
+        "not a PNG, JPEG, TIFF or BMP image": 3,
+        "listed but not there": 1,
+    }
+    assert manifest["splits"]["train"]["slices"] == 3
+    assert manifest["labelled"] == {"scans": 7, "scans_lost": 4, "patients": 0, "patients_lost": 0}
+    table = (tmp_path / "o" / "rejected.csv").read_text()
+    assert [f"line {line})" in table for line in (4, 5, 6, 7)] == [True] * 4
+    with pytest.raises(DataError, match=r"57\.1% of the images were rejected"):
+        prepare(source, tmp_path / "again", key=KEY, fractions={"train": 1.0}, max_rejected=0.5)
+
+
+@pytest.mark.parametrize("given", ["folder", "table"])
+def test_classes_have_one_order(tmp_path, given):
+    names = [str(number) for number in (10, 2, 1, 0, 11)]
+    rows = "file,label\n"
+    for number, name in enumerate(names):
+        image(tmp_path / "in" / name / "x.png", number)
+        rows += f"{name}/x.png,{name}\n"
+    root = tmp_path / "in"
+    source = make_source(root, "folder") if given == "folder" else from_table(root, rows)
+    assert source.classes == ["0", "1", "2", "10", "11"]
+
+
+def test_folders_without_an_image_are_no_classes(tmp_path):
+    for number, name in enumerate(("covid/1", "covid/2", "normal/3")):
+        image(tmp_path / f"{name}.png", number)
+    image(tmp_path / "masks" / "1.png", 5, "1")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "1.xml").write_text("<x/>")
+    image(tmp_path / ".ipynb_checkpoints" / "1.png", 7)
+    image(tmp_path / "stray.png", 8)
+    source = make_source(tmp_path, "folder")
+    assert source.classes == ["covid", "normal"]
+    assert "2 folders without an image are no classes" in source.notes()
+    assert labels_of(source) == {"1.png": "", "2.png": "covid", "3.png": "normal", "1.xml": ""}
+
+
+@pytest.mark.parametrize("layout", ["{split}/{kind}", "{kind}/{split}"])
+def test_folders_of_splits_are_splits(tmp_path, layout):
+    number = 0
+    for split in ("Train", "valid", "testing"):
+        for kind in ("covid", "normal"):
+            image(tmp_path / layout.format(split=split, kind=kind) / "p" / f"{number}.png", number)
+            number += 1
+    source = make_source(tmp_path, "folder")
+    assert source.classes == ["covid", "normal"]
+    places = {(item.split, source.classes[item.label]) for item in source.items()}
+    assert places == {(s, k) for s in ("train", "val", "test") for k in ("covid", "normal")}
+
+
+REFUSED_FOLDERS = {
+    "splits beside classes": (("train/a/1", "test/a/2", "covid/3"), "test, train beside other"),
+    "images in a split": (("train/a/1", "test/2"), "hold images themselves"),
+    "splits in splits": (("train/test/1", "test/train/2"), "folders of splits in folders"),
+    "some in splits": (("a/train/1", "a/2", "b/train/3"), "only some of the images"),
+    "no folder": (("1", "2"), "no image is in a sub-folder"),
+    "two spellings": (("COVID/1", "Covid/2"), "the folder COVID; the folder Covid"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_FOLDERS)
+def test_class_folders_that_are_not_clear_are_refused(tmp_path, kind):
+    names, message = REFUSED_FOLDERS[kind]
+    for number, name in enumerate(names):
+        image(tmp_path / f"{name}.png", number)
+    with pytest.raises(DataError, match=message):
+        make_source(tmp_path, "folder")
+
+
+def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path):
+    for number, name in enumerate(("a/1", "a/2", "b/3")):
+        image(tmp_path / "in" / f"{name}.png", number)
+    whole = tmp_path / "in" / "b" / "3.png"
+    whole.write_bytes(whole.read_bytes()[:60])
+    source = make_source(tmp_path / "in", "folder")
+    with pytest.raises(DataError, match="no slice is left of the class 'b'"):
+        prepare(source, tmp_path / "o", key=KEY, fractions={"train": 1.0})
+
+
+def test_the_positive_class_is_the_last(tmp_path, key_file, capsys):
+    for number in range(6):
+        image(tmp_path / "in" / ("COVID", "NonCOVID")[number % 2] / f"{number}.png", number)
+    flags = [f"--source={tmp_path / 'in'}", f"--key={key_file}", "--workers=0", "--labels=folder"]
+    flags += ["--val_fraction=0", "--test_fraction=0"]
+    for positive, classes in (
+        ("COVID", ["NonCOVID", "COVID"]),
+        ("NonCOVID", ["COVID", "NonCOVID"]),
+    ):
+        out = tmp_path / positive
+        assert folder.main([*flags, f"--out={out}", f"--positive={positive}"]) == 0
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert (manifest["classes"], manifest["positive"]) == (classes, positive)
+        assert manifest["splits"]["train"]["labels"] == [3, 3]
+    capsys.readouterr()
+    assert folder.main([*flags, f"--out={tmp_path / 'x'}", "--positive=flu"]) == 2
+    assert "--positive=flu is no class; there are: COVID, NonCOVID" in capsys.readouterr().err
+    image(tmp_path / "in" / "third" / "9.png", 9)
+    with pytest.raises(ConfigError, match="for two classes"):
+        make_source(tmp_path / "in", "folder", positive="COVID")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("17", "017"), ("P-17", "p017"), ("LUNG1-001", " lung1-001 "), ("1", "1.0"), ("A B", "a_b")],
+)
+def test_spellings_of_one_name(first, second):
+    assert alike([first, second]) == [sorted([first, second])]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        *(("lung1-001", "lung10-01"), ("-1", "1"), ("covid+", "covid-"), ("1-11", "11-1")),
+        *(("1.05", "1.5"), ("v1.05", "v1.5"), ("1_1", "11"), ("9" * 20, "9" * 19 + "8")),
+    ],
+)
+def test_names_that_are_two(first, second):
+    assert alike([first, second]) == []
+    assert not is_missing(first)
