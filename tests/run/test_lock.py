@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ctssl_jax import main
+from ctssl_jax import command
 from ctssl_jax.errors import ConfigError, StorageError
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import lock as run_lock
@@ -24,9 +24,9 @@ HOLD = (
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of a folder."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as process:
+    with subprocess.Popen(words, cwd=Path(__file__).parents[2], **pipes) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
@@ -52,11 +52,11 @@ def test_a_run_is_refused_before_it_touches_anything(tmp_path, holder):
 
 def test_the_status_of_anothers_run_is_left_alone(tmp_path, holder):
     (tmp_path / "STATUS").write_text("running\n")
-    main.mark_ended(tmp_path, None, StorageError.exit_code)
+    command.mark_ended(tmp_path, None, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "running\n"
     holder.kill()
     holder.wait()
-    main.mark_ended(tmp_path, None, StorageError.exit_code)
+    command.mark_ended(tmp_path, None, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"
 
 
@@ -79,9 +79,9 @@ def test_a_child_that_outlives_the_run_keeps_no_lock(tmp_path):
         "pid or (os.write(int(sys.argv[2]), b'x'), time.sleep(60)); "
         "os.write(int(sys.argv[2]), f'{pid}'.encode()) and time.sleep(1)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), str(write)]
+    words = [sys.executable, "-c", code, str(tmp_path), str(write)]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, pass_fds=[write], start_new_session=True) as process:
+    with subprocess.Popen(words, cwd=root, pass_fds=[write], start_new_session=True) as process:
         os.close(write)
         told = os.read(ready, 20)
         while len(told) < 2:
