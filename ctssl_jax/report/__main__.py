@@ -1,9 +1,8 @@
 """The command: reads run folders, writes the report, says on the screen what was left out."""
 
-import argparse
 import sys
 
-from ctssl_jax.errors import UserError
+from ctssl_jax import command
 from ctssl_jax.report import write_report
 from ctssl_jax.report.runs import last_was_best
 from ctssl_jax.report.words import leakage
@@ -11,7 +10,7 @@ from ctssl_jax.report.words import leakage
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (see `ctssl_jax.errors`)."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m ctssl_jax.report",
         description="Writes FOLDER/report.html, one offline page, from finished and other runs.",
         epilog="example: python -m ctssl_jax.report runs --out=report",
@@ -24,24 +23,27 @@ def main(arguments: list[str] | None = None) -> int:
         help="also copy there what the page's numbers come from, to be given away: configs, logs, "
         "results and the score of every case with its patient's pseudonym; no weights, no pictures",
     )
-    flags = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
+        flags = parser.parse_args(arguments)
         runs = write_report(flags.runs, flags.out, flags.publish)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    left_out = [run for run in runs if run.problem]
-    for run in left_out:
-        print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
-    if marked := [run for run in runs if leakage(run.results or run.data)]:
-        print(f"{len(marked)} runs are on data that leaks into the test: marked", file=sys.stderr)
-    if late := [run for run in runs if not run.problem and last_was_best(run)]:
-        said = "were at their best when they ended: not finished learning, give them more steps"
-        print(f"{len(late)} runs {said}", file=sys.stderr)
-    if flags.publish:
-        print(f"{flags.publish}: {len(runs) - len(left_out)} runs published")
-    print(f"{flags.out}/report.html: {len(runs)} runs, {len(left_out)} left out of the averages")
-    return 0
+        left_out = [run for run in runs if run.problem]
+        for run in left_out:
+            print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
+        if marked := [run for run in runs if leakage(run.results or run.data)]:
+            print(
+                f"{len(marked)} runs are on data that leaks into the test: marked", file=sys.stderr
+            )
+        if late := [run for run in runs if not run.problem and last_was_best(run)]:
+            said = "were at their best when they ended: not finished learning, give them more steps"
+            print(f"{len(late)} runs {said}", file=sys.stderr)
+        if flags.publish:
+            print(f"{flags.publish}: {len(runs) - len(left_out)} runs published")
+        print(
+            f"{flags.out}/report.html: {len(runs)} runs, {len(left_out)} left out of the averages"
+        )
+
+    return command.run("ctssl_jax.report", work)
 
 
 if __name__ == "__main__":
