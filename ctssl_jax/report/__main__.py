@@ -1,10 +1,11 @@
 """The command: reads run folders, writes the report, says on the screen what was left out."""
 
 import sys
+from collections.abc import Sequence
 
 from ctssl_jax import command
 from ctssl_jax.report import write_report
-from ctssl_jax.report.runs import last_was_best
+from ctssl_jax.report.runs import Run, last_was_best
 from ctssl_jax.report.words import leakage
 
 
@@ -27,23 +28,26 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         flags = parser.parse_args(arguments)
         runs = write_report(flags.runs, flags.out, flags.publish)
-        left_out = [run for run in runs if run.problem]
-        for run in left_out:
-            print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
-        if marked := [run for run in runs if leakage(run.results or run.data)]:
-            print(
-                f"{len(marked)} runs are on data that leaks into the test: marked", file=sys.stderr
-            )
-        if late := [run for run in runs if not run.problem and last_was_best(run)]:
-            said = "were at their best when they ended: not finished learning, give them more steps"
-            print(f"{len(late)} runs {said}", file=sys.stderr)
+        left_out = tell(runs)
         if flags.publish:
-            print(f"{flags.publish}: {len(runs) - len(left_out)} runs published")
-        print(
-            f"{flags.out}/report.html: {len(runs)} runs, {len(left_out)} left out of the averages"
-        )
+            print(f"{flags.publish}: {len(runs) - left_out} runs published")
+        told = f"{len(runs)} runs, {left_out} left out of the averages"
+        print(f"{flags.out}/report.html: {told}")
 
     return command.run("ctssl_jax.report", work)
+
+
+def tell(runs: Sequence[Run]) -> int:
+    """Says on stderr what the page leaves out or marks; returns how many runs were left out."""
+    left_out = [run for run in runs if run.problem]
+    for run in left_out:
+        print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
+    if marked := [run for run in runs if leakage(run.results or run.data)]:
+        print(f"{len(marked)} runs are on data that leaks into the test: marked", file=sys.stderr)
+    if late := [run for run in runs if not run.problem and last_was_best(run)]:
+        said = "were at their best when they ended: not finished learning, give them more steps"
+        print(f"{len(late)} runs {said}", file=sys.stderr)
+    return len(left_out)
 
 
 if __name__ == "__main__":
