@@ -5,9 +5,8 @@ Not a config of its own. Source: Wolf et al. 2023, Wolfda95/SSL-MedicalImagining
 """
 
 from ctssl_jax.augment import Intensity
-from ctssl_jax.config import FinetuneConfig, Metric
+from ctssl_jax.config import FinetuneConfig, Metric, SubsetBy
 from ctssl_jax.optim.freezing import FreezeMode
-from ctssl_jax.run.subset import SubsetBy
 
 CANVAS = 224
 

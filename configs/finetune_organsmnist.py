@@ -8,8 +8,7 @@
 """
 
 from configs import downstream, phantom
-from ctssl_jax.config import FinetuneConfig
-from ctssl_jax.run.subset import SubsetBy
+from ctssl_jax.config import FinetuneConfig, SubsetBy
 
 
 def get_config(preset: str = "") -> FinetuneConfig:

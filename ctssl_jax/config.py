@@ -23,7 +23,6 @@ from ctssl_jax.methods import Method, SparK, Supervised
 from ctssl_jax.nn.resnet import DEPTHS, STRIDE, ResNet
 from ctssl_jax.optim import OptimConfig, OptimizerName
 from ctssl_jax.optim.freezing import FreezeConfig
-from ctssl_jax.run.subset import SubsetBy
 
 # Images for BatchNorm's statistics of a network to evaluate. Wu and Johnson 2021 find that 1,000 to
 # 10,000 suffice; so many cost a third of the training steps on as many images.
@@ -42,6 +41,22 @@ class Metric(enum.Enum):
 
     AUC = "auc"
     ACCURACY = "accuracy"
+
+
+class SubsetBy(enum.Enum):
+    """What is drawn for a subset.
+
+    Attributes:
+      IMAGE: single images, in the classes' proportions.
+      PATIENT: patients with all their images, each counted in the class of most of them.
+      IMAGE_UNSTRATIFIED: single images, whatever their class (the paper's COVID-CT and head CT).
+      FIRST: the first images in the order of the records; no draw (the paper's OrganSMNIST).
+    """
+
+    IMAGE = "image"
+    PATIENT = "patient"
+    IMAGE_UNSTRATIFIED = "image_unstratified"
+    FIRST = "first"
 
 
 @dataclasses.dataclass

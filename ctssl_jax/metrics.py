@@ -80,7 +80,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def duration(seconds: float | int) -> str:
-    """Seconds as people read them: `45s`, `12m`, `2h41m`."""
+    """Seconds as people read them.
+
+    >>> [duration(seconds) for seconds in (45.2, 720, 9660)]
+    ['45s', '12m', '2h41m']
+    """
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f}s"

@@ -12,7 +12,6 @@ Every dataset is audited when it is prepared. Patients and series of two dataset
 the same only if both were prepared with the same key.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -23,16 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from ctssl_jax.dataset.matching import Name, Pairs, exact_pairs, is_blank, names, near_pairs
+from ctssl_jax import command
+from ctssl_jax.dataset.leaks import findings_of, label_conflicts, shared, to_text
+from ctssl_jax.dataset.matching import Name, Pairs, names
 from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
 from ctssl_jax.dataset.splits import folds_of
+from ctssl_jax.dataset.verdict import Finding, Verdict
 from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import whole_file
-from data_prep.not_duplicates import read_not_duplicates, to_text
+from data_prep.not_duplicates import read_not_duplicates
 from data_prep.show_pairs import Shown, require_own_folder, write_pairs
-from data_prep.verdict import Finding, Verdict
 
-EXAMPLES = 10
 TRAIN, HELD_OUT = "train", ("val", "test")  # what is compared with a pre-training set
 
 
@@ -69,14 +69,14 @@ def audit(
     findings, shown, compared = list[Finding](), list[Shown](), 0
     for (first, left), (second, right) in combinations(splits.items(), 2):
         found = shared(left, right, apart)
-        findings += _findings((first, second), found)
+        findings += findings_of((first, second), found)
         shown += _shown(((dataset, first), (dataset, second)), left, right, found)
         compared += sum(pairs.compared for pairs in found.values())
     verdict = Verdict(
         manifest["fingerprint"],
         tuple(findings),
         (),
-        tuple(_label_conflicts(splits)),
+        tuple(label_conflicts(splits)),
         {name: _counts(rows, len(manifest["classes"])) for name, rows in splits.items()},
         tuple(manifest["classes"]),
         compared,
@@ -92,37 +92,11 @@ def audit(
         for name in (*HELD_OUT, *folds_of(splits)):  # each fold is tested once
             if name in splits:
                 found = shared(seen, splits[name], apart)
-                overlap += _findings((f"{other['name']} {TRAIN}", name), found)
+                overlap += findings_of((f"{other['name']} {TRAIN}", name), found)
                 shown += _shown(((place, TRAIN), (dataset, name)), seen, splits[name], found)
     if show:
         write_pairs(show, shown)
     return dataclasses.replace(verdict, overlap=tuple(overlap))
-
-
-def compare(
-    first: tuple[str, Signatures], second: tuple[str, Signatures], apart: Collection[Name] = ()
-) -> list[Finding]:
-    """What two lots of slices, each with its name, have in common; nothing for what is not found.
-
-    Pairs of `apart` are no duplicates.
-    """
-    return _findings((first[0], second[0]), shared(first[1], second[1], apart))
-
-
-def shared(left: Signatures, right: Signatures, apart: Collection[Name] = ()) -> dict[str, Pairs]:
-    """What two lots of slices share, by check, as `Finding` names them.
-
-    Which of the two comes first makes no difference, nor does the order of the slices. The near
-    duplicates are without pairs of which both have an equal one as well.
-    """
-    exact, near = exact_pairs(left, right), near_pairs(left, right, apart)
-    known = np.isin(near.left, exact.left) & np.isin(near.right, exact.right)
-    return {
-        "patients": _shared(left.patient, right.patient),
-        "series": _shared(left.series, right.series),
-        "exact": exact,
-        "near": near.take(~known),
-    }
 
 
 def _known(apart: Collection[Name], splits: dict[str, Signatures]) -> tuple[str, ...]:
@@ -138,10 +112,6 @@ def _known(apart: Collection[Name], splits: dict[str, Signatures]) -> tuple[str,
     return of_this
 
 
-def _findings(splits: tuple[str, str], found: dict[str, Pairs]) -> list[Finding]:
-    return [_finding(check, splits, pairs) for check, pairs in found.items() if len(pairs.left)]
-
-
 def _shown(
     places: tuple[tuple[Path, str], tuple[Path, str]],
     left: Signatures,
@@ -153,41 +123,6 @@ def _shown(
         rows = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
         for name, both in zip(names(left, right, pairs), rows, strict=True):
             yield Shown(name, check, places, both)
-
-
-def _shared(left: np.ndarray, right: np.ndarray) -> Pairs:
-    """The first rows of each value that is in both."""
-    _, rows_left, rows_right = np.intersect1d(left, right, return_indices=True)
-    return Pairs(rows_left, rows_right)
-
-
-def _finding(check: str, splits: tuple[str, str], pairs: Pairs) -> Finding:
-    # Evenly spread, so that the examples are not all of one patient.
-    some = np.unique(np.linspace(0, len(pairs.left) - 1, EXAMPLES).astype(int))
-    examples = tuple(
-        ((splits[0], int(pairs.left[i])), (splits[1], int(pairs.right[i]))) for i in some
-    )
-    count = len(np.unique(pairs.right))
-    if check == "near":
-        count = max(count, len(np.unique(pairs.left)))
-    return Finding(check, splits, count, examples)
-
-
-def _label_conflicts(splits: dict[str, Signatures]) -> Iterator[Finding]:
-    """Equal slices with different labels, wherever they are."""
-    title = list(splits)
-    rows = Signatures.concatenate(splits.values())
-    split = np.repeat(np.arange(len(title)), [len(part) for part in splits.values()])
-    row = np.concatenate([np.arange(len(part)) for part in splits.values()])
-    usable = np.flatnonzero(~is_blank(rows) & (rows.label >= 0))
-    order = usable[np.lexsort((rows.label[usable], rows.digest[usable]))]
-    here, after = order[:-1], order[1:]
-    differ = (rows.digest[here] == rows.digest[after]) & (rows.label[here] != rows.label[after])
-    here, after = here[differ], after[differ]
-    for pair in sorted(set(zip(split[here].tolist(), split[after].tolist(), strict=True))):
-        mine = (split[here] == pair[0]) & (split[after] == pair[1])
-        pairs = Pairs(row[here[mine]], row[after[mine]])
-        yield _finding("exact", (title[pair[0]], title[pair[1]]), pairs)
 
 
 def _counts(rows: Signatures, classes: int) -> dict[str, Any]:
@@ -210,13 +145,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Audits one dataset; returns the exit code."""
-    from data_prep.command import run  # which itself audits
-
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m data_prep.audit",
-        description=__doc__.splitlines()[0] if __doc__ else None,
+        description=__doc__,
         epilog="example: python -m data_prep.audit --data=data/task --pretrain=data/scans",
-        allow_abbrev=False,
     )
     parser.add_argument("--data", type=Path, required=True, help="dataset folder")
     parser.add_argument(
@@ -242,19 +174,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="pairs.csv with `no` in the column `duplicate`: nearly equal slices of different "
         "people, which then do not count",
     )
-    passed = True
 
-    def task(args: argparse.Namespace) -> None:
-        nonlocal passed
+    def work() -> int:
+        args = parser.parse_args(argv)
         apart = read_not_duplicates(args.not_duplicates) if args.not_duplicates else frozenset()
         verdict = audit(args.data, args.pretrain, apart, args.show_pairs)
         if args.json:
             _write(args.json, verdict.to_json())
         print(verdict.table())
         print(verdict.advice(args.data))
-        passed = verdict.passed
+        return 0 if verdict.passed else DataError.exit_code
 
-    return run(task, parser, argv) or (0 if passed else DataError.exit_code)
+    return command.run("data_prep.audit", work)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from ctssl_jax import command as frame
 from ctssl_jax.dataset.canvas import SMALLEST
-from ctssl_jax.errors import ConfigError, DataError, UserError
+from ctssl_jax.dataset.verdict import read_verdict
+from ctssl_jax.errors import ConfigError, DataError
 from data_prep import effects, names, show_pairs
 from data_prep.audit import audit
 from data_prep.irregular import Irregular
@@ -20,7 +22,6 @@ from data_prep.pipeline.records import DEFAULT_KEY_FILE, PUBLIC_KEY, load_key
 from data_prep.pipeline.split import fold_fractions, split_fractions
 from data_prep.readers.hounsfield import Values
 from data_prep.source import Source
-from data_prep.verdict import read_verdict
 
 
 def new_parser(
@@ -37,11 +38,10 @@ def new_parser(
         test: Share of the patients in test without --test_fraction.
     """
     call = f"python -m data_prep.{name}"
-    parser = argparse.ArgumentParser(
+    parser = frame.Parser(
         prog=call,
         description=doc,
         epilog=f"example: {call} {example}",
-        allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     if source:
@@ -307,16 +307,8 @@ def run(
 
     What a user can mend is one line on stderr, without a traceback.
     """
-    args = parser.parse_args(argv)
-    try:
-        task(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: repeat the command to go on", file=sys.stderr)
-        return 130
-    return 0
+    name = parser.prog.removeprefix("python -m ")
+    return frame.run(name, lambda: task(parser.parse_args(argv)))
 
 
 def table(manifest: Manifest) -> str:

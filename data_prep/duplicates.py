@@ -26,6 +26,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int64, UInt64
 
+from ctssl_jax import command
 from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError, StorageError
@@ -177,13 +178,10 @@ def _summary(counts: Int64[np.ndarray, " v"]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes one filter; returns the exit code."""
-    from data_prep.command import run
-
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m data_prep.duplicates",
         description="Chooses slices for pre-training that are less alike.",
         epilog="example: python -m data_prep.duplicates --data=data/scans --out=dhash6.json",
-        allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", type=Path, required=True, help="dataset folder")
@@ -198,14 +196,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cosine", type=float, default=0.95, help="embedding: least of a copy")
     parser.add_argument("--out", type=Path, required=True, help="the filter to write, JSON")
 
-    def task(args: argparse.Namespace) -> None:
+    def work() -> None:
+        args = parser.parse_args(argv)
         for name, low, high in (("threshold", 0, 64), ("n", 1, np.inf), ("cosine", -1, 1)):
             value = getattr(args, name)
             if not low <= value <= high:
                 raise ConfigError(f"--{name}={value}: must be {low} to {high}")
         print(table(write_filter(args)))
 
-    return run(task, parser, argv)
+    return command.run("data_prep.duplicates", work)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,14 @@ series in two splits cannot. A pair is named by the digests of its two pictures,
 holds for every dataset that has them, whatever its splits.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
+from ctssl_jax.dataset.leaks import from_text
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.errors import DataError
 from data_prep.readers.tables import read_table
 
 COLUMNS = ("pair", "check", "splits", "rows", "duplicate")
-
-
-def to_text(name: Name) -> str:
-    """The name of a pair as a file holds it."""
-    return f"{name[0]:016x}-{name[1]:016x}"
-
-
-def from_text(text: str) -> Name:
-    """The inverse of `to_text`; raises ValueError."""
-    one, other = (int(digest, 16) for digest in text.split("-"))
-    return min(one, other), max(one, other)
 
 
 def read_not_duplicates(path: Path) -> frozenset[Name]:
@@ -57,8 +46,3 @@ def read_not_duplicates(path: Path) -> frozenset[Name]:
             "that you have looked at and that are of different people"
         )
     return frozenset(found)
-
-
-def from_texts(texts: Iterable[str]) -> frozenset[Name]:
-    """The pairs that an audit recorded; raises ValueError."""
-    return frozenset(map(from_text, texts))

@@ -6,13 +6,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig, config_record, to_json
+from ctssl_jax.config import (
+    EncoderConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    SubsetBy,
+    config_record,
+    to_json,
+)
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods import SparK, Supervised
 from ctssl_jax.nn.active import SparseForm
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.optim.freezing import finetune_optimizer
-from ctssl_jax.run.subset import SubsetBy
 from ctssl_jax.train import init_state, make_step
 
 PRESETS = ("", "as_run", "demo", "smoke")

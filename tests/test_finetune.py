@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ctssl_jax import data, finetune
+from ctssl_jax.config import SubsetBy
 from ctssl_jax.dataset.signatures import load_file, load_signatures, save_signatures
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.metrics import (
@@ -20,7 +21,7 @@ from ctssl_jax.metrics import (
     read_predictions,
     write_predictions,
 )
-from ctssl_jax.run.subset import Subset, SubsetBy, subset, training_subset, validation_subset
+from ctssl_jax.run.subset import Subset, subset, training_subset, validation_subset
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -10,7 +10,10 @@ LONGEST = 6  # digits in the number of a fold: a report reads names that nobody 
 
 
 def parts(split: str) -> tuple[str, ...]:
-    """The splits that a split is the sum of: `fold1+fold2` is two, `train` is one.
+    """The splits that a split is the sum of.
+
+    >>> parts("train"), parts("fold1+fold2")
+    (('train',), ('fold1', 'fold2'))
 
     Raises:
       ConfigError: one of them has no name, or is there twice.
@@ -45,6 +48,10 @@ def fold_number(split: str) -> int | None:
 
 
 def folds_of(splits: Iterable[str]) -> list[str]:
-    """Those of the splits that are folds, by their numbers."""
+    """Those of the splits that are folds, by their numbers.
+
+    >>> folds_of(["fold10", "train", "fold2", "fold02"])
+    ['fold2', 'fold10']
+    """
     numbers = {split: fold_number(split) for split in splits}
     return [f"{FOLD}{number}" for number in sorted(n for n in numbers.values() if n is not None)]

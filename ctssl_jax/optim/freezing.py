@@ -13,28 +13,6 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.optim.optimizer import OptimConfig, PyTree, Schedule, make_optimizer
 
 
-def start_at(inner: optax.GradientTransformation, step: int) -> optax.GradientTransformation:
-    """`inner`, asleep until `step`: no updates, and its own state (moments, counter) untouched."""
-
-    def init(params: PyTree) -> PyTree:
-        return jnp.zeros((), jnp.int32), inner.init(params)
-
-    def update(
-        updates: PyTree, state: PyTree, params: PyTree | None = None
-    ) -> tuple[PyTree, PyTree]:
-        count, inner_state = state
-        awake = count >= step
-        new_updates, new_state = inner.update(updates, inner_state, params)
-
-        def pick(new: Array, old: Array) -> Array:
-            return jnp.where(awake, new, old)
-
-        chosen = jax.tree.map(lambda u: jnp.where(awake, u, jnp.zeros_like(u)), new_updates)
-        return chosen, (count + 1, jax.tree.map(pick, new_state, inner_state))
-
-    return optax.GradientTransformation(init, update)
-
-
 class FreezeMode(enum.Enum):
     """How the encoder joins in after `freeze_epochs` (see `finetune_optimizer`)."""
 
@@ -133,6 +111,9 @@ def finetune_optimizer(
     groups = {
         "head": make_optimizer(config, head_lr, decay),
         "batchnorm": make_optimizer(config, encoder_lr, decay),
-        "convolution": start_at(make_optimizer(config, from_unfreezing, decay), frozen_steps),
+        # Until then: no updates, and its own moments and counter are as they were.
+        "convolution": optax.conditionally_mask(
+            make_optimizer(config, from_unfreezing, decay), lambda step: step >= frozen_steps
+        ),
     }
     return optax.multi_transform(groups, labels), head_lr

@@ -1,17 +1,17 @@
 """The command: reads run folders, writes the report, says on the screen what was left out."""
 
-import argparse
 import sys
+from collections.abc import Sequence
 
-from ctssl_jax.errors import UserError
+from ctssl_jax import command
 from ctssl_jax.report import write_report
-from ctssl_jax.report.runs import last_was_best
+from ctssl_jax.report.runs import Run, last_was_best
 from ctssl_jax.report.words import leakage
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (see `ctssl_jax.errors`)."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m ctssl_jax.report",
         description="Writes FOLDER/report.html, one offline page, from finished and other runs.",
         epilog="example: python -m ctssl_jax.report runs --out=report",
@@ -24,12 +24,21 @@ def main(arguments: list[str] | None = None) -> int:
         help="also copy there what the page's numbers come from, to be given away: configs, logs, "
         "results and the score of every case with its patient's pseudonym; no weights, no pictures",
     )
-    flags = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
+        flags = parser.parse_args(arguments)
         runs = write_report(flags.runs, flags.out, flags.publish)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        left_out = tell(runs)
+        if flags.publish:
+            print(f"{flags.publish}: {len(runs) - left_out} runs published")
+        told = f"{len(runs)} runs, {left_out} left out of the averages"
+        print(f"{flags.out}/report.html: {told}")
+
+    return command.run("ctssl_jax.report", work)
+
+
+def tell(runs: Sequence[Run]) -> int:
+    """Says on stderr what the page leaves out or marks; returns how many runs were left out."""
     left_out = [run for run in runs if run.problem]
     for run in left_out:
         print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
@@ -38,10 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if late := [run for run in runs if not run.problem and last_was_best(run)]:
         said = "were at their best when they ended: not finished learning, give them more steps"
         print(f"{len(late)} runs {said}", file=sys.stderr)
-    if flags.publish:
-        print(f"{flags.publish}: {len(runs) - len(left_out)} runs published")
-    print(f"{flags.out}/report.html: {len(runs)} runs, {len(left_out)} left out of the averages")
-    return 0
+    return len(left_out)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ import numpy as np
 from jaxtyping import Int
 
 from ctssl_jax.data import Dataset
+from ctssl_jax.dataset.leaks import compare, from_texts
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, load_signatures, save_signatures
+from ctssl_jax.dataset.verdict import FORMAT
 from ctssl_jax.errors import DataError
 from ctssl_jax.hosts import distributed
-from data_prep.audit import compare
-from data_prep.not_duplicates import from_texts
-from data_prep.verdict import FORMAT
 
 SEEN = "seen.npy"
 ACCEPT = "to run all the same, with every result marked, set --config.data.accept_leakage=true"

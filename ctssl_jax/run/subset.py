@@ -1,32 +1,13 @@
 """Which part of a labelled training split a run sees: the small-data axis of the study."""
 
-import enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
 from ctssl_jax import data
+from ctssl_jax.config import EvaluateConfig, FinetuneConfig, SubsetBy
 from ctssl_jax.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from ctssl_jax.config import EvaluateConfig, FinetuneConfig
-
-
-class SubsetBy(enum.Enum):
-    """What is drawn for a subset.
-
-    Attributes:
-      IMAGE: single images, in the classes' proportions.
-      PATIENT: patients with all their images, each counted in the class of most of them.
-      IMAGE_UNSTRATIFIED: single images, whatever their class (the paper's COVID-CT and head CT).
-      FIRST: the first images in the order of the records; no draw (the paper's OrganSMNIST).
-    """
-
-    IMAGE = "image"
-    PATIENT = "patient"
-    IMAGE_UNSTRATIFIED = "image_unstratified"
-    FIRST = "first"
 
 
 class Subset(NamedTuple):
@@ -45,7 +26,7 @@ class Subset(NamedTuple):
     fraction: float
 
     def record(
-        self, config: "FinetuneConfig | EvaluateConfig", val: "Subset | None" = None
+        self, config: FinetuneConfig | EvaluateConfig, val: "Subset | None" = None
     ) -> dict[str, Any]:
         """What `subset.json` holds: row numbers, which name nobody.
 
@@ -63,7 +44,7 @@ class Subset(NamedTuple):
         }
 
 
-def training_subset(config: "FinetuneConfig | EvaluateConfig", dataset: data.Dataset) -> Subset:
+def training_subset(config: FinetuneConfig | EvaluateConfig, dataset: data.Dataset) -> Subset:
     """The subset that a run's config asks for; raises as `subset`."""
     labels, patients = data.read_labels(dataset, config.data.split)
     by = config.subset_by
@@ -73,7 +54,7 @@ def training_subset(config: "FinetuneConfig | EvaluateConfig", dataset: data.Dat
     return Subset(rows, len(labels), len(set(patients[rows])), fraction)
 
 
-def validation_subset(config: "FinetuneConfig | EvaluateConfig", dataset: data.Dataset) -> Subset:
+def validation_subset(config: FinetuneConfig | EvaluateConfig, dataset: data.Dataset) -> Subset:
     """The part of the validation split that a run uses; all of it without `val_count`.
 
     Raises:

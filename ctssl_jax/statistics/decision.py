@@ -21,6 +21,11 @@ def threshold_at_specificity(
     """The lowest score from which a case is called positive that keeps `target` of the negatives.
 
     Infinite where no score does; NaN without negatives.
+
+    >>> sick = np.array([False, False, False, False, True, True])
+    >>> scores = np.array([0.1, 0.2, 0.3, 0.8, 0.7, 0.9])
+    >>> threshold_at_specificity(sick, scores, 0.75), threshold_at_specificity(sick, scores, 1.0)
+    (0.7, 0.9)
     """
     negatives = scores[~positive]
     if not len(negatives):

@@ -174,6 +174,9 @@ def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
 
     Calling what is below 0.05 different keeps the chance of even one false call in the family
     below 0.05, however the tests depend on each other. NaN stays NaN and is not counted.
+
+    >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
+    [0.03, 0.06, 0.06]
     """
     adjusted, order = np.full(len(p), nan), np.argsort(p)
     order = order[np.isfinite(p[order])]

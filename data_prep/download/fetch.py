@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ctssl_jax import command
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from data_prep import command
 from data_prep.download.unpack import unpack
 from data_prep.origin import Origin
 from data_prep.pipeline.progress import Progress
@@ -269,11 +269,10 @@ def _origin(dataset: str) -> Origin:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m data_prep.download",
         description="A public dataset by URL -> a checked file, unpacked if it is a zip archive",
         epilog="example: python -m data_prep.download organsmnist --out=downloads",
-        allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("dataset", choices=(*FILES, *OTHERS), help="what to fetch")
@@ -283,11 +282,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--md5", help="likewise, where there is no SHA-256")
     parser.add_argument("--max_mb", type=int, default=4_000, help="refuse a larger file")
 
-    def task(args: argparse.Namespace) -> None:
+    def work() -> None:
+        args = parser.parse_args(argv)
         remote = _remote(args)
         path = fetch(remote, args.out)
         if path.suffix == ".zip":
             path = unpack(path, UNPACKED * remote.limit)
         print(f"{path}: checked. {_origin(args.dataset).text()}")
 
-    return command.run(task, parser, argv)
+    return command.run("data_prep.download", work)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ctssl_jax.dataset.leaks import shared
 from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
 from ctssl_jax.errors import DataError
-from data_prep.audit import shared
 from data_prep.pipeline.records import key_mark
 
 

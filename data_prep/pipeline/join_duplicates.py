@@ -12,9 +12,9 @@ from jaxtyping import Shaped
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ctssl_jax.dataset.leaks import shared
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures
-from data_prep.audit import shared
 from data_prep.pipeline.plan import assign
 from data_prep.pipeline.work import Part
 

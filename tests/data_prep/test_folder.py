@@ -253,7 +253,7 @@ def test_missing_and_empty_folders_are_one_line_and_code_3(tmp_path, module, kin
     assert command([*flags, "--workers=0"]) == 3
     shown = capfd.readouterr()
     assert shown.out == ""
-    (line,) = (line for line in shown.err.splitlines() if line.startswith("error: "))
+    (line,) = (line for line in shown.err.splitlines() if line.startswith(f"data_prep.{module}: "))
     assert "--source" in line
     assert str(tmp_path) not in line
     assert not (tmp_path / "out").exists()

@@ -132,7 +132,7 @@ def test_no_mark_in_an_error(export, tmp_path, flags):
     flags = [flag.replace("SOURCE", str(export)) for flag in flags]
     result = run("data_prep.dicom", *flags, f"--out={tmp_path / 'out'}", home=tmp_path / "home")
     assert result.returncode == 3
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.startswith("data_prep.dicom: ")
     assert_no_mark(result.stdout + result.stderr)
 
 

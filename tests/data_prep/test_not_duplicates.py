@@ -8,12 +8,12 @@ from memory import write_slices
 from test_audit import ct_slice, picture
 
 from ctssl_jax import data
+from ctssl_jax.dataset.verdict import read_verdict
 from ctssl_jax.errors import DataError
 from ctssl_jax.run import leakage
 from data_prep import audit
 from data_prep.not_duplicates import read_not_duplicates
 from data_prep.source import Slice
-from data_prep.verdict import read_verdict
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -5,8 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from ctssl_jax.config import SubsetBy
 from ctssl_jax.errors import ConfigError, DataError
-from ctssl_jax.run.subset import SubsetBy, subset
+from ctssl_jax.run.subset import subset
 
 
 def population(counts, per_patient=4, seed=0):
