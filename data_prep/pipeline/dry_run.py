@@ -9,12 +9,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy, Study, joined
 from data_prep.pipeline import gate
+from data_prep.pipeline.losses import Losses
 from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Inline, Pool, Runner
 from data_prep.pipeline.scan import place_all
@@ -32,6 +34,77 @@ class _Read(NamedTuple):
     labels: Counter[int]
     rejected: tuple[Rejected, ...]
     findings: tuple[Finding, ...]
+
+
+@dataclass
+class _Found:
+    """What was found in a source.
+
+    Attributes:
+        source: The source.
+        items: What it lists, and whether that is all.
+        placed: How many of these were looked at.
+        units: The items of each unit.
+        patients: The units of each patient, as in the source.
+        studies: How many files name a study and a patient.
+        excluded: Pseudonyms of patients that are left out.
+        excluded_items: The numbers of their items.
+        reads: What reading gave of some units, or all.
+        faults: Images that are damaged or irregular, by reason.
+        unwanted: What is left out by design, by reason.
+    """
+
+    source: Source
+    items: tuple[list[Item], bool]
+    placed: int
+    units: dict[str, list[Item]] = field(default_factory=dict)
+    patients: dict[str, set[str]] = field(default_factory=dict)
+    studies: Counter[tuple[str, str]] = field(default_factory=Counter)
+    excluded: set[str] = field(default_factory=set)
+    excluded_items: set[int] = field(default_factory=set)
+    reads: list[_Read] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    unwanted: Counter[str] = field(default_factory=Counter)
+
+    def reject(self, rejected: Rejected) -> None:
+        """Counts what is not read."""
+        (self.faults if rejected.fault else self.unwanted)[rejected.reason] += rejected.count
+
+    @property
+    def looked_at_all(self) -> bool:
+        """Whether all is listed and placed."""
+        return self.items[1] and self.placed == len(self.items[0])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether that was read, too."""
+        return self.looked_at_all and len(self.reads) == len(self.units)
+
+    @property
+    def slices(self) -> int:
+        """How many slices were read."""
+        return sum(read.slices for read in self.reads)
+
+    @property
+    def labels(self) -> Counter[int]:
+        """How many of these each class has."""
+        return sum((read.labels for read in self.reads), Counter[int]())
+
+    @property
+    def people(self) -> list[Study]:
+        """What files say of their studies."""
+        return [Study(*names, files) for names, files in self.studies.items()]
+
+    def losses(self) -> Losses:
+        """The labelled scans that rows of a table speak of, and those nothing would be left of."""
+        gone = {rejected.number for read in self.reads for rejected in read.rejected}
+        left = {item.number for unit in self.units.values() for item in unit} - gone
+        rows: dict[int, bool] = {}
+        for item in self.items[0]:
+            if item.row and item.label >= 0 and item.number not in self.excluded_items:
+                rows[item.row] = rows.get(item.row, False) or item.number in left
+        lost = tuple(sorted(row for row, is_left in rows.items() if not is_left))
+        return Losses(len(rows), len(lost), lost)
 
 
 def dry_run(
@@ -59,83 +132,101 @@ def dry_run(
         DataError: If the command would end without a dataset, as far as was looked.
     """
     runner: Runner = Pool(workers, seconds=READ_SECONDS) if workers else Inline()
-    items, whole = _listed(source)
-    placed = _scanned(source, runner, items)
-    units: dict[str, list[Item]] = {}
-    patients: dict[str, set[str]] = {}
-    refused, left_out = Counter[str](), Counter[str]()
-    excluded_names = set[str]()
-    studies = Counter[tuple[str, str]]()
-    for item, place in placed:
-        if isinstance(place, Unusable):
-            rejected = Rejected.of(item.number, place).of_item(item)
-            (refused if rejected.fault else left_out)[rejected.reason] += 1
-        elif (name := pseudonym(key, place.patient)) in excluded:
-            excluded_names.add(name)
-            left_out[EXCLUDED] += 1
-        else:
-            units.setdefault(place.unit, []).append(item)
-            patients.setdefault(place.patient, set()).add(place.unit)
-            if place.study:
-                studies[place.study, place.patient] += 1
-    reads = _read(source, runner, list(units.values()))
-    for found in reads:
-        for rejected in found.rejected:
-            (refused if rejected.fault else left_out)[rejected.reason] += rejected.count
-    kept = sum(found.slices for found in reads)
-    labels = sum((found.labels for found in reads), Counter[int]())
-    findings = Counter(row.finding for found in reads for row in found.findings)
-    lines = ["dry run: nothing is written"]
-    if not whole or len(placed) < len(items):
-        lines.append(
-            f"sampled: headers of {len(placed):,} of {'more than ' * (not whole)}{len(items):,} "
-            "files, of folders chosen at random; all counts are of these, and series may be in part"
-        )
-    else:
-        lines.append(f"files: {len(items):,}, all headers looked at")
-    # A unit of images is as many as are read at once; else it is a scan.
-    images = source.kind in ("image", "npz")
-    scans = sum(map(len, units.values())) if images else len(units)
-    lines.append(f"{'images' if images else 'scans (series or volumes)'}: {scans:,}")
-    part = "" if len(reads) == len(units) else f", read as a sample: {len(reads):,}"
-    lines.append(f"slices: {kept:,}{part}")
-    lines.append(f"patients: {len(patients):,}{_unknown(scans, patients, items)}")
-    for number, name in enumerate(source.classes):
-        lines.append(f"label {name}: {labels[number]:,} slices{' of the sample' * bool(part)}")
-    if source.classes and labels[-1]:
-        lines.append(f"without a label: {labels[-1]:,} slices")
-    if excluded:
-        lines.append(f"patients excluded by name: {len(excluded_names):,}")
-    lines += _reasons("would be rejected", refused) + _reasons("left out by design", left_out)
-    lines += _reasons("findings", findings)
-    lines += [f"note: {note}" for note in source.notes()]
-    people = [Study(*names, files) for names, files in studies.items()]
-    cannot_be = ""
+    found = _look(source, key, runner, excluded)
+    lines = _lines(found, bool(excluded))
+    why = ""
     try:
-        _, told = gate.require_people(source, people, patients, patient_by)
+        _, told = gate.require_people(source, found.people, found.patients, patient_by)
         lines += [f"note: {note}" for note in told]
     except DataError as error:
-        cannot_be = str(error)
+        why = str(error)
+    patients = {name: name for name in found.patients}
     if patient_by is PatientBy.JOINED:
-        apart = set(joined(people, {name: name for name in patients}).values())
-        lines.append(f"note: {len(patients)} patients, {len(apart)} of them told apart")
-    share = refused.total() / max(1, refused.total() + kept)
-    lines += _needs(source, refused, findings, patients, fractions)
-    if not kept:
-        worst = (refused + left_out).most_common(MOST)
-        why = "; ".join(f"{n} x {reason}" for reason, n in worst) or "it holds no files"
+        patients = joined(found.people, patients)
+        apart = len(set(patients.values()))
+        lines.append(f"note: {len(patients)} patients, {apart} of them told apart")
+    lines += _needs(found, len(set(patients.values())), fractions)
+    if why := _refusal(found, max_rejected) or why:
         print("\n".join(lines))
-        raise DataError(f"no CT slices found in --source ({why})")
-    if share > max_rejected:
-        print("\n".join(lines))
-        raise DataError(
-            f"{share:.1%} of the images would be rejected, more than --max_rejected="
-            f"{max_rejected:g}: mend them, or give a higher limit if that is right"
-        )
-    if cannot_be:
-        print("\n".join(lines))
-        raise DataError(cannot_be)
+        raise DataError(why)
     return "\n".join([*lines, "a dataset would be made"])
+
+
+def _look(source: Source, key: bytes, runner: Runner, excluded: frozenset[str]) -> _Found:
+    """Lists, places and reads as much as there is time for."""
+    items, whole = _listed(source)
+    placed = _scanned(source, runner, items)
+    found = _Found(source, (items, whole), len(placed))
+    for item, place in placed:
+        if isinstance(place, Unusable):
+            found.reject(Rejected.of(item.number, place).of_item(item))
+        elif (name := pseudonym(key, place.patient)) in excluded:
+            found.excluded.add(name)
+            found.excluded_items.add(item.number)
+            found.unwanted[EXCLUDED] += 1
+        else:
+            found.units.setdefault(place.unit, []).append(item)
+            found.patients.setdefault(place.patient, set()).add(place.unit)
+            if place.study:
+                found.studies[place.study, place.patient] += 1
+    found.reads = _read(source, runner, list(found.units.values()))
+    for read in found.reads:
+        for rejected in read.rejected:
+            found.reject(rejected)
+    return found
+
+
+def _lines(found: _Found, excludes: bool) -> list[str]:
+    """What is there and what would be left out."""
+    source, (items, whole) = found.source, found.items
+    lines = ["dry run: nothing is written"]
+    if found.looked_at_all:
+        lines.append(f"files: {len(items):,}, all headers looked at")
+    else:
+        lines.append(
+            f"sampled: headers of {found.placed:,} of {'more than ' * (not whole)}{len(items):,} "
+            "files, of folders chosen at random; all counts are of these, and series may be in part"
+        )
+    # A unit of images is as many as are read at once; else it is a scan.
+    images = source.kind in ("image", "npz")
+    scans = sum(map(len, found.units.values())) if images else len(found.units)
+    lines.append(f"{'images' if images else 'scans (series or volumes)'}: {scans:,}")
+    part = len(found.reads) < len(found.units)
+    sample = f", read as a sample: {len(found.reads):,}" if part else ""
+    lines.append(f"slices: {found.slices:,}{sample}")
+    lines.append(f"patients: {len(found.patients):,}{_unknown(scans, found.patients, items)}")
+    labels = found.labels
+    for number, name in enumerate(source.classes):
+        lines.append(f"label {name}: {labels[number]:,} slices{' of the sample' * part}")
+    if source.classes and labels[-1]:
+        lines.append(f"without a label: {labels[-1]:,} slices")
+    if excludes:
+        lines.append(f"patients excluded by name: {len(found.excluded):,}")
+    findings = Counter(row.finding for read in found.reads for row in read.findings)
+    lines += _reasons("would be rejected", found.faults)
+    lines += _reasons("left out by design", found.unwanted)
+    lines += _reasons("findings", findings)
+    return lines + [f"note: {note}" for note in source.notes()]
+
+
+def _refusal(found: _Found, max_rejected: float) -> str:
+    """Why there would be no dataset, as far as was looked; "" if there would be one."""
+    if not found.slices:
+        worst = (found.faults + found.unwanted).most_common(MOST)
+        why = "; ".join(f"{n} x {reason}" for reason, n in worst) or "it holds no files"
+        return f"no CT slices found in --source ({why})"
+    beyond = (
+        f"more than --max_rejected={max_rejected:g}: mend them, or give a higher limit if that is "
+        "right"
+    )
+    share = found.faults.total() / (found.faults.total() + found.slices)
+    if share > max_rejected:
+        return f"{share:.1%} of the images would be rejected, {beyond}"
+    if not found.is_whole:
+        return ""
+    if over := found.losses().over(max_rejected):
+        return f"nothing would be left of {over}, {beyond}"
+    return gate.empty_classes(found.source, found.labels.keys())
 
 
 def _listed(source: Source) -> tuple[list[Item], bool]:
@@ -225,24 +316,18 @@ def _reasons(title: str, counts: Counter[str]) -> list[str]:
     return [f"{title}: {counts.total():,}", *lines] if counts else []
 
 
-def _needs(
-    source: Source,
-    refused: Counter[str],
-    findings: Counter[str],
-    patients: Mapping[str, Any],
-    fractions: Mapping[str, float],
-) -> list[str]:
+def _needs(found: _Found, patients: int, fractions: Mapping[str, float]) -> list[str]:
     """The flags that would change what is refused."""
     lines = []
-    irregular = source.options().get("irregular") == Irregular.REJECT.value
-    if irregular and findings:
+    irregular = found.source.options().get("irregular") == Irregular.REJECT.value
+    if irregular and any(read.findings for read in found.reads):
         lines.append("flag: --irregular=accept_2d keeps the slices of what is irregular")
-    if any(reason.startswith("no patient") for reason in refused):
+    if any(reason.startswith("no patient") for reason in found.faults):
         lines.append("flag: --patient_regex must match each file that is to be read")
     splits = sum(share > 0 for share in fractions.values())
-    if 0 < len(patients) < splits:
+    if 0 < patients < splits:
         lines.append(
-            f"flag: {splits} splits want as many patients, and there are {len(patients)}: "
+            f"flag: {splits} splits want as many patients, and there are {patients}: "
             "--val_fraction=0 --test_fraction=0 puts all into train"
         )
     return lines

@@ -66,12 +66,12 @@ def measure(
     return quality
 
 
-def refusal(quality: Quality, classes: Sequence[str], folder: Path) -> str:
+def refusal(quality: Quality, source: Source, folder: Path) -> str:
     """Why there is no dataset, in one line; "" if there is one.
 
     Args:
         quality: Of what was read.
-        classes: Their names.
+        source: Of what it was read.
         folder: Where the report will be.
     """
     found = (quality.faults + quality.unwanted).most_common(5)
@@ -90,11 +90,23 @@ def refusal(quality: Quality, classes: Sequence[str], folder: Path) -> str:
         return f"{quality.share:.1%} of the images were rejected {beyond}"
     if over := quality.losses.over(quality.limit):
         return f"nothing is left of {over} {beyond}"
-    labels = quality.labels.keys() - {"-1"}
-    empty = [repr(name) for number, name in enumerate(classes) if str(number) not in labels]
-    if empty and labels:
-        return (
-            f"no slice is left of the class {' and '.join(empty)}: see {folder}, and leave what is "
-            "no class out of --source or --labels"
-        )
+    if why := empty_classes(source, map(int, quality.labels)):
+        return f"{why} (see {folder})"
     return ""
+
+
+def empty_classes(source: Source, labels: Iterable[int]) -> str:
+    """Which classes have no slice, in one line; "" if each has one.
+
+    Args:
+        source: Of which a part may lack a class where it has classes of its own, which is no fault.
+        labels: Those of the slices, -1 for none.
+    """
+    found = set(labels) - {-1}
+    empty = [repr(name) for number, name in enumerate(source.classes) if number not in found]
+    if source.name != "folder" or not empty or not found:
+        return ""
+    return (
+        f"no slice is left of the class {' and '.join(empty)}: leave what is no class out of "
+        "--source or --labels"
+    )

@@ -426,9 +426,7 @@ def _require_quality(
         for rejected in _rejected(parts, index):
             path = names.shown(index.path(rejected.number))
             print(f"file {rejected.number}: {rejected.reason}: {path}")
-    # Other sources have classes of their own, of which a part of the set may lack some.
-    classes = context.source.classes if context.source.name == "folder" else ()
-    if why := gate.refusal(quality, classes, _refused(out)):
+    if why := gate.refusal(quality, context.source, _refused(out)):
         _refused(out).mkdir(exist_ok=True)
         _report(_refused(out), quality, parts, index)
         raise DataError(why)
