@@ -145,8 +145,8 @@ def dry_run(
         patients = joined(found.people, patients)
         apart = len(set(patients.values()))
         lines.append(f"note: {len(patients)} patients, {apart} of them told apart")
-    lines += _needs(found, len(set(patients.values())), fractions)
-    if why := _refusal(found, max_rejected) or why:
+    lines += _needs(found)
+    if why := _refusal(found, max_rejected) or why or _few_patients(found, patients, fractions):
         print("\n".join(lines))
         raise DataError(why)
     return "\n".join([*lines, "a dataset would be made"])
@@ -316,7 +316,7 @@ def _reasons(title: str, counts: Counter[str]) -> list[str]:
     return [f"{title}: {counts.total():,}", *lines] if counts else []
 
 
-def _needs(found: _Found, patients: int, fractions: Mapping[str, float]) -> list[str]:
+def _needs(found: _Found) -> list[str]:
     """The flags that would change what is refused."""
     lines = []
     irregular = found.source.options().get("irregular") == Irregular.REJECT.value
@@ -324,10 +324,19 @@ def _needs(found: _Found, patients: int, fractions: Mapping[str, float]) -> list
         lines.append("flag: --irregular=accept_2d keeps the slices of what is irregular")
     if any(reason.startswith("no patient") for reason in found.faults):
         lines.append("flag: --patient_regex must match each file that is to be read")
-    splits = sum(share > 0 for share in fractions.values())
-    if 0 < patients < splits:
-        lines.append(
-            f"flag: {splits} splits want as many patients, and there are {patients}: "
-            "--val_fraction=0 --test_fraction=0 puts all into train"
-        )
     return lines
+
+
+def _few_patients(
+    found: _Found, patients: Mapping[str, str], fractions: Mapping[str, float]
+) -> str:
+    """Why a split would get no patient; "" if each gets one, or that cannot be told."""
+    splits = sum(share > 0 for share in fractions.values())
+    is_open = any(not item.split for unit in found.units.values() for item in unit)
+    apart = len(set(patients.values()))
+    if apart >= splits or not (is_open and found.is_whole):
+        return ""
+    return (
+        f"{splits} splits want as many patients, and there are {apart}: --val_fraction=0 "
+        "--test_fraction=0 puts all into train"
+    )

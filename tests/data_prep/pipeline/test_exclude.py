@@ -130,6 +130,28 @@ def test_a_dry_run_of_a_command_writes_nothing_and_exits_as_it_would(tmp_path, k
     assert not (tmp_path / "out").exists()
 
 
+def test_labelled_scans_of_those_who_are_left_out_are_not_lost(tmp_path, key_file, capsys):
+    """Neither for --max_rejected, nor if the table names their very files."""
+    for number in range(4):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(picture([7, number])).save(tmp_path / "in" / f"p{number}.png")
+    rows = [f"p{number}.png,x,P{number}" for number in range(4)]
+    few, table = tmp_path / "few.csv", tmp_path / "all.csv"
+    few.write_text("\n".join(["file,label,patient", rows[0], rows[1].replace("P1", "Q")]))
+    table.write_text("\n".join(["file,label,patient", *rows]))
+    train = ("--val_fraction=0", "--test_fraction=0")
+    task = flags(tmp_path, key_file, f"--labels={few}", *train)
+    assert folder.main(task) == 0
+    (tmp_path / "out").rename(tmp_path / "task")
+    more = (f"--labels={table}", f"--exclude_patients_of={tmp_path / 'task'}", "--max_rejected=0")
+    for word in (("--dry_run",), ()):
+        assert folder.main(flags(tmp_path, key_file, *more, *train, *word)) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    left = manifest["excluded_patients"]
+    assert (left["patients_by_name"], left["patients_by_content"]) == (1, 1)
+    assert (manifest["rejected"], manifest["labelled"]["scans_lost"]) == ({}, 0)
+
+
 def test_scans_for_pretraining_all_go_to_train_and_irregular_ones_stay(
     tmp_path, key_file, write_ct, capsys
 ):
