@@ -127,10 +127,10 @@ def test_who_shares_a_series_is_joined_too(tmp_path):
     every = {f"p{name:02}": [picture(10 * name + k) for k in range(2)] for name in range(PATIENTS)}
     slices = {
         name: [
-            Slice(image.astype(np.int16), name, "a common series", index, label=0)
+            Slice(image.astype(np.int16), name, f"common series {number % 3}", index, label=0)
             for index, image in enumerate(mine)
         ]
-        for name, mine in every.items()
+        for number, (name, mine) in enumerate(every.items())
     }
     for seed in range(2):
         out = tmp_path / str(seed)
