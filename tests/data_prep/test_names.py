@@ -102,4 +102,4 @@ def test_volumes_of_any_name(tmp_path, prepared, write_volume, command, suffix):
 def test_an_output_that_libraries_cannot_write_is_one_line(tmp_path, prepared):
     image(f"{tmp_path}/in/a.png")
     code, told = prepared(folder, tmp_path / "in", f"--out={tmp_path}/{LATIN_1}")
-    assert (code, told) == (2, "error: --out: its path must be UTF-8\n")
+    assert (code, told) == (2, "data_prep.folder: --out: its path must be UTF-8\n")

@@ -180,8 +180,8 @@ def test_medmnist_in_folds_is_split_by_patient_or_not_at_all(tmp_path, capsys, r
     key.write_text("0123456789abcdef")
     flags = [f"--source={file}", f"--out={out}", f"--key={key}", "--folds=5", "--workers=0"]
     assert organsmnist.main(flags) == 2
-    message = ": --folds=5: the source has splits of its own: give --split_by=patient"
-    assert capsys.readouterr().err == message + "\n"
+    message = "--folds=5: the source has splits of its own: give --split_by=patient"
+    assert capsys.readouterr().err == f"data_prep.organsmnist: {message}\n"
     assert organsmnist.main([*flags, "--split_by=patient"]) == 0
     patients = [{r["patient"] for r in read(out, f"fold{fold}")} for fold in range(5)]
     assert len(set.union(*patients)) == sum(map(len, patients)) == 17
