@@ -68,7 +68,7 @@ def state_of(params, stats):
 def encoder_run(tmp_path_factory, phantom_path):
     """What a pre-training run leaves behind, without the training."""
     run = tmp_path_factory.mktemp("pretraining")
-    intensity = {"mode": "window", "window_hu": [-1000.0, 600.0], "mean": [0.35], "std": [0.32]}
+    intensity = {"mode": "window", "window_hu": [-1000.0, 1000.0], "mean": [0.28], "std": [0.256]}
     config = {"method": {"type": "SparK"}, "intensity": {**intensity, "channels": 1}}
     run_folder.write_json(run / "config.json", {"hash": "feed", "config": config})
     checkpoints = Checkpoints(run)
@@ -483,10 +483,10 @@ def test_the_encoder_of_a_run_is_scored(tmp_path, phantom_path, encoder_run, cap
 
 
 def test_another_intensity_than_in_pretraining_is_told(encoder_run):
-    ours = Intensity(window_hu=(-1000.0, 600.0), mean=(0.5,), std=(0.32,))
+    ours = Intensity(mean=(0.5,), std=(0.256,))
     (line,) = run_folder.notes(str(encoder_run), ours)
-    assert "note: intensity.mean is [0.35] there and [0.5] here" in line
-    ours.mean = (0.35,)
+    assert "note: intensity.mean is [0.28] there and [0.5] here" in line
+    ours.mean = (0.28,)
     assert run_folder.notes(str(encoder_run), ours) == []
 
 
@@ -570,7 +570,7 @@ def test_an_unlabelled_set_has_its_features_written_and_nothing_scored(capsys, t
         evaluate._encoder_weights(config, config.encoder.build(Precision.FLOAT32))
     )
     source = data.open_dataset(path).source("train")
-    expected = by_hand(params, stats, source, 0, 255, Intensity(mean=(0.35,), std=(0.32,)))
+    expected = by_hand(params, stats, source, 0, 255, Intensity(mean=(0.28,), std=(0.256,)))
     np.testing.assert_allclose(arrays["train_features"], expected, rtol=1e-3, atol=1e-4)
     found = json.loads((workdir / "results.json").read_text())
     assert (found["scored"], found["split"], found["slices"]) == (False, "train", 5)

@@ -153,7 +153,7 @@ def test_what_lies_beside_the_weights(one_channel):
         "8 slices of 2 patients",
         "Audit for leaks between the splits: pass",
         "not stated",
-        "Scale -1000 to 0 and 600 to 1",
+        "Scale -1000 to 0 and 1000 to 1",
         'create_model("resnet18", num_classes=0, in_chans=1)',
     ):
         assert words in text
