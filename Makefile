@@ -42,7 +42,7 @@ smoke: install
 	set -e; for method in $(METHODS) simclr; do \
 	  $(RUN) -m ctssl_jax.main --config=configs/$$method.py:smoke --workdir=$(SMOKE)/$$method; \
 	done
-	$(RUN) -m launch.sweep --config=configs/ablation.py:smoke --config.frozen=true --config.encoders=$(SMOKE)/spark --workdir=$(SMOKE)/ablation
+	$(RUN) -m launch.sweep --config=configs/ablation.py:smoke --config.frozen=true --config.encoders=$(SMOKE)/simclr --workdir=$(SMOKE)/ablation
 	$(RUN) -m ctssl_jax.report $(SMOKE) --out=$(SMOKE)/report
 	$(RUN) -m pytest tests/test_jax_interface.py
 

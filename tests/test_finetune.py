@@ -353,7 +353,8 @@ def test_a_run_that_chooses_a_rate_never_looks_at_the_test(by_steps):
     found, workdir, _ = by_steps
     assert "test" not in found
     assert found["test_reads"] == 0
-    assert "test" not in {line.split(",")[0] for line in (workdir / "predictions.csv").open()}
+    lines = (workdir / "predictions.csv").read_text().splitlines()
+    assert "test" not in {line.split(",")[0] for line in lines}
     assert found["tuning"] == {
         "lr": 3e-3,
         "candidates": [1e-3, 3e-3],

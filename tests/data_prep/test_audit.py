@@ -288,7 +288,7 @@ def test_patients_of_real_ct_are_told_apart_and_edited_copies_found(shared):
     patient = np.array([file.name.split("_")[0] for file in files])
     rows = of_pictures(images)
     held_out = np.isin(patient, np.unique(patient)[::4])
-    train, test = rows.take(~held_out), rows.take(held_out)
+    train, test = rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))
     assert len(near_pairs(train, test).right) == 0
     copies = [np.rot90(as_jpeg(images[n], 50), n % 4) for n in np.flatnonzero(~held_out)[::9]]
     assert len(near_pairs(train, of_pictures(copies)).right) == len(copies)

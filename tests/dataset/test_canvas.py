@@ -124,7 +124,10 @@ def interrupt(*_):
 def test_command_reduces(tmp_path, capsys):
     flags = ["--patients=3", "--slices=2", "--size=48", "--workers=0", f"--out={tmp_path / 'set'}"]
     assert phantom.main([*flags, "--canvas=31"]) == ConfigError.exit_code
-    assert capsys.readouterr().err == "error: --canvas=31: must be 0 (no change) or 32 or more\n"
+    assert (
+        capsys.readouterr().err
+        == "data_prep.phantom: --canvas=31: must be 0 (no change) or 32 or more\n"
+    )
     assert not (tmp_path / "set").exists()
     assert phantom.main([*flags, "--canvas=32"]) == 0
     first = open_dataset(tmp_path / "set").source("train")[0]

@@ -118,7 +118,7 @@ def test_no_image_or_volume_of_another_kind_is_taken_for_dicom(shared):
 
 def test_the_whole_folder_at_once(shared):
     root = shared("nasty")
-    files = sum(path.is_file() and path.name[0] != "." for path in root.rglob("*"))
+    files = sum(path.is_file() for path in root.rglob("*"))  # hidden ones are counted, too
     found = outcome(DicomSource(root))
     # Among each other the transfer syntaxes are repeats, the sagittal reformats left out, ...
     assert len(found.slices) + sum(r.count for r in found.rejected) == files
@@ -185,7 +185,8 @@ def test_hu_equal_pydicom(shared, tree):
         assert np.abs(slices[0].image - hu)[seen].max() <= tolerance, path.name
         assert (slices[0].image[~seen] == AIR_HU).all()
         compared += 1
-    assert compared >= {"volumes": 118}.get(tree, 20)
+    # Of the odd geometries 13 slices are no HU by their values: 8-bit grey, crops without air.
+    assert compared >= {"volumes": 118, "nasty/spacing_and_geometry": 7}.get(tree, 20)
 
 
 def test_hu_equal_gdcm_reading_the_whole_file(shared):
