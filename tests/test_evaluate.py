@@ -222,6 +222,7 @@ def test_k_is_chosen_on_validation_where_test_would_choose_another(
     monkeypatch.setattr(evaluate, "features", planted)
     monkeypatch.setattr(evaluate, "_encoder_weights", lambda *_: ({}, {}))
     config = smoke(phantom_path, fraction=1.0, knn_k=(3, 1))
+    config.bn_images = 0  # there is no network here
     found = evaluate.run(config, tmp_path / "run")["knn"]
     assert found["k"] == 1
     assert found["tried"] == [[3, 0.0], [1, 1.0]]
@@ -558,7 +559,8 @@ def test_an_unlabelled_set_has_its_features_written_and_nothing_scored(capsys, t
     rng, path, workdir = np.random.default_rng(0), tmp_path / "set", tmp_path / "run"
     images = rng.integers(0, 256, (5, 64, 64)).astype(np.int16)
     write(path, {"train": [-1] * 5}, (), images)
-    code, said = command(capsys, path, workdir, "--config.data.canvas=48")
+    flags = ("--config.data.canvas=48", "--config.bn_images=0")  # as the weights by hand
+    code, said = command(capsys, path, workdir, *flags)
     assert (code, said.err) == (0, "")
     assert "features of 5 slices of train; without labels nothing is scored" in said.out
     with np.load(workdir / "embeddings.npz", allow_pickle=False) as file:
@@ -576,7 +578,7 @@ def test_an_unlabelled_set_has_its_features_written_and_nothing_scored(capsys, t
     assert (found["scored"], found["split"], found["slices"]) == (False, "train", 5)
     assert found["audit"] == {"verdict": "pass"}
     assert "test" not in found
-    code, said = command(capsys, path, workdir, "--config.data.canvas=48")
+    code, said = command(capsys, path, workdir, *flags)
     assert code == 0
     assert "is done already; features of 5 slices" in said.out
 
