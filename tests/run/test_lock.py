@@ -84,7 +84,7 @@ def test_a_child_that_outlives_the_run_keeps_no_lock(tmp_path):
     with subprocess.Popen(words, cwd=root, pass_fds=[write], start_new_session=True) as process:
         os.close(write)
         told = os.read(ready, 20)
-        while len(told) < 2:
+        while b"x" not in told or len(told) < 2:  # the child's word, and the parent's
             told += os.read(ready, 20)
         child = int(told.replace(b"x", b""))
         process.kill()
