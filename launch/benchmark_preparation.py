@@ -39,6 +39,11 @@ def series_uid(series: int) -> str:
     return f"1.2.826.0.1.{10**9 + series}"
 
 
+def study_uid(series: int) -> str:
+    """Of a study, always 22 characters; each series is a patient's only one."""
+    return f"1.2.826.0.2.{10**9 + series}"
+
+
 def instance_uid(series: int, index: int) -> str:
     """Of a slice, always 29 characters."""
     return f"{series_uid(series)}.{10**5 + index}"
@@ -52,7 +57,7 @@ def template(size: int) -> bytes:
     stored = np.zeros((size, size), np.uint16)
     item = Slice(stored.astype(np.int16), "", "", 0, 0.0, (1.0, 1.0, 1.0))
     data = dicom_of(stored, item, "benchmark", signed=False)
-    data.SeriesInstanceUID = series_uid(0)
+    data.StudyInstanceUID, data.SeriesInstanceUID = study_uid(0), series_uid(0)
     data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = instance_uid(0, 0)
     data.PatientID = PATIENT.format(0)
     data.ImagePositionPatient = ["0", "0", POSITION.format(0)]
@@ -82,6 +87,7 @@ def write_series(folder: Path, series: int, slices: int, size: int) -> None:
             for old, new in (
                 (instance_uid(0, 0), instance_uid(number, index)),
                 (series_uid(0), series_uid(number)),
+                (study_uid(0), study_uid(number)),
                 (POSITION.format(0), POSITION.format(2.5 * index)),
             ):
                 head = head.replace(old.encode(), new.encode())

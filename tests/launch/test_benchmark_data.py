@@ -13,7 +13,7 @@ def test_audit_benchmark_tells_what_share_of_copies_is_found(phantom_path, tmp_p
     assert result["found"].keys() == benchmark_audit.EDITS.keys()
     assert result["found"]["JPEG quality 50"] > 0.8 > result["found"]["6 % cut off"]
     assert (result["slices"], result["patients"], result["copies"]) == (32, 4, 12)
-    assert result["found_between_patients"] == 0
+    assert result["pairs_of_patients"] == 0
     assert "32 slices of 4 patients" in capsys.readouterr().out
     assert benchmark_audit.main(["--data=none"]) == 3
 
