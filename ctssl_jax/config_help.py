@@ -4,7 +4,6 @@ The meanings are those of the dataclasses' docstrings, the presets those that `g
 """
 
 import ast
-import dataclasses
 import enum
 import inspect
 import re
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from ctssl_jax.flags import config_argument, define_flags, parse
+from ctssl_jax.flags import config_argument, define_flags, leaves, parse
 
 WIDTH = 100
 CONFIGS = Path("configs")
@@ -55,19 +54,14 @@ def help_text(argv: Sequence[str], doc: str, defaults: Sequence[Any]) -> str:
     return "\n\n".join(parts)
 
 
-def fields(config: Any, prefix: str = "") -> Iterator[Field]:
+def fields(config: Any) -> Iterator[Field]:
     """Every field of a config that is a flag, in the order of the dataclass."""
-    told = meanings(type(config))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from fields(value, f"{prefix}{field.name}.")
-            continue
-        meaning = told.get(field.name, "")
+    for name, owner, field, value in leaves(config):
+        meaning = meanings(owner).get(field, "")
         if isinstance(value, enum.Enum):
             choices = " | ".join(choice.name.lower() for choice in type(value))
             meaning = f"{meaning} ({choices})".strip()
-        yield Field(prefix + field.name, _typed(value), meaning)
+        yield Field(name, _typed(value), meaning)
 
 
 def meanings(kind: type) -> dict[str, str]:

@@ -131,14 +131,30 @@ def _in_words(problem: str) -> str:
     )
 
 
-def field_names(config: Any, prefix: str = "") -> Iterator[str]:
-    """The name of every field that is a flag, such as `optim.lr`."""
+class Leaf(NamedTuple):
+    """A field of a config, or of a dataclass in it, that is a flag.
+
+    Attributes:
+      name: as in `--config.NAME`, such as `optim.lr`.
+      owner: the dataclass whose field it is.
+      field: its name there.
+      value: what it is.
+    """
+
+    name: str
+    owner: type
+    field: str
+    value: Any
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[Leaf]:
+    """Every field that is a flag, in the order of the dataclasses."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from field_names(value, f"{prefix}{field.name}.")
+            yield from leaves(value, f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name
+            yield Leaf(prefix + field.name, type(config), field.name, value)
 
 
 def _require_known_fields(argv: list[str]) -> None:
@@ -149,7 +165,7 @@ def _require_known_fields(argv: list[str]) -> None:
         return  # the mistake is another one
     if values.config is None:
         return
-    known = list(field_names(values.config))
+    known = [leaf.name for leaf in leaves(values.config)]
     for word in argv[1:]:
         field = word.removeprefix("--config.").partition("=")[0]
         if word.startswith("--config.") and field not in known:

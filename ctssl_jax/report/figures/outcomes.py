@@ -3,6 +3,7 @@
 Every function returns a PNG of the given colours that depends on nothing but the arguments.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,41 +28,54 @@ from ctssl_jax.report.figures.theme import (
 from ctssl_jax.report.names import arm_name
 from ctssl_jax.report.words import legend_name, percent, sizes
 
+Looks = dict[str, tuple[str, str]]
+"""Colour and marker of each arm."""
+
 PRINTED = 4
 """With more classes than these a matrix is colours alone; its numbers are in the CSV."""
 
 
 def roc_of_sizes(task: Task, theme: Theme) -> bytes:
     """One panel for each training size: the mean ROC curve of each arm, pale its single seeds."""
-    fractions = sorted({cell.fraction for cell in task.cells})
-    looks, columns = arm_looks(task.arms(), theme), _columns(len(fractions))
-    rows = -(-len(fractions) // columns)
-    with new_figure(theme, height=1.0 + rows * min(5.8 / columns, 3.4)) as figure:
-        panels = _panels(figure, len(fractions), columns)
-        for axes, fraction in zip(panels, fractions, strict=True):
-            cells = [cell for cell in task.cells if cell.fraction == fraction]
-            style(axes, theme)
-            axes.plot([0, 1], [0, 1], color=theme.soft, linewidth=0.9, linestyle=(0, (2, 3)))
-            for cell in cells:
-                colour, _ = looks[cell.arm]
-                curves = roc_curves(cell)
-                if len(curves) > 1:
-                    axes.plot(FALSE_POSITIVES, curves.T, color=colour, alpha=0.3, linewidth=0.7)
-                mean, name = mean_roc_curve(cell), legend_name(task, cell.arm)
-                axes.plot(FALSE_POSITIVES, mean, color=colour, linewidth=1.8, label=name)
-            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-            axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            set_title(axes, f"{sizes(cells[0].sizes('slices'))} slices", size=9.5)
-            axes.tick_params(labelsize=8.5)
-        figure.supxlabel("false positive rate", fontsize=9.5, color=theme.soft)
-        figure.supylabel("true positive rate", fontsize=9.5, color=theme.soft)
-        fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
-        legend(figure, fullest, len(looks))
-        return png(figure)
+
+    def draw(axes: Any, cells: list[Cell], looks: Looks) -> None:
+        for cell in cells:
+            colour, _ = looks[cell.arm]
+            curves = roc_curves(cell)
+            if len(curves) > 1:
+                axes.plot(FALSE_POSITIVES, curves.T, color=colour, alpha=0.3, linewidth=0.7)
+            mean, name = mean_roc_curve(cell), legend_name(task, cell.arm)
+            axes.plot(FALSE_POSITIVES, mean, color=colour, linewidth=1.8, label=name)
+
+    return _squares_of_sizes(task, theme, draw, "false positive rate", "true positive rate")
 
 
 def calibration_of_sizes(task: Task, theme: Theme) -> bytes:
     """One panel for each training size: the observed share against the predicted chance."""
+
+    def draw(axes: Any, cells: list[Cell], looks: Looks) -> None:
+        for place, cell in enumerate(cells):
+            colour, marker = looks[cell.arm]
+            curve = calibration_curve(cell)
+            # Beside each other, so that no bar hides another.
+            at = [each.predicted + 0.012 * (place - (len(cells) - 1) / 2) for each in curve]
+            low, high = ([getattr(each, end) for each in curve] for end in ("low", "high"))
+            axes.vlines(at, low, high, color=colour, alpha=0.35, linewidth=2.5)
+            name, shares = legend_name(task, cell.arm), [each.observed for each in curve]
+            look = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
+            axes.plot(at, shares, label=name, **look)
+
+    return _squares_of_sizes(task, theme, draw, "predicted chance", "observed share")
+
+
+def _squares_of_sizes(
+    task: Task,
+    theme: Theme,
+    draw: Callable[[Any, list[Cell], Looks], None],
+    across: str,
+    up: str,
+) -> bytes:
+    """Unit squares with their diagonal, one for each training size, `draw` in each."""
     fractions = sorted({cell.fraction for cell in task.cells})
     looks, columns = arm_looks(task.arms(), theme), _columns(len(fractions))
     rows = -(-len(fractions) // columns)
@@ -71,22 +85,13 @@ def calibration_of_sizes(task: Task, theme: Theme) -> bytes:
             cells = [cell for cell in task.cells if cell.fraction == fraction]
             style(axes, theme)
             axes.plot([0, 1], [0, 1], color=theme.soft, linewidth=0.9, linestyle=(0, (2, 3)))
-            for place, cell in enumerate(cells):
-                colour, marker = looks[cell.arm]
-                curve = calibration_curve(cell)
-                # Beside each other, so that no bar hides another.
-                at = [each.predicted + 0.012 * (place - (len(cells) - 1) / 2) for each in curve]
-                low, high = ([getattr(each, end) for each in curve] for end in ("low", "high"))
-                axes.vlines(at, low, high, color=colour, alpha=0.35, linewidth=2.5)
-                name, shares = legend_name(task, cell.arm), [each.observed for each in curve]
-                look = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.4}
-                axes.plot(at, shares, label=name, **look)
+            draw(axes, cells, looks)
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
             set_title(axes, f"{sizes(cells[0].sizes('slices'))} slices", size=9.5)
             axes.tick_params(labelsize=8.5)
-        figure.supxlabel("predicted chance", fontsize=9.5, color=theme.soft)
-        figure.supylabel("observed share", fontsize=9.5, color=theme.soft)
+        figure.supxlabel(across, fontsize=9.5, color=theme.soft)
+        figure.supylabel(up, fontsize=9.5, color=theme.soft)
         fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
         legend(figure, fullest, len(looks))
         return png(figure)
