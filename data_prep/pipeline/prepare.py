@@ -120,11 +120,17 @@ def prepare(
     with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
         named = _scan(context, local, index, excluded.patients if excluded else frozenset())
-        known, told = gate.require_people(source, index.studies(), index.names(), patient_by)
+        known, told = gate.require_people(source, index.studies(), index.everyone(), patient_by)
         _read(context, runner, index)
         parts = Parts(context, index)
+        alike = frozenset[str]()
         if excluded:
-            parts.leave_out(excluded.alike(parts.signatures()) if parts.slices else frozenset())
+            alike = excluded.alike(parts.signatures()) if parts.slices else alike
+            known_as = frozenset[str]()
+            if patient_by is PatientBy.JOINED:
+                known_as = _joined_with(index, key, excluded.patients | alike)
+            named += len(known_as)
+            parts.leave_out(alike | known_as)
         quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
         patients = index.patients(key)
         if patient_by is PatientBy.JOINED:
@@ -145,7 +151,7 @@ def prepare(
             source.facts(), patients_known=known, labels_of=gate.labels_of(source, parts)
         )
         if excluded:
-            manifest["excluded_patients"] = excluded.summary(named, len(parts.left_out))
+            manifest["excluded_patients"] = excluded.summary(named, len(alike))
         if notes := [*source.notes(), *told]:
             manifest["note"] = "; ".join(notes)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -155,6 +161,14 @@ def prepare(
         os.replace(folder, out)
         shutil.rmtree(work)
     return manifest
+
+
+def _joined_with(index: Index, key: bytes, left_out: frozenset[str]) -> frozenset[str]:
+    """The pseudonyms of the others who are one person with somebody who is left out."""
+    everyone = {pseudonym(key, name): name for name in index.everyone()}
+    person = joined(index.studies(), everyone)
+    people = {person[one] for one in left_out if one in person}
+    return frozenset(one for one, name in person.items() if name in people) - left_out
 
 
 def _refused(out: Path) -> Path:
@@ -221,7 +235,7 @@ def _scan(
                 name = pseudonym(context.key, where.patient) if excluded else ""
                 if name in excluded:
                     left_out.add(name)
-                    index.reject(item, EXCLUDED, False)
+                    index.leave_out(item, where, EXCLUDED)
                 else:
                     index.add(item, where, stamp)
     index.complete()
