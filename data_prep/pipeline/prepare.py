@@ -34,7 +34,7 @@ from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
 from data_prep import audit, names
-from data_prep.patients import PatientBy, joined
+from data_prep.patients import PatientBy, joined, one_person_with
 from data_prep.pipeline import gate, records
 from data_prep.pipeline.exclude import Excluded
 from data_prep.pipeline.join_duplicates import join_duplicates
@@ -128,7 +128,8 @@ def prepare(
             alike = excluded.alike(parts.signatures()) if parts.slices else alike
             known_as = frozenset[str]()
             if patient_by is PatientBy.JOINED:
-                known_as = _joined_with(index, key, excluded.patients | alike)
+                everyone = {pseudonym(key, name): name for name in index.everyone()}
+                known_as = one_person_with(excluded.patients | alike, index.studies(), everyone)
             named += len(known_as)
             parts.leave_out(alike | known_as)
         quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
@@ -161,14 +162,6 @@ def prepare(
         os.replace(folder, out)
         shutil.rmtree(work)
     return manifest
-
-
-def _joined_with(index: Index, key: bytes, left_out: frozenset[str]) -> frozenset[str]:
-    """The pseudonyms of the others who are one person with somebody who is left out."""
-    everyone = {pseudonym(key, name): name for name in index.everyone()}
-    person = joined(index.studies(), everyone)
-    people = {person[one] for one in left_out if one in person}
-    return frozenset(one for one, name in person.items() if name in people) - left_out
 
 
 def _refused(out: Path) -> Path:

@@ -76,8 +76,15 @@ def test_who_is_one_person_with_somebody_left_out_is_left_out_too(task, tmp_path
     }
     excluded = load_excluded([task], KEY)
     asked = {"key": KEY, "fractions": ALL, "excluded": excluded}
-    with pytest.raises(DataError, match="2 patients are named in more than one spelling"):
-        prepare(source(scans), tmp_path / "auto", **asked)
+    for refused in (
+        lambda: prepare(source(scans), tmp_path / "auto", **asked),
+        lambda: dry_run(source(scans), KEY, ALL, excluded=excluded.patients),
+    ):
+        with pytest.raises(DataError, match="2 patients are named in more than one spelling"):
+            refused()
+    joined = PatientBy.JOINED
+    said = dry_run(source(scans), KEY, ALL, excluded=excluded.patients, patient_by=joined)
+    assert "3 patients, 2 of them told apart" in said  # who is known by pictures, it cannot tell
     out = tmp_path / "joined"
     manifest = prepare(source(scans), out, patient_by=PatientBy.JOINED, **asked)
     assert set(load_signatures(out, "train").patient) == {pseudonym(KEY, "d").encode()}
