@@ -258,7 +258,7 @@ def _frozen(config: FinetuneConfig, arm: str) -> EvaluateConfig:
     same = {
         *("task", "encoder_run", "seed", "subset_seed", "subset_by", "fraction", "count", "data"),
         *("val_split", "test_split", "intensity", "encoder", "select_by", "precision"),
-        *("val_count", "bn_images"),
+        *("val_count", "bn_images", "accept_unfinished"),
     }
     shared = {name: getattr(config, name) for name in same}
     return EvaluateConfig(**shared | {"arm": arm, "size": config.method.view.size})

@@ -143,6 +143,7 @@ class PretrainConfig:
     Attributes:
       encoder_run: run folder or import whose encoder (and SparK's decoder, where an import brings
         it) the run starts from; empty: fresh weights.
+      accept_unfinished: start from that run although it is not done; every result says so.
       seed: of initialisation, sample order, augmentation and masks.
       batch_size: slices per step over all devices.
       accumulate: microbatches per step, one after the other on the same devices, whose gradients
@@ -159,6 +160,7 @@ class PretrainConfig:
     """
 
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"elastic": True})
     seed: int = 0
     batch_size: int = 32
     accumulate: int = 1
@@ -212,6 +214,7 @@ class FinetuneConfig:
     Attributes:
       task: name in results and report.
       encoder_run: run folder of the pre-training, or an import; empty trains from scratch.
+      accept_unfinished: as in `PretrainConfig`.
       arm: name of the initialisation in the report; empty: the method's name, or "scratch".
       seed: of head, order and augmentation.
       subset_seed: of the training subset.
@@ -243,6 +246,7 @@ class FinetuneConfig:
 
     task: str = "task"
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"elastic": True})
     arm: str = ""
     seed: int = 0
     subset_seed: int = 0
@@ -330,6 +334,7 @@ class EvaluateConfig:
     Attributes:
       task: name in results.
       encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
+      accept_unfinished: as in `PretrainConfig`.
       arm: name of the encoder in results; empty: the method's name, or "random".
       seed: of the random encoder.
       subset_seed: of the training subset.
@@ -348,6 +353,7 @@ class EvaluateConfig:
 
     task: str = "task"
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"elastic": True})
     arm: str = ""
     seed: int = 0
     subset_seed: int = 0

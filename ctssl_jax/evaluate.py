@@ -44,6 +44,7 @@ from ctssl_jax.nn.resnet import STRIDE, ResNet
 from ctssl_jax.run import batch_statistics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.checkpoint import latest_step, load_encoder
+from ctssl_jax.run.encoder import require_finished
 from ctssl_jax.run.opening import open_dataset, open_labelled, resolved, results_header
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
@@ -65,7 +66,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
     ks = _neighbours(config, len(subset.rows))
-    if run_folder.open_run(workdir, config, dataset, audit=opened.audit):
+    if run_folder.open_run(workdir, config, dataset, audit=opened.audit, encoder=opened.encoder):
         return _found_before(config, workdir)
     run_folder.write_subset(workdir, subset.record(config, held))
 
@@ -118,11 +119,12 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
 
 def _run_unlabelled(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     """Writes the features of `data.split`."""
+    known = require_finished(config.encoder_run, config.accept_unfinished)
     dataset, audit = open_dataset(config)
     config = resolved(config, dataset)
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    if run_folder.open_run(workdir, config, dataset, audit=audit):
+    if run_folder.open_run(workdir, config, dataset, audit=audit, encoder=known):
         return _found_before(config, workdir)
     mesh, split = sharding.make_mesh(), config.data.split
     rows = np.arange(len(dataset.source(split)))
@@ -136,6 +138,7 @@ def _run_unlabelled(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
         "task": config.task,
         "arm": config.arm,
         "encoder_run": run_folder.run_hash(config.encoder_run),
+        "encoder": known,
         "scored": False,
         "split": split,
         "slices": len(found.records),
@@ -204,7 +207,7 @@ def _neighbours(config: EvaluateConfig, slices: int) -> list[int]:
 
 def _found_before(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     """The results of a finished run, if they are of this encoder."""
-    results = run_folder.read_json(workdir / "results.json")
+    results = run_folder.read_results(workdir)
     # The config leaves out the path of the encoder's run, so its hash cannot tell two apart.
     if results["encoder_run"] != run_folder.run_hash(config.encoder_run):
         raise ConfigError(f"{workdir} evaluated another encoder_run: give another --workdir")

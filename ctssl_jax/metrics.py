@@ -1,6 +1,7 @@
 """What a run writes down while it goes on, and the scores of a classifier."""
 
 import csv
+import io
 import json
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from ctssl_jax.errors import StorageError
+from ctssl_jax.files import read_bytes, read_text, whole_file, write_text
 
 
 class MetricWriter:
@@ -29,7 +31,7 @@ class MetricWriter:
         self._path = run / "metrics.jsonl"
         self._log = run / "log.txt"
         kept = [row for row in read_metrics(run) if row["step"] <= step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = SummaryWriter(str(run / "events"), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
@@ -68,14 +70,24 @@ Writer = MetricWriter | SilentWriter
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, without a last one cut short by a kill."""
+    """The rows of `metrics.jsonl` by which a step is known; a kill may cut the last one short.
+
+    Raises:
+      StorageError: the file cannot be read.
+    """
     path = run / "metrics.jsonl"
+    try:
+        lines = read_bytes(path).splitlines() if path.exists() else []
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}): restore it") from None
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
 
 
@@ -166,8 +178,7 @@ def write_predictions(
     `rows` has the row numbers of splits of which only a part was scored.
     """
     columns = [f"score_{k}" for k in range(next(iter(scored.values())).scores.shape[1])]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "record", "patient", "label", *columns])
         for split, (labels, patients, scores) in scored.items():
@@ -175,7 +186,6 @@ def write_predictions(
             for place, record in enumerate(records.tolist()):
                 row = [f"{score:.6g}" for score in scores[place]]
                 writer.writerow([split, record, patients[place], labels[place], *row])
-    temporary.rename(path)
 
 
 def read_predictions(path: Path, split: str) -> Scored:
@@ -185,13 +195,13 @@ def read_predictions(path: Path, split: str) -> Scored:
       StorageError: that cannot be read.
     """
     try:
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        rows = [row for row in table if row["split"] == split]
         columns = [name for name in rows[0] if name.startswith("score_")]
         return Scored(
             np.array([int(row["label"]) for row in rows]),
             np.array([row["patient"] for row in rows]),
             np.array([[float(row[name]) for name in columns] for row in rows]),
         )
-    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
+    except (OSError, KeyError, ValueError, IndexError, TypeError, csv.Error) as error:
         raise StorageError(f"{path} cannot be read: repeat the run that made it") from error

@@ -89,6 +89,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
         audit=opened.audit,
         kept=kept.summary,
         encoder_run=config.encoder_run,
+        encoder=opened.encoder,
     ):
         distributed.say(f"{workdir} is done already")
         return

@@ -71,6 +71,7 @@ def encoder_run(tmp_path_factory, phantom_path):
     intensity = {"mode": "window", "window_hu": [-1000.0, 1000.0], "mean": [0.28], "std": [0.256]}
     config = {"method": {"type": "SparK"}, "intensity": {**intensity, "channels": 1}}
     run_folder.write_json(run / "config.json", {"hash": "feed", "config": config})
+    (run / "STATUS").write_text("done\n")
     checkpoints = Checkpoints(run)
     checkpoints.save(state_of(*weights(1)))
     checkpoints.close()

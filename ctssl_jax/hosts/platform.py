@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 # XLA's CPU backend hands single convolutions to a library path that was measured three times slower
@@ -56,6 +57,7 @@ def quiet_libraries() -> None:
 
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     shown = threading.excepthook
 
     def show(args: threading.ExceptHookArgs) -> None:

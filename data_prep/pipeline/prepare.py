@@ -33,6 +33,7 @@ from ctssl_jax.dataset.histogram import Tally
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
+from ctssl_jax.files import sealed
 from data_prep import audit, names
 from data_prep.patients import PatientBy, joined
 from data_prep.pipeline import gate, records
@@ -148,7 +149,7 @@ def prepare(
             manifest["excluded_patients"] = excluded.summary(named, len(parts.left_out))
         if notes := [*source.notes(), *told]:
             manifest["note"] = "; ".join(notes)
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        (folder / "manifest.json").write_text(json.dumps(sealed(manifest), indent=1) + "\n")
         _report(folder, quality, parts, index)
         audit.audit(folder, apart=not_duplicates)
         shutil.rmtree(_refused(out), ignore_errors=True)

@@ -113,6 +113,13 @@ class Sweep(NamedTuple):
             if ready is None or folder.state(ready, self.workdir) != folder.DONE
         ]
 
+    def renew(self, todo: Sequence[Cell]) -> None:
+        """Sets aside the runs whose encoder has changed, and says so."""
+        for _, cell in self.ready(todo):
+            if cell is not None and folder.state(cell, self.workdir) == folder.CHANGED:
+                folder.set_aside(cell, self.workdir)
+                print(f"{cell.name}: the encoder has changed: anew", flush=True)
+
     def in_rounds(
         self, todo: Sequence[Cell], run: Callable[[Sequence[Cell]], Iterator[pool.Ended]]
     ) -> Iterator[pool.Ended]:
@@ -152,6 +159,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         main.provide_phantom(config.base.data.path)
         _require_folds(config)
         todo = sweep.todo()
+        distributed.on_first(lambda: sweep.renew(todo))
         ends = sweep.in_rounds(todo, lambda cells: in_turn(cells, workdir, supervisor))
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
     else:  # JAX is left to the children
@@ -159,6 +167,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
             main.prepare_phantom()
         _require_folds(config)
         todo = sweep.todo()
+        sweep.renew(todo)
         places = local.environments(os.environ, own.parallel, 0, own.gpus)
 
         def start(cells: Sequence[Cell]) -> Iterator[pool.Ended]:
