@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ctssl_jax import files
 from ctssl_jax.errors import (
     ConfigError,
     DeviceError,
@@ -25,7 +26,6 @@ from ctssl_jax.errors import (
     one_line,
 )
 from ctssl_jax.hosts import distributed, platform
-from ctssl_jax.hosts.cluster import Cluster
 from ctssl_jax.hosts.roll_call import Lifeline
 from ctssl_jax.hosts.signals import Supervisor, dump_stacks
 from ctssl_jax.run import lock as run_lock
@@ -89,7 +89,7 @@ def execute(
     workdir, cluster, lifeline = None, None, None
 
     def leave(code: int) -> NoReturn:  # at once, in any thread
-        mark_ended(workdir, cluster, code)
+        mark_ended(workdir, code)
         if lifeline is not None:
             lifeline.fail(code)
         sys.stdout.flush()
@@ -128,7 +128,7 @@ def execute(
         failure = found
     one_of_many = f" [process {cluster.process}/{cluster.processes}]" if cluster else ""
     print(f"{name}{one_of_many}: {failure}", file=sys.stderr, flush=True)
-    mark_ended(workdir, cluster, failure.exit_code)
+    mark_ended(workdir, failure.exit_code)
     if lifeline is not None:
         if not isinstance(failure, Preempted):
             leave(failure.exit_code)
@@ -167,15 +167,19 @@ def _part(lifeline: Lifeline) -> None:
     jax.distributed.shutdown()
 
 
-def mark_ended(workdir: Path | None, cluster: Cluster | None, code: int) -> None:
-    """Notes how a run ended that had begun; a refused folder, or another's, keeps its status."""
-    if workdir is None or (cluster is not None and cluster.process != 0):
+def mark_ended(workdir: Path | None, code: int) -> None:
+    """Notes how a run ended that this process had begun; any other folder keeps its status.
+
+    Whoever writes a run has its lock, from before there is a status until it is `done`.
+    """
+    if workdir is None or not run_lock.is_held(workdir):
         return
-    status = workdir / "STATUS"
+    from ctssl_jax.run import folder as run_folder  # late, but here by now
+
     words = {Preempted.exit_code: "preempted", Interrupted.exit_code: "interrupted"}
     with contextlib.suppress(OSError):  # a full disk, on which this is the least
-        if code not in (2, 3) and status.exists() and run_lock.is_free(workdir):
-            status.write_text(words.get(code, f"failed:{code}") + "\n")
+        if code not in (2, 3) and (workdir / run_folder.STATUS).exists():
+            files.write_text(workdir / run_folder.STATUS, words.get(code, f"failed:{code}") + "\n")
 
 
 def end(code: int) -> NoReturn:

@@ -131,7 +131,7 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
     try:
         return read_bytes(path, limit).decode()
     except UnicodeDecodeError:
-        raise Damaged("is no text") from None
+        raise Damaged("cannot be read as text") from None
 
 
 def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:

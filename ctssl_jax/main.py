@@ -12,6 +12,11 @@ Exit codes: 0 done; 2 usage or configuration, nothing written; 3 data; 4 diverge
 Ctrl-C, what was done is saved (repeat the command to go on).
 """
 
+if __name__ == "__main__":
+    from ctssl_jax.hosts import signals
+
+    signals.end_at_signals()
+
 import os
 import subprocess
 import sys

@@ -13,6 +13,7 @@ from ctssl_jax import data, finetune
 from ctssl_jax.config import SubsetBy
 from ctssl_jax.dataset.signatures import load_file, load_signatures, save_signatures
 from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.files import read_json
 from ctssl_jax.metrics import (
     Scored,
     classification_metrics,
@@ -383,7 +384,7 @@ def test_a_best_that_is_the_last_step_is_told(tmp_path, phantom_path, monkeypatc
 def test_labels_of_scans_are_told(tmp_path, phantom_path):
     copy = tmp_path / "data"
     shutil.copytree(phantom_path, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest = read_json(copy / "manifest.json")
     (copy / "manifest.json").write_text(json.dumps(manifest | {"labels_of": "scan"}))
     finetune.run(smoke(copy, fraction=0.25), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "data.json").read_text())["labels_of"] == "scan"

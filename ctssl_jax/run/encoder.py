@@ -34,6 +34,7 @@ def require_finished(run: str, accept: bool) -> Stamp | None:
     """
     if not run:
         return None
+    run_folder.method(run)  # raises where there is none
     status = run_folder.read_status(Path(run))
     if status != run_folder.DONE and not accept:
         raise ConfigError(

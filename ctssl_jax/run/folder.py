@@ -259,7 +259,11 @@ def read_data(run: Path) -> dict[str, Any] | None:
     """
     if (run / "data.json").exists():
         return read_json(run / "data.json")
-    if read_config(run)["type"] in ("PretrainConfig", "FinetuneConfig", "EvaluateConfig"):
+    if (run / "config.json").exists() and read_config(run)["type"] in (
+        "PretrainConfig",
+        "FinetuneConfig",
+        "EvaluateConfig",
+    ):
         raise StorageError(f"{run}/data.json is missing: restore it, or give another run folder")
     return None
 

@@ -20,8 +20,9 @@ A broken cell does not keep the others; all are named at the end, and the exit c
 """
 
 if __name__ == "__main__":
-    from ctssl_jax.hosts import platform
+    from ctssl_jax.hosts import platform, signals
 
+    signals.end_at_signals()
     platform.use_huge_pages()
 
 import argparse
@@ -213,7 +214,7 @@ def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Ite
             failure = frame.for_user(error, several)
             if failure is None or several:
                 raise
-            frame.mark_ended(path, None, failure.exit_code)
+            frame.mark_ended(path, failure.exit_code)
             if isinstance(failure, Preempted):
                 raise
             supervisor.resumable = False  # nothing that is not saved will be now

@@ -36,6 +36,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path, holder):
     with pytest.raises(ConfigError, match="another run is writing this folder") as raised:
         run_lock.take(tmp_path)
     assert str(tmp_path) in str(raised.value)
+    assert f"process {holder.pid}, since 20" in str(raised.value)
     assert "\n" not in str(raised.value)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -52,12 +53,18 @@ def test_a_run_is_refused_before_it_touches_anything(tmp_path, holder):
 
 def test_the_status_of_anothers_run_is_left_alone(tmp_path, holder):
     (tmp_path / "STATUS").write_text("running\n")
-    command.mark_ended(tmp_path, None, StorageError.exit_code)
+    command.mark_ended(tmp_path, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "running\n"
     holder.kill()
     holder.wait()
-    command.mark_ended(tmp_path, None, StorageError.exit_code)
+    command.mark_ended(tmp_path, StorageError.exit_code)
+    assert (tmp_path / "STATUS").read_text() == "running\n"  # nor is it ours now
+    run_lock.take(tmp_path)
+    command.mark_ended(tmp_path, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"
+    run_folder.set_status(tmp_path, "done")
+    command.mark_ended(tmp_path, StorageError.exit_code)  # as a signal after the end might
+    assert (tmp_path / "STATUS").read_text() == "done\n"
 
 
 def test_one_process_may_take_it_again_and_give_it_back(tmp_path):
@@ -66,6 +73,7 @@ def test_one_process_may_take_it_again_and_give_it_back(tmp_path):
     with open(tmp_path / run_lock.NAME) as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     run_lock.release(tmp_path)
+    assert (tmp_path / run_lock.NAME).read_bytes() == b""  # nobody has it
     with open(tmp_path / run_lock.NAME) as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
