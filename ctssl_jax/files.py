@@ -90,7 +90,8 @@ def require_ordinary_files(folder: Path) -> None:
     """Raises `OSError` where something in a folder is neither folder nor ordinary file."""
     for place, _, names in os.walk(folder):
         for name in names:
-            require_ordinary(Path(place, name))
+            with contextlib.suppress(FileNotFoundError):  # another process may clear up
+                require_ordinary(Path(place, name))
 
 
 def open_ordinary(path: Path) -> BinaryIO:
@@ -155,7 +156,8 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """An object with the sum of what it holds, as `unsealed` checks it."""
-    return {**content, SEAL: _sum(json.loads(json.dumps(content)))}
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    return {**rest, SEAL: _sum(json.loads(json.dumps(rest)))}
 
 
 def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:

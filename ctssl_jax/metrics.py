@@ -25,22 +25,17 @@ class MetricWriter:
     """
 
     def __init__(self, run: Path, step: int = 0):
-        # Imported here: processes that do not write, and evaluation, do without it.
-        from tensorboardX import SummaryWriter
-
         self._path = run / "metrics.jsonl"
         self._log = run / "log.txt"
         kept = [row for row in read_metrics(run) if row["step"] <= step]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(run / "events"), purge_step=step + 1)
+        self._events = Events(run / "events", step)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """One row, flushed, so that a killed run keeps it."""
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+        self._events.scalars(step, values)
 
     def line(self, text: str) -> None:
         """A line for people."""
@@ -51,6 +46,49 @@ class MetricWriter:
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()
+
+
+class Events:
+    """TensorBoard's file of scalars.
+
+    Written here and not by tensorboardX's `SummaryWriter`, which puts the name of the machine into
+    that of the file, and writes in a thread, where a full disk is a traceback.
+
+    Args:
+      folder: which is made.
+      step: rows after it that are there already are taken back.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        # Imported here: processes that do not write, and evaluation, do without it.
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        self._event = event_pb2.Event
+        name = f"events.out.tfevents.{int(time.time())}.{step}"
+        while (folder / name).exists():
+            name += "+"
+        self._records = RecordWriter(str(folder / name))
+        self._write(file_version="brain.Event:2")
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=step + 1, session_log=started)
+
+    def _write(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        """One row, flushed."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(name, value))
+        self._records.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._records.close()
 
 
 class SilentWriter:

@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 # XLA's CPU backend hands single convolutions to a library path that was measured three times slower
 # here (whole SparK step, ResNet-50 at 224 px). An unknown flag aborts the process, hence the list.
@@ -65,6 +66,15 @@ def quiet_libraries() -> None:
             shown(args)
 
     threading.excepthook = show
+    unraisable = sys.unraisablehook
+
+    def show_ours(args: Any) -> None:
+        # Tensorstore, which has no other frame, says so that Orbax has given up a save.
+        trace = args.exc_traceback
+        if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
+            unraisable(args)
+
+    sys.unraisablehook = show_ours
 
 
 def enable_compilation_cache() -> None:

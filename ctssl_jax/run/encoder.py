@@ -26,7 +26,8 @@ def require_finished(run: str, accept: bool) -> Stamp | None:
       accept: take it although the run is not done.
 
     Returns:
-      `weights_sha256`, `step`, `status`, and `accepted` where that is not `done`; None for no run.
+      `weights_sha256`, `step`, `status`, which is `unknown` where the folder has none, and
+      `accepted` where the run is not done; None for no run.
 
     Raises:
       ConfigError: the run is not done, and that is not accepted.
@@ -36,14 +37,15 @@ def require_finished(run: str, accept: bool) -> Stamp | None:
         return None
     run_folder.method(run)  # raises where there is none
     status = run_folder.read_status(Path(run))
-    if status != run_folder.DONE and not accept:
+    untold = not (Path(run) / run_folder.STATUS).exists()  # of no run of ours: nobody knows
+    if status != run_folder.DONE and not untold and not accept:
         raise ConfigError(
             f"{run} is not finished (STATUS: {status}): repeat its command until it is; to start "
             "from its last checkpoint, with every result marked, set "
             "--config.accept_unfinished=true"
         )
     stamp = {run_folder.WEIGHTS: weights_digest(run), "step": checkpoint.latest_step(Path(run))}
-    accepted = {} if status == run_folder.DONE else {"accepted": True}
+    accepted = {} if status == run_folder.DONE or untold else {"accepted": True}
     return {**stamp, "status": status, **accepted}
 
 

@@ -252,20 +252,12 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def read_data(run: Path) -> dict[str, Any] | None:
-    """What `data.json` of a run holds; None of an import, whose data nobody knows.
+    """What `data.json` of a run holds; None where there is none, as of an import.
 
     Raises:
-      StorageError: it cannot be read, or is missing where there was one.
+      StorageError: it cannot be read.
     """
-    if (run / "data.json").exists():
-        return read_json(run / "data.json")
-    if (run / "config.json").exists() and read_config(run)["type"] in (
-        "PretrainConfig",
-        "FinetuneConfig",
-        "EvaluateConfig",
-    ):
-        raise StorageError(f"{run}/data.json is missing: restore it, or give another run folder")
-    return None
+    return read_json(run / "data.json") if (run / "data.json").exists() else None
 
 
 def write_subset(workdir: Path, record: dict[str, Any]) -> None:

@@ -80,7 +80,8 @@ def manager(folder: Path, keep: int) -> ocp.CheckpointManager:
 
 def _forget_paths(folder: Path) -> None:
     """Where a kill came between a commit and `_NamelessPath`, or an older version saved."""
-    for committed in folder.rglob(_COMMITTED):
+    steps = [step for step in folder.iterdir() if step.name.isdecimal()]
+    for committed in (file for step in steps for file in step.rglob(_COMMITTED)):
         if files.read_bytes(committed) != _COMMITTED_TEXT.encode():
             files.write_text(committed, _COMMITTED_TEXT)
 

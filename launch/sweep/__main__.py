@@ -43,6 +43,7 @@ from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import open_dataset
 from ctssl_jax.dataset.splits import folds_of
 from ctssl_jax.errors import ConfigError, DataError, Preempted, UserError
+from ctssl_jax.files import make_private
 from ctssl_jax.hosts import distributed
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.metrics import duration
@@ -235,7 +236,7 @@ def follow(
     Raises:
       Broken: some ended with an error.
     """
-    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    make_private(sweep.workdir)
     write = functools.partial(folder.write_table, sweep.workdir)
     left, broken = {cell.name: cell for cell in todo}, list[pool.Ended]()
     cells = len(sweep.chosen)

@@ -50,10 +50,10 @@ def state(cell: Cell, workdir: Path) -> str:
     if status != DONE:
         return "broken" if status.startswith("failed") else "begun"
     try:
-        made = _made(run)
+        run_folder.read_results(run)
+        return DONE if _same(cell, run) else "done with another config, encoder or data"
     except StorageError:
         return DAMAGED
-    return DONE if made == _asked(cell) else "done with another config, encoder or data"
 
 
 def set_aside(cell: Cell, workdir: Path) -> None:
@@ -116,23 +116,18 @@ def unfinished(cells: Iterable[Cell], workdir: Path) -> list[str]:
     return names
 
 
-def _made(run: Path) -> tuple[Any, ...]:
-    """Config, data and encoder of a finished run; `StorageError` where it is damaged."""
-    results, data = run_folder.read_results(run), run_folder.read_json(run / "data.json")
-    return (
-        run_folder.read_config(run)["hash"],
-        data.get("fingerprint"),
-        results.get("encoder_run"),
-    )
-
-
-def _asked(cell: Cell) -> tuple[Any, ...]:
-    """The same of what a cell asks for; raises as `state`."""
+def _same(cell: Cell, run: Path) -> bool:
+    """Whether a finished run is of the config, data and encoder that its cell asks for."""
     from ctssl_jax.run.opening import resolved
 
     config, dataset = cell.config, open_dataset(cell.config.data.path)
     ours = config_record(resolved(config, dataset))["hash"]
-    return ours, dataset.fingerprint, run_folder.run_hash(config.encoder_run)
+    return (
+        run_folder.read_config(run)["hash"] == ours
+        and run_folder.read_json(run / "data.json").get("fingerprint") == dataset.fingerprint
+        and run_folder.read_results(run).get("encoder_run")
+        == run_folder.run_hash(config.encoder_run)
+    )
 
 
 class Taken(NamedTuple):

@@ -47,8 +47,6 @@ def encoder_run(tmp_path_factory):
     params, stats = init_encoder(encoder, jax.random.key(0), 64, 1)
     run.mkdir()
     (run / "config.json").write_text(json.dumps(config_record(config)))
-    (run / "data.json").write_text("{}")
-    (run / "STATUS").write_text("done\n")
     checkpoint.save_start(run, Start({"encoder": params}, {"encoder": stats}))
     return run
 

@@ -115,7 +115,7 @@ def tried(run: Path, place: Path, read: Callable[[Path], object], wanted, only: 
     names = [name for name in files_of(run) if name.startswith(only)]
     for number, name in enumerate(names):
         ways = dict(DAMAGES)
-        if name == "seen.npy":
+        if name in ("data.json", "seen.npy") and "pretraining" in str(run):
             del ways["remove"]  # then what the encoder saw is "unknown", and every result says so
         arrays = [f"flip{flipped}" for flipped in range(FLIPS)]
         once = arrays if "/d/" in name else [list(ways)[number % len(ways)]]
