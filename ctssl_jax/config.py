@@ -349,6 +349,7 @@ class EvaluateConfig:
       linear_c: values of scikit-learn's C to choose from, the inverse strength of the L2 penalty.
       linear_iterations: at most, of the linear probe's solver.
       select_by: validation metric that chooses k and C; the first listed of equals.
+      hang_after_s: as in `PretrainConfig`, without a batch.
     """
 
     task: str = "task"
@@ -373,11 +374,13 @@ class EvaluateConfig:
     linear_iterations: int = 2000
     select_by: Metric = Metric.AUC
     precision: Precision = Precision.FLOAT32
+    hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
 
     def validate(self) -> None:
         """Raises `ConfigError`: one line with the fields and values that do not fit."""
         _validate_parts(self)
         _require_positive(self, "linear_iterations")
+        _require_patience(self)
         _require_size("size", self.size)
         _require_subset_and_splits(self)
         _refuse_filter(self)
@@ -403,7 +406,7 @@ def _require_positive(config: Config, *names: str) -> None:
             raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
 
 
-def _require_patience(config: PretrainConfig | FinetuneConfig) -> None:
+def _require_patience(config: Config) -> None:
     if config.hang_after_s < 0:
         raise ConfigError(f"hang_after_s={config.hang_after_s}: must be 0 (never) or more")
 

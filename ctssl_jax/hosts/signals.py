@@ -69,6 +69,7 @@ class Supervisor:
         self._asked_at = 0.0
         self._waiting = False
         self._beat = time.monotonic()
+        self._watched = False
         self.resumable = False
 
     @property
@@ -152,9 +153,15 @@ class Supervisor:
 
     @contextlib.contextmanager
     def watch(self, seconds: float | int) -> Iterator[None]:
-        """Within the block, ends the process when nothing beats for `seconds`; 0: never."""
+        """Within the block, ends the process when nothing beats for `seconds`; 0: never.
+
+        Within such a block another one does nothing.
+        """
         self.beat()
-        stop = threading.Event()
+        if self._watched:
+            yield
+            return
+        self._watched, stop = True, threading.Event()
         if seconds:
             thread = threading.Thread(target=self._watch, args=(seconds, stop), name="watchdog")
             thread.daemon = True
@@ -162,6 +169,7 @@ class Supervisor:
         try:
             yield
         finally:
+            self._watched = False
             stop.set()
 
     def _watch(self, seconds: float | int, stop: threading.Event) -> None:

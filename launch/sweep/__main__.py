@@ -200,16 +200,11 @@ def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Ite
     """
     import jax
 
-    from ctssl_jax import evaluate, finetune
-
     for cell in cells:
         path = workdir / cell.name
         distributed.say(cell.name)
         try:
-            if isinstance(cell.config, FinetuneConfig):
-                finetune.run(cell.config, path, supervisor)
-            else:
-                evaluate.run(cell.config, path)
+            main.run(cell.config, path, supervisor)
         except Exception as error:
             several = jax.process_count() > 1
             failure = frame.for_user(error, several)
