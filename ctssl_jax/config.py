@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ctssl_jax.augment import Intensity
+from ctssl_jax.config_values import require_usable
 from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.canvas import SMALLEST
 from ctssl_jax.dataset.splits import parts
@@ -394,6 +395,7 @@ Config = PretrainConfig | FinetuneConfig | EvaluateConfig
 
 
 def _validate_parts(config: Config) -> None:
+    require_usable(config)
     for field in dataclasses.fields(config):
         part = getattr(config, field.name)
         if hasattr(part, "validate"):

@@ -201,6 +201,10 @@ def open_dataset(path: str | Path) -> Dataset:
     prepare = "prepare one with `python -m data_prep.dicom` (or .folder, ...)"
     if not path.is_dir():
         raise DataError(f"{path}: no such dataset; {prepare}, or try the preset `:demo`")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # the reader of records takes no others
+        raise DataError(f"{path}: give a path in UTF-8") from None
     file = path / "manifest.json"
     if not file.is_file():
         raise DataError(f"{path}: not a dataset, it has no manifest.json; {prepare}")

@@ -80,7 +80,10 @@ def make_private(folder: Path) -> None:
 
 def require_ordinary(path: Path) -> os.stat_result:
     """What the system says of an ordinary file; raises `OSError` for anything else."""
-    found = os.stat(path)
+    try:
+        found = os.stat(path)
+    except ValueError:  # a NUL in its name
+        raise OSError(errno.EINVAL, "is no name of a file", repr(str(path))) from None
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "is no ordinary file", str(path))
     return found
@@ -181,3 +184,14 @@ def sha256(path: Path) -> str:
     """The sum of an ordinary file, in hexadecimal; raises as `open_ordinary`."""
     with open_ordinary(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def no_formula(value: Any) -> Any:
+    """A cell of a CSV; text that a spreadsheet might take for a formula with an apostrophe before.
+
+    >>> no_formula("=1+1"), no_formula("spark"), no_formula(-1)
+    ("'=1+1", 'spark', -1)
+    """
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value

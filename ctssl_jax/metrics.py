@@ -40,7 +40,7 @@ class MetricWriter:
     def line(self, text: str) -> None:
         """A line for people."""
         print(text, flush=True)
-        with self._log.open("a") as file:
+        with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def close(self) -> None:

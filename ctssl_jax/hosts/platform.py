@@ -82,6 +82,11 @@ def enable_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ctssl_jax" / "xla"
+        try:
+            given = os.environ.get("XDG_CACHE_HOME")
+            cache = Path(given or Path.home() / ".cache") / "ctssl_jax" / "xla"
+            cache.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # no home, or none to write in: it goes without
+            return
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -13,7 +13,7 @@ from ctssl_jax.ablation import Cell
 from ctssl_jax.config import FinetuneConfig, config_record
 from ctssl_jax.data import open_dataset
 from ctssl_jax.errors import StorageError
-from ctssl_jax.files import write_text
+from ctssl_jax.files import no_formula, write_text
 from ctssl_jax.metrics import read_metrics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import lock as run_lock
@@ -187,7 +187,8 @@ def write_table(workdir: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted(found, key=_order))
+    for row in sorted(found, key=_order):
+        writer.writerow({name: no_formula(value) for name, value in row.items()})
     try:
         write_text(workdir / "results.csv", text.getvalue())
     except OSError as error:
