@@ -119,7 +119,7 @@ def test_best_epoch_is_the_earliest_best_of_validation(results):
 def test_subset_is_written_down_and_the_same_for_all_arms(results, phantom_path):
     texts = {(workdir / "subset.json").read_text() for _, workdir in results.values()}
     assert len(texts) == 1
-    found = json.loads(texts.pop())
+    found = read_json(next(workdir for _, workdir in results.values()) / "subset.json")
     labels, patients = data.read_labels(data.open_dataset(phantom_path), "train")
     rows = subset(labels, patients, 0.5, 0).tolist()
     assert found == {"split": "train", "by": "image", "seed": 0, "of": 32, "rows": rows}
