@@ -8,7 +8,7 @@ import enum
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -180,6 +180,21 @@ def joined(studies: Sequence[Study], patients: Mapping[str, str]) -> dict[str, s
         tops = sorted({top(name) for name in group})
         first.update(dict.fromkeys(tops, tops[0]))
     return {pseudonym: top(name) for pseudonym, name in patients.items()}
+
+
+def one_person_with(
+    some: Collection[str], studies: Sequence[Study], patients: Mapping[str, str]
+) -> frozenset[str]:
+    """The pseudonyms of the others who are, `joined`, one person with some.
+
+    Args:
+        some: Pseudonyms.
+        studies: What files say of their studies.
+        patients: Identifier by pseudonym, of all.
+    """
+    person = joined(studies, patients)
+    people = {person[one] for one in some if one in person}
+    return frozenset(one for one, name in person.items() if name in people) - frozenset(some)
 
 
 def _of_study(studies: Sequence[Study]) -> dict[str, set[str]]:

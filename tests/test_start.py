@@ -1,11 +1,11 @@
 """How the encoder of each arm starts: as the ledger says, whatever the preset."""
 
-import importlib
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from shipped import SHIPPED, load
 
 from configs import ablation, evaluate
 from ctssl_jax import methods
@@ -14,9 +14,7 @@ from ctssl_jax.methods.base import init_encoder
 from ctssl_jax.nn.resnet import STRIDE
 
 ROOT = Path(__file__).parents[1]
-PRETRAINING = {"spark": "SparK", "moco": "MoCo", "swav": "SwAV", "byol": "BYOL", "simclr": "SimCLR"}
 TASKS = ("covid_ct", "organsmnist", "hemorrhage")
-PRESETS = ("", "as_run", "demo", "smoke")
 
 
 def ledger():
@@ -32,16 +30,9 @@ SCALE = ledger()
 
 def shipped():
     """Every encoder that a config of any preset starts from fresh, with its arm in the ledger."""
-    for file, name in PRETRAINING.items():
-        for preset in PRESETS:
-            if (file, preset) != ("simclr", "as_run"):  # nobody ran it
-                config = importlib.import_module(f"configs.{file}").get_config(preset)
-                assert isinstance(config, PretrainConfig)
-                yield f"{file}:{preset}", name, config.encoder
-    for task in TASKS:
-        for preset in PRESETS:
-            config = importlib.import_module(f"configs.finetune_{task}").get_config(preset)
-            yield f"{task}:{preset}", "Supervised", config.encoder
+    for file, preset in SHIPPED:
+        config = load(file, preset)
+        yield f"{file}:{preset}", type(config.method).__name__, config.encoder
     for preset in ("", "demo", "smoke"):
         yield f"evaluate:{preset}", "random", evaluate.get_config(preset).encoder
     for preset in (*TASKS, *(f"{task}_as_run" for task in TASKS), "demo", "smoke"):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
-from data_prep.patients import PatientBy, Study, joined
+from data_prep.patients import PatientBy, Study, joined, one_person_with
 from data_prep.pipeline import gate
 from data_prep.pipeline.losses import Losses
 from data_prep.pipeline.records import pseudonym
@@ -47,7 +47,7 @@ class _Found:
         units: The items of each unit.
         patients: The units of each patient, as in the source.
         studies: How many files name a study and a patient.
-        excluded: Pseudonyms of patients that are left out.
+        excluded: Patients that are left out, as in the source.
         excluded_items: The numbers of their items.
         reads: What reading gave of some units, or all.
         faults: Images that are damaged or irregular, by reason.
@@ -135,13 +135,16 @@ def dry_run(
     found = _look(source, key, runner, excluded)
     lines = _lines(found, bool(excluded))
     why = ""
+    everyone = {name: name for name in [*found.patients, *found.excluded]}
     try:
-        _, told = gate.require_people(source, found.people, found.patients, patient_by)
+        _, told = gate.require_people(source, found.people, everyone, patient_by)
         lines += [f"note: {note}" for note in told]
     except DataError as error:
         why = str(error)
     patients = {name: name for name in found.patients}
     if patient_by is PatientBy.JOINED:
+        for name in one_person_with(found.excluded, found.people, everyone):
+            del patients[name]
         patients = joined(found.people, patients)
         apart = len(set(patients.values()))
         lines.append(f"note: {len(patients)} patients, {apart} of them told apart")
@@ -160,15 +163,16 @@ def _look(source: Source, key: bytes, runner: Runner, excluded: frozenset[str]) 
     for item, place in placed:
         if isinstance(place, Unusable):
             found.reject(Rejected.of(item.number, place).of_item(item))
-        elif (name := pseudonym(key, place.patient)) in excluded:
-            found.excluded.add(name)
+            continue
+        if place.study:
+            found.studies[place.study, place.patient] += 1
+        if pseudonym(key, place.patient) in excluded:
+            found.excluded.add(place.patient)
             found.excluded_items.add(item.number)
             found.unwanted[EXCLUDED] += 1
         else:
             found.units.setdefault(place.unit, []).append(item)
             found.patients.setdefault(place.patient, set()).add(place.unit)
-            if place.study:
-                found.studies[place.study, place.patient] += 1
     found.reads = _read(source, runner, list(found.units.values()))
     for read in found.reads:
         for rejected in read.rejected:

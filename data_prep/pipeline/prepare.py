@@ -35,7 +35,7 @@ from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save
 from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import sealed
 from data_prep import audit, names
-from data_prep.patients import PatientBy, joined
+from data_prep.patients import PatientBy, joined, one_person_with
 from data_prep.pipeline import gate, records
 from data_prep.pipeline.exclude import Excluded
 from data_prep.pipeline.join_duplicates import join_duplicates
@@ -121,11 +121,18 @@ def prepare(
     with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
         named = _scan(context, local, index, excluded.patients if excluded else frozenset())
-        known, told = gate.require_people(source, index.studies(), index.names(), patient_by)
+        known, told = gate.require_people(source, index.studies(), index.everyone(), patient_by)
         _read(context, runner, index)
         parts = Parts(context, index)
+        alike = frozenset[str]()
         if excluded:
-            parts.leave_out(excluded.alike(parts.signatures()) if parts.slices else frozenset())
+            alike = excluded.alike(parts.signatures()) if parts.slices else alike
+            known_as = frozenset[str]()
+            if patient_by is PatientBy.JOINED:
+                everyone = {pseudonym(key, name): name for name in index.everyone()}
+                known_as = one_person_with(excluded.patients | alike, index.studies(), everyone)
+            named += len(known_as)
+            parts.leave_out(alike | known_as)
         quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
         patients = index.patients(key)
         if patient_by is PatientBy.JOINED:
@@ -146,7 +153,7 @@ def prepare(
             source.facts(), patients_known=known, labels_of=gate.labels_of(source, parts)
         )
         if excluded:
-            manifest["excluded_patients"] = excluded.summary(named, len(parts.left_out))
+            manifest["excluded_patients"] = excluded.summary(named, len(alike))
         if notes := [*source.notes(), *told]:
             manifest["note"] = "; ".join(notes)
         (folder / "manifest.json").write_text(json.dumps(sealed(manifest), indent=1) + "\n")
@@ -222,7 +229,7 @@ def _scan(
                 name = pseudonym(context.key, where.patient) if excluded else ""
                 if name in excluded:
                     left_out.add(name)
-                    index.reject(item, EXCLUDED, False)
+                    index.leave_out(item, where, EXCLUDED)
                 else:
                     index.add(item, where, stamp)
     index.complete()

@@ -42,6 +42,7 @@ class Index:
             "CREATE TABLE item (number INTEGER PRIMARY KEY, unit, patient, study, stamp, item)"
         )
         self._db.execute("CREATE TABLE rejected (number INTEGER PRIMARY KEY, reason, fault, item)")
+        self._db.execute("CREATE TABLE left_out (patient, study)")
 
     def close(self) -> None:
         """Frees the file."""
@@ -57,6 +58,12 @@ class Index:
         """Adds an item that has no unit."""
         row = (item.number, reason, fault, json.dumps(vars(item)))
         self._db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", row)
+
+    def leave_out(self, item: Item, place: Place, reason: str) -> None:
+        """Adds an item of a patient who is left out; who else that is may show in its study."""
+        self.reject(item, reason, False)
+        names = (to_bytes(name) for name in (place.patient, place.study))
+        self._db.execute("INSERT INTO left_out VALUES (?, ?)", tuple(names))
 
     def complete(self) -> None:
         """To be called once all is added."""
@@ -107,16 +114,21 @@ class Index:
 
     def patients(self, key: bytes) -> dict[str, str]:
         """The patients as in the source, by pseudonym."""
-        return {pseudonym(key, name): name for name in self.names()}
-
-    def names(self) -> list[str]:
-        """The patients as in the source."""
         rows = self._db.execute("SELECT DISTINCT patient FROM item")
+        return {pseudonym(key, name): name for name in (from_bytes(row[0]) for row in rows)}
+
+    def everyone(self) -> list[str]:
+        """The patients as in the source, with those that are left out."""
+        rows = self._db.execute("SELECT patient FROM item UNION SELECT patient FROM left_out")
         return [from_bytes(patient) for (patient,) in rows]
 
     def studies(self) -> list[Study]:
-        """What files say of their studies, where they name one."""
-        query = "SELECT study, patient, COUNT(*) FROM item WHERE study != ? GROUP BY study, patient"
+        """What files say of their studies, where they name one; of those left out, too."""
+        all_items = "SELECT study, patient FROM item UNION ALL SELECT study, patient FROM left_out"
+        query = (
+            f"SELECT study, patient, COUNT(*) FROM ({all_items}) WHERE study != ? "
+            "GROUP BY study, patient"
+        )
         rows = self._db.execute(query, (b"",))
         return [Study(from_bytes(study), from_bytes(name), files) for study, name, files in rows]
 

@@ -129,7 +129,7 @@ def _header(path: Path, root: Path) -> VolumeHeader:
             stream.seek(0)
             head = _first(stream, named=path.name.endswith(SUFFIXES))
     if len(head) >= 348 and _byte_order(head):
-        return _nifti(path, head, zipped)
+        return _nifti(path, root, head, zipped)
     raise (Unusable if path.name.endswith(SUFFIXES) else Unwanted)("no NIfTI, NRRD or MetaImage")
 
 
@@ -155,7 +155,7 @@ def _byte_order(head: bytes) -> str:
     return ""
 
 
-def _nifti(path: Path, head: bytes, zipped: bool) -> VolumeHeader:
+def _nifti(path: Path, root: Path, head: bytes, zipped: bool) -> VolumeHeader:
     order = _byte_order(head)
     (size,) = struct.unpack_from(order + "i", head)
     if size == 540:
@@ -164,9 +164,8 @@ def _nifti(path: Path, head: bytes, zipped: bool) -> VolumeHeader:
     dims = struct.unpack_from(order + "8h", head, 40)
     (code,) = struct.unpack_from(order + "h", head, 70)
     offset, slope, intercept = struct.unpack_from(order + "3f", head, 108)
-    if magic == b"ni1":
-        raise Unusable("a NIfTI pair (.hdr and .img): save it as .nii")
-    if magic != b"n+1" or not 1 <= dims[0] <= 7 or not offset >= size:
+    pair = magic == b"ni1"  # the values are in a file of their own
+    if not (pair or magic == b"n+1") or not 1 <= dims[0] <= 7 or not offset >= size * (not pair):
         raise Unusable("the header cannot be read")
     if not all(math.isfinite(mm) and mm for mm in struct.unpack_from(order + "3f", head, 80)):
         raise Unusable("the geometry cannot be read")
@@ -175,11 +174,13 @@ def _nifti(path: Path, head: bytes, zipped: bool) -> VolumeHeader:
     scaled = slope != 0 and math.isfinite(slope)
     if scaled and not math.isfinite(intercept):
         raise Unusable("scl_slope without scl_inter: the values are not known")
+    data = _image_of_pair(path, root) if pair else path
+    zipped = data.name.endswith(".gz") if pair else zipped
     return VolumeHeader(
         reader=NIFTI,
         shape=_volume_shape(dims[1 : dims[0] + 1]),
         dtype=np.dtype(order + _NIFTI_TYPES[code]),
-        data=path,
+        data=data,
         packing="gzip" if zipped else "raw",
         start=0 if zipped else int(offset),
         skip=int(offset) if zipped else 0,
@@ -187,6 +188,13 @@ def _nifti(path: Path, head: bytes, zipped: bool) -> VolumeHeader:
         intercept=intercept if scaled else 0.0,
         orientation=read_orientation(head, order),
     )
+
+
+def _image_of_pair(path: Path, root: Path) -> Path:
+    """The file beside a NIfTI header that holds its values."""
+    stem = re.sub(r"\.hdr(\.gz)?$", "", path.name)
+    packed = (path.parent / f"{stem}.img.gz").is_file()
+    return _data_file(path, root, f"{stem}.img.gz" if packed else f"{stem}.img")
 
 
 def _nrrd(path: Path, root: Path, head: bytes) -> VolumeHeader:

@@ -68,7 +68,7 @@ def test_slices_are_axial_whatever_the_stored_orientation(tmp_path, orientation,
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"])
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".hdr"])
 def test_values_are_those_that_simpleitk_reads(tmp_path, suffix, dtype, compressed):
     values = RNG.integers(0, 100, (3, 6, 5)).astype(dtype)
     if np.dtype(dtype).kind != "u":
@@ -304,7 +304,7 @@ def test_a_file_that_ends_early_is_an_error(tmp_path, name):
             read_volume(path, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.nhdr", "a.mhd"])
+@pytest.mark.parametrize("name", ["a.nhdr", "a.mhd", "a.hdr"])
 def test_a_data_file_that_ends_early_is_an_error(tmp_path, name):
     save(volume((20, 30, 40)), tmp_path / name)
     (data,) = (p for p in tmp_path.iterdir() if p.name != name)
@@ -340,6 +340,15 @@ def test_data_files_outside_of_the_folder_are_not_read(tmp_path, suffix):
         1: ("its data file is outside of the folder", True),
         2: ("no NIfTI, NRRD or MetaImage", False),  # the link, which is looked at itself
     }
+
+
+def test_the_image_of_a_nifti_pair_is_beside_its_header_and_no_link_to_elsewhere(tmp_path):
+    source, secret = tmp_path / "in", tmp_path / "secret.img"
+    save(volume(), source / "a.hdr")
+    assert read_volume(source / "a.hdr", source).values.shape == (4, 15, 12)
+    (source / "a.img").rename(secret)
+    (source / "a.img").symlink_to(secret)
+    assert reasons(VolumeSource(source))[1] == ("its data file is outside of the folder", True)
 
 
 def test_what_unpacks_to_more_than_its_header_says_is_given_up_early(tmp_path):

@@ -12,6 +12,7 @@ from ctssl_jax.errors import DataError
 from ctssl_jax.files import read_json
 from data_prep import dicom, folder
 from data_prep.command import table
+from data_prep.patients import PatientBy
 from data_prep.pipeline.dry_run import dry_run
 from data_prep.pipeline.exclude import load_excluded
 from data_prep.pipeline.prepare import prepare
@@ -63,6 +64,33 @@ def test_patients_are_left_out_by_name_and_by_their_pictures(task, tmp_path):
     assert manifest["left_out"] == {EXCLUDED: 1, EXCLUDED_BY_CONTENT: 2}
     assert set(load_signatures(out, "train").patient) == {pseudonym(KEY, "d").encode()}
     assert "2 excluded (1 by name, 1 by their pictures)" in table(manifest)
+
+
+def test_who_is_one_person_with_somebody_left_out_is_left_out_too(task, tmp_path):
+    """By `--patient_by=joined`, from a name in the dataset or from a picture."""
+    scans = {
+        "a": [picture(50), picture(51)],
+        "A": [picture(53), picture(54)],
+        "e": [picture([1, 0]), picture(52)],  # pictures of b
+        "E": [picture(55), picture(56)],
+        "d": [picture(60), picture(61)],
+    }
+    excluded = load_excluded([task], KEY)
+    asked = {"key": KEY, "fractions": ALL, "excluded": excluded}
+    for refused in (
+        lambda: prepare(source(scans), tmp_path / "auto", **asked),
+        lambda: dry_run(source(scans), KEY, ALL, excluded=excluded.patients),
+    ):
+        with pytest.raises(DataError, match="2 patients are named in more than one spelling"):
+            refused()
+    joined = PatientBy.JOINED
+    said = dry_run(source(scans), KEY, ALL, excluded=excluded.patients, patient_by=joined)
+    assert "3 patients, 2 of them told apart" in said  # who is known by pictures, it cannot tell
+    out = tmp_path / "joined"
+    manifest = prepare(source(scans), out, patient_by=PatientBy.JOINED, **asked)
+    assert set(load_signatures(out, "train").patient) == {pseudonym(KEY, "d").encode()}
+    left = manifest["excluded_patients"]
+    assert (left["patients_by_name"], left["patients_by_content"]) == (3, 1)
 
 
 def test_that_nobody_is_left_out_is_said(task, tmp_path):
