@@ -84,8 +84,8 @@ class AblationConfig:
     def validate(self) -> None:
         """Raises `UserError` for an axis or arm that will not do, or where a cell is wrong."""
         require_usable(self)
-        if not 0 <= self.folds <= MOST_FOLDS:
-            raise ConfigError(f"folds={self.folds}: must be 0 (none) to {MOST_FOLDS}")
+        if self.folds > MOST_FOLDS:
+            raise ConfigError(f"folds={self.folds}: must be at most {MOST_FOLDS}")
         for name in ("counts", "seeds") if self.counts else ("fractions", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):

@@ -161,7 +161,7 @@ class PretrainConfig:
     """
 
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
-    accept_unfinished: bool = dataclasses.field(default=False, metadata={"elastic": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"unrecorded": True})
     seed: int = 0
     batch_size: int = 32
     accumulate: int = 1
@@ -247,7 +247,7 @@ class FinetuneConfig:
 
     task: str = "task"
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
-    accept_unfinished: bool = dataclasses.field(default=False, metadata={"elastic": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"unrecorded": True})
     arm: str = ""
     seed: int = 0
     subset_seed: int = 0
@@ -355,7 +355,7 @@ class EvaluateConfig:
 
     task: str = "task"
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
-    accept_unfinished: bool = dataclasses.field(default=False, metadata={"elastic": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"unrecorded": True})
     arm: str = ""
     seed: int = 0
     subset_seed: int = 0
@@ -446,7 +446,10 @@ def _require_size(name: str, size: int) -> None:
 
 
 def to_json(config: Any) -> Any:
-    """Plain data of a config. Private fields (paths may name patients) show as `<private>`."""
+    """Plain data of a config. Private fields (paths may name patients) show as `<private>`.
+
+    Unrecorded fields, of which `data.json` says what came of them, are left out.
+    """
     if dataclasses.is_dataclass(config):
         return {
             field.name: (
@@ -455,6 +458,7 @@ def to_json(config: Any) -> Any:
                 else to_json(getattr(config, field.name))
             )
             for field in dataclasses.fields(config)
+            if not field.metadata.get("unrecorded")
         }
     if isinstance(config, enum.Enum):
         return config.value

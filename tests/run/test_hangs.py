@@ -7,6 +7,7 @@ import pytest
 
 from ctssl_jax import data, evaluate, finetune, main
 from ctssl_jax.hosts.signals import Supervisor
+from ctssl_jax.run import lock as run_lock
 
 pytestmark = pytest.mark.usefixtures("tiny_encoder")
 AFTER_S = 1.0
@@ -44,5 +45,6 @@ def test_hang_after_s_holds(configs, tmp_path, monkeypatch, capsys, place):
     config = dataclasses.replace(configs[kind], hang_after_s=limit)
     with pytest.raises(Hanging):
         main.run(config, tmp_path / "run", Supervisor(leave))
+    run_lock.release(tmp_path / "run")
     assert codes[0] == 6
     assert "the run hangs" in capsys.readouterr().err
