@@ -75,7 +75,7 @@ class Checkpoints:
             "params": state.params["encoder"],
             "batch_stats": state.batch_stats["encoder"],
         }
-        sums = digests.begin(state)
+        sums = digests.later(state)
         meta = {
             "format": FORMAT,
             "method": self._method,
@@ -139,7 +139,7 @@ class BestWeights:
     def save(self, epoch: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Replaces the best, and waits: no later checkpoint of the run may be complete without."""
         weights = {"params": state.params, "batch_stats": state.batch_stats}
-        sums = digests.begin(weights)
+        sums = digests.later(weights)
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(weights),
             meta=MetaSave(lambda: meta | {DIGESTS: sums()}),
@@ -242,7 +242,7 @@ def load_start(
 def save_start(run: Path, start: Start, method: str = "") -> None:
     """Writes weights that were not trained here for `load_start`; a head is that of `method`."""
     manager = storage.manager(run / FOLDER, keep=1)
-    sums = digests.begin({"params": start.params, "batch_stats": start.batch_stats})
+    sums = digests.later({"params": start.params, "batch_stats": start.batch_stats})
     items: dict[str, Any] = {
         _head_item(method) if part == "head" else part: ocp.args.StandardSave(
             {"params": start.params[part], "batch_stats": start.batch_stats[part]}
@@ -279,7 +279,7 @@ def encoder_sums(step: Path) -> dict[str, str]:
         # Whatever damaged bytes make the readers below say.
         except Exception as error:
             raise _unreadable(run, error) from None
-        sums = digests.begin({part: {"encoder": found[part]} for part in found})()
+        sums = digests.later({part: {"encoder": found[part]} for part in found})()
     return {name: value for name, value in sums.items() if name.split("/")[1:2] == ["encoder"]}
 
 

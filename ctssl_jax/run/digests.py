@@ -3,7 +3,7 @@
 Orbax does not look at what it reads: a bit of a file that changes on a disk or in a copy comes back
 as another number. So the SHA-256 of each array's type, shape and bytes lies in `meta` of its
 checkpoint, and is compared whenever an array is read. An array's sum does not depend on how it was
-split over devices. The sums are computed in threads, while training and saving go on.
+split over devices. The sums are computed in threads, while training goes on.
 """
 
 import hashlib
@@ -31,19 +31,19 @@ def digest(array: Shaped[np.ndarray, "..."]) -> str:
     return found.hexdigest()
 
 
-def begin(tree: PyTree) -> Callable[[], dict[str, str]]:
-    """Starts computing the sums of all arrays of a tree; what it returns waits for them.
+def later(tree: PyTree) -> Callable[[], dict[str, str]]:
+    """What computes the sums of all arrays of a tree, by their names, when it is called.
 
-    All processes call it. The arrays may be donated at once: what is computed from is kept.
+    All processes call this function. The arrays may be donated at once: what is computed from is
+    kept, until the result is forgotten.
     """
     arrays = {name: whole(leaf) for name, leaf in named(tree).items()}
-    parts = {name: _threads().submit(digest, array) for name, array in arrays.items()}
-    return lambda: {name: part.result() for name, part in parts.items()}
+    return lambda: dict(zip(arrays, _threads().map(digest, arrays.values()), strict=True))
 
 
 def first_damaged(tree: PyTree, wanted: Digests) -> str | None:
     """The name of the first array of a tree, as it was read, that has not the sum wanted."""
-    found = begin(tree)()
+    found = later(tree)()
     return next((name for name in found if wanted.get(name) != found[name]), None)
 
 
