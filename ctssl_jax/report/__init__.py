@@ -73,18 +73,16 @@ def write_report(
 def _write(out: Path, page: str, pictures: list[Picture | Numbers]) -> None:
     try:
         make_private(out)
-        run_lock.take(out)
-        (out / "figures").mkdir(exist_ok=True)
-        for picture in pictures:
-            for name, content in picture.files().items():
-                _replace(out / "figures" / name, content)
-        _replace(out / "report.html", page.encode())
+        with run_lock.alone(out):
+            (out / "figures").mkdir(exist_ok=True)
+            for picture in pictures:
+                for name, content in picture.files().items():
+                    _replace(out / "figures" / name, content)
+            _replace(out / "report.html", page.encode())
     except OSError as error:
         raise StorageError(
             f"--out: {out} cannot be written ({error.strerror}); name another folder."
         ) from None
-    finally:
-        run_lock.release(out)
 
 
 def _replace(path: Path, content: bytes) -> None:

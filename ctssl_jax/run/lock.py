@@ -1,4 +1,4 @@
-"""One writer for each folder of a run or a report: a lock that ends with its process, however.
+"""One writer for each folder of a run: a lock that ends with its process, however that ends.
 
 Process 0 of a run holds it for all of them, from the moment the run begins until it is done. The
 same process may take it again: a run that failed may be tried anew. The file says which process has
@@ -11,6 +11,7 @@ import fcntl
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -78,6 +79,40 @@ def release(workdir: Path) -> None:
         with contextlib.suppress(OSError):
             stream.truncate(0)
         stream.close()
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within the block no other process may do the same with a folder; leaves no file in it.
+
+    For a report, whose folder is given away.
+
+    Raises:
+      ConfigError: another process is in such a block; says which, where the system tells.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = _locker(os.fstat(descriptor).st_ino)
+            raise ConfigError(
+                f"{folder}: {who} is writing this folder: wait until it ends, or give another"
+            ) from None
+        except OSError:  # storage without locks, or none for folders
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locker(inode: int) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if "FLOCK" in fields and fields[5].endswith(f":{inode}"):
+                return f"process {fields[4]}"
+    return "another process"
 
 
 def _forget() -> None:

@@ -113,3 +113,21 @@ def test_storage_without_locks_is_told_and_goes_on(tmp_path, monkeypatch, capsys
     run_lock.take(tmp_path)
     assert "knows no locks" in capsys.readouterr().err
     run_lock.release(tmp_path)
+
+
+def test_a_report_is_written_by_one_process_and_leaves_no_lock(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from ctssl_jax.run import lock as run_lock\n"
+        "with run_lock.alone(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=Path(__file__).parents[2], **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"process {process.pid}"), run_lock.alone(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with run_lock.alone(tmp_path):
+            assert list(tmp_path.iterdir()) == []
