@@ -8,10 +8,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, first_difference
+from ctssl_jax.config_values import NAME, require_usable
 from ctssl_jax.dataset.splits import fold_names
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import folder as run_folder
 
+MOST_FOLDS = 100
 SCRATCH = "scratch"
 RANDOM = "random"  # the arm of frozen features that goes with it
 EVALUATE = "configs/evaluate.py"
@@ -81,6 +83,9 @@ class AblationConfig:
 
     def validate(self) -> None:
         """Raises `UserError` for an axis or arm that will not do, or where a cell is wrong."""
+        require_usable(self)
+        if self.folds > MOST_FOLDS:
+            raise ConfigError(f"folds={self.folds}: must be at most {MOST_FOLDS}")
         for name in ("counts", "seeds") if self.counts else ("fractions", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
@@ -230,6 +235,8 @@ def _split(entry: str) -> tuple[str, str]:
     """Arm, perhaps empty, and run of an entry of `encoders`."""
     arm, equals, run = entry.strip().partition("=")
     arm, run = (arm.strip(), run.strip()) if equals and "/" not in arm else ("", entry.strip())
+    if arm and not NAME.fullmatch(arm):
+        raise ConfigError(f"encoders: {arm}={run}: the arm must be a name of letters and digits")
     if "," in run and not Path(run).exists():
         raise ConfigError(f"encoders: {run}: give each run a flag --config.encoders of its own")
     return arm, run
@@ -258,7 +265,7 @@ def _frozen(config: FinetuneConfig, arm: str) -> EvaluateConfig:
     same = {
         *("task", "encoder_run", "seed", "subset_seed", "subset_by", "fraction", "count", "data"),
         *("val_split", "test_split", "intensity", "encoder", "select_by", "precision"),
-        *("val_count", "bn_images"),
+        *("val_count", "bn_images", "accept_unfinished"),
     }
     shared = {name: getattr(config, name) for name in same}
     return EvaluateConfig(**shared | {"arm": arm, "size": config.method.view.size})

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import errno
 import faulthandler
+import io
 import os
 import sys
 import traceback
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ctssl_jax import files
 from ctssl_jax.errors import (
     ConfigError,
     DeviceError,
@@ -23,9 +25,9 @@ from ctssl_jax.errors import (
     StorageError,
     UserError,
     one_line,
+    printable,
 )
 from ctssl_jax.hosts import distributed, platform
-from ctssl_jax.hosts.cluster import Cluster
 from ctssl_jax.hosts.roll_call import Lifeline
 from ctssl_jax.hosts.signals import Supervisor, dump_stacks
 from ctssl_jax.run import lock as run_lock
@@ -56,11 +58,19 @@ def run(name: str, work: Callable[[], int | None]) -> int:
 
     What a user can mend is one line on stderr, `NAME: what is wrong`, without a traceback.
     """
+    show_any_text()
     try:
         return work() or 0
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        print(f"{name}: {printable(error)}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        if error.errno is None:
+            raise
+        of = f" ({error.filename})" if error.filename else ""
+        told = printable(f"{error.strerror}{of}: mend it and repeat the command")
+        print(f"{name}: {told}", file=sys.stderr, flush=True)
+        return StorageError.exit_code
     except KeyboardInterrupt:
         print(f"{name}: interrupted: repeat the command to go on", file=sys.stderr, flush=True)
         return Interrupted.exit_code
@@ -84,12 +94,13 @@ def execute(
 
     platform.set_cpu_flags()
     platform.quiet_libraries()
+    show_any_text()
     with contextlib.suppress(OSError, ValueError):  # a stderr without a file, as under pytest
         faulthandler.enable()  # JAX aborts when a machine is lost; the stacks say where
     workdir, cluster, lifeline = None, None, None
 
     def leave(code: int) -> NoReturn:  # at once, in any thread
-        mark_ended(workdir, cluster, code)
+        mark_ended(workdir, code)
         if lifeline is not None:
             lifeline.fail(code)
         sys.stdout.flush()
@@ -127,8 +138,8 @@ def execute(
             leave(UserError.exit_code)
         failure = found
     one_of_many = f" [process {cluster.process}/{cluster.processes}]" if cluster else ""
-    print(f"{name}{one_of_many}: {failure}", file=sys.stderr, flush=True)
-    mark_ended(workdir, cluster, failure.exit_code)
+    print(f"{name}{one_of_many}: {printable(failure)}", file=sys.stderr, flush=True)
+    mark_ended(workdir, failure.exit_code)
     if lifeline is not None:
         if not isinstance(failure, Preempted):
             leave(failure.exit_code)
@@ -142,11 +153,14 @@ def for_user(error: Exception, several: bool) -> UserError | None:
         return error
     import jax  # late: a mistyped flag is answered at once
 
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    if isinstance(error, OSError) and error.errno is not None:
+        of = "" if error.errno in DISK_ERRORS or not error.filename else f" ({error.filename})"
         return StorageError(
-            f"{error.strerror}: mend it and repeat the command, which goes on from the last "
+            f"{error.strerror}{of}: mend it and repeat the command, which goes on from the last "
             "checkpoint"
         )
+    if isinstance(error, MemoryError):
+        return ConfigError("this machine's memory is too small for this config: make it smaller")
     if isinstance(error, jax.errors.JaxRuntimeError):
         text = one_line(error)[:200]
         if "RESOURCE_EXHAUSTED" in text:
@@ -159,6 +173,13 @@ def for_user(error: Exception, several: bool) -> UserError | None:
     return None
 
 
+def show_any_text() -> None:
+    """Names that are no UTF-8 are shown with escapes, where Python would refuse to print them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _part(lifeline: Lifeline) -> None:
     """Ends together with the other processes, which are all about to."""
     import jax
@@ -167,15 +188,19 @@ def _part(lifeline: Lifeline) -> None:
     jax.distributed.shutdown()
 
 
-def mark_ended(workdir: Path | None, cluster: Cluster | None, code: int) -> None:
-    """Notes how a run ended that had begun; a refused folder, or another's, keeps its status."""
-    if workdir is None or (cluster is not None and cluster.process != 0):
+def mark_ended(workdir: Path | None, code: int) -> None:
+    """Notes how a run ended that this process had begun; any other folder keeps its status.
+
+    Whoever writes a run has its lock, from before there is a status until it is `done`.
+    """
+    if workdir is None or not run_lock.is_held(workdir):
         return
-    status = workdir / "STATUS"
+    from ctssl_jax.run import folder as run_folder  # late, but here by now
+
     words = {Preempted.exit_code: "preempted", Interrupted.exit_code: "interrupted"}
     with contextlib.suppress(OSError):  # a full disk, on which this is the least
-        if code not in (2, 3) and status.exists() and run_lock.is_free(workdir):
-            status.write_text(words.get(code, f"failed:{code}") + "\n")
+        if code not in (2, 3) and (workdir / run_folder.STATUS).exists():
+            files.write_text(workdir / run_folder.STATUS, words.get(code, f"failed:{code}") + "\n")
 
 
 def end(code: int) -> NoReturn:

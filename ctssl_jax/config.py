@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ctssl_jax.augment import Intensity
+from ctssl_jax.config_values import require_usable
 from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.canvas import SMALLEST
 from ctssl_jax.dataset.splits import parts
@@ -143,6 +144,7 @@ class PretrainConfig:
     Attributes:
       encoder_run: run folder or import whose encoder (and SparK's decoder, where an import brings
         it) the run starts from; empty: fresh weights.
+      accept_unfinished: start from that run although it is not done; every result says so.
       seed: of initialisation, sample order, augmentation and masks.
       batch_size: slices per step over all devices.
       accumulate: microbatches per step, one after the other on the same devices, whose gradients
@@ -159,6 +161,7 @@ class PretrainConfig:
     """
 
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"unrecorded": True})
     seed: int = 0
     batch_size: int = 32
     accumulate: int = 1
@@ -212,6 +215,7 @@ class FinetuneConfig:
     Attributes:
       task: name in results and report.
       encoder_run: run folder of the pre-training, or an import; empty trains from scratch.
+      accept_unfinished: as in `PretrainConfig`.
       arm: name of the initialisation in the report; empty: the method's name, or "scratch".
       seed: of head, order and augmentation.
       subset_seed: of the training subset.
@@ -243,6 +247,7 @@ class FinetuneConfig:
 
     task: str = "task"
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"unrecorded": True})
     arm: str = ""
     seed: int = 0
     subset_seed: int = 0
@@ -330,6 +335,7 @@ class EvaluateConfig:
     Attributes:
       task: name in results.
       encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
+      accept_unfinished: as in `PretrainConfig`.
       arm: name of the encoder in results; empty: the method's name, or "random".
       seed: of the random encoder.
       subset_seed: of the training subset.
@@ -344,10 +350,12 @@ class EvaluateConfig:
       linear_c: values of scikit-learn's C to choose from, the inverse strength of the L2 penalty.
       linear_iterations: at most, of the linear probe's solver.
       select_by: validation metric that chooses k and C; the first listed of equals.
+      hang_after_s: as in `PretrainConfig`, without a batch.
     """
 
     task: str = "task"
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
+    accept_unfinished: bool = dataclasses.field(default=False, metadata={"unrecorded": True})
     arm: str = ""
     seed: int = 0
     subset_seed: int = 0
@@ -367,11 +375,13 @@ class EvaluateConfig:
     linear_iterations: int = 2000
     select_by: Metric = Metric.AUC
     precision: Precision = Precision.FLOAT32
+    hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
 
     def validate(self) -> None:
         """Raises `ConfigError`: one line with the fields and values that do not fit."""
         _validate_parts(self)
         _require_positive(self, "linear_iterations")
+        _require_patience(self)
         _require_size("size", self.size)
         _require_subset_and_splits(self)
         _refuse_filter(self)
@@ -385,6 +395,7 @@ Config = PretrainConfig | FinetuneConfig | EvaluateConfig
 
 
 def _validate_parts(config: Config) -> None:
+    require_usable(config)
     for field in dataclasses.fields(config):
         part = getattr(config, field.name)
         if hasattr(part, "validate"):
@@ -397,7 +408,7 @@ def _require_positive(config: Config, *names: str) -> None:
             raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
 
 
-def _require_patience(config: PretrainConfig | FinetuneConfig) -> None:
+def _require_patience(config: Config) -> None:
     if config.hang_after_s < 0:
         raise ConfigError(f"hang_after_s={config.hang_after_s}: must be 0 (never) or more")
 
@@ -435,7 +446,10 @@ def _require_size(name: str, size: int) -> None:
 
 
 def to_json(config: Any) -> Any:
-    """Plain data of a config. Private fields (paths may name patients) show as `<private>`."""
+    """Plain data of a config. Private fields (paths may name patients) show as `<private>`.
+
+    Unrecorded fields, of which `data.json` says what came of them, are left out.
+    """
     if dataclasses.is_dataclass(config):
         return {
             field.name: (
@@ -444,6 +458,7 @@ def to_json(config: Any) -> Any:
                 else to_json(getattr(config, field.name))
             )
             for field in dataclasses.fields(config)
+            if not field.metadata.get("unrecorded")
         }
     if isinstance(config, enum.Enum):
         return config.value

@@ -16,7 +16,6 @@ what. So an iterator's whole state is `{"next_index": step}`.
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import grain
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from ctssl_jax import files
 from ctssl_jax.augment import IntensityKind
 from ctssl_jax.dataset.canvas import SMALLEST, to_canvas
 from ctssl_jax.dataset.splits import parts
@@ -201,14 +201,18 @@ def open_dataset(path: str | Path) -> Dataset:
     prepare = "prepare one with `python -m data_prep.dicom` (or .folder, ...)"
     if not path.is_dir():
         raise DataError(f"{path}: no such dataset; {prepare}, or try the preset `:demo`")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # the reader of records takes no others
+        raise DataError(f"{path}: give a path in UTF-8") from None
     file = path / "manifest.json"
     if not file.is_file():
         raise DataError(f"{path}: not a dataset, it has no manifest.json; {prepare}")
     try:
-        manifest = json.loads(file.read_text())
+        manifest = files.read_json(file)
         version = manifest.get("format")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{file}: unreadable; prepare the dataset again") from error
+    except (OSError, files.Damaged) as error:
+        raise DataError(f"{file}: unreadable ({error}); prepare the dataset again") from error
     if version != FORMAT:
         raise DataError(
             f"{file}: format {version!r}, this version of ctssl_jax reads format {FORMAT}; "
@@ -217,6 +221,8 @@ def open_dataset(path: str | Path) -> Dataset:
     missing = [key for key in MANIFEST_KEYS if key not in manifest]
     if missing:
         raise DataError(f"{file}: lacks {', '.join(missing)}; prepare the dataset again")
+    if not _is_plausible(manifest):
+        raise DataError(f"{file}: damaged, or no manifest; prepare the dataset again")
     if manifest["intensity"] not in INTENSITIES:
         raise DataError(
             f"{file}: intensity {manifest['intensity']!r} is none of {', '.join(INTENSITIES)}"
@@ -224,7 +230,25 @@ def open_dataset(path: str | Path) -> Dataset:
     records = path / manifest["records"]
     if not any(records.glob("*.array_record*")):
         raise DataError(f"{records}: no records there; prepare the dataset again")
+    try:
+        files.require_ordinary_files(records)
+    except OSError as error:
+        raise DataError(f"{records}: cannot be read ({error}); prepare it again") from None
     return Dataset(path, manifest)
+
+
+def _is_plausible(manifest: dict[str, Any]) -> bool:
+    """Whether what is read of a manifest has the types that it should have."""
+    splits = manifest["splits"]
+    return (
+        all(isinstance(manifest[key], str) for key in ("name", "records", "fingerprint"))
+        and isinstance(manifest["classes"], list)
+        and all(isinstance(name, str) for name in manifest["classes"])
+        and isinstance(splits, dict)
+        and all(isinstance(split, dict) for split in splits.values())
+        and all(type(split.get("slices")) is int for split in splits.values())
+        and all(isinstance(split.get("labels", []), list) for split in splits.values())
+    )
 
 
 def require_canvas(dataset: Dataset, canvas: int, field: str = "data.canvas") -> None:

@@ -57,3 +57,15 @@ class Interrupted(Preempted):
 def one_line(error: Exception) -> str:
     """What an error says, without line breaks."""
     return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def printable(message: object) -> str:
+    """A message in which what would act on a terminal, or break its line, is written out.
+
+    >>> printable("no file \\x1b[31mred")
+    'no file \\\\x1b[31mred'
+    """
+    return "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+        for c in str(message)
+    )

@@ -37,6 +37,7 @@ from ctssl_jax.frozen.classifiers import Choice, choose, fit_knn, fit_linear
 from ctssl_jax.frozen.features import Features, features, make_embed, save_embeddings
 from ctssl_jax.frozen.neighbours import draw_neighbours
 from ctssl_jax.hosts import distributed, sharding
+from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import PyTree, init_encoder
 from ctssl_jax.metrics import Scored, write_predictions
 from ctssl_jax.nn.normalisation import MOMENTUM
@@ -44,12 +45,15 @@ from ctssl_jax.nn.resnet import STRIDE, ResNet
 from ctssl_jax.run import batch_statistics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.checkpoint import latest_step, load_encoder
+from ctssl_jax.run.encoder import require_finished
 from ctssl_jax.run.opening import open_dataset, open_labelled, resolved, results_header
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
 
 
-def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
+def run(
+    config: EvaluateConfig, workdir: Path, supervisor: Supervisor | None = None
+) -> dict[str, Any]:
     """Scores an encoder's features; repeating it in the same `workdir` returns what it found.
 
     Returns:
@@ -59,13 +63,14 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
       UserError: one of its kinds, with the line to show.
     """
     if not data.open_dataset(config.data.path).classes:
-        return _run_unlabelled(config, workdir)
+        return _run_unlabelled(config, workdir, supervisor or Supervisor())
+    beat = (supervisor or Supervisor()).beat
     opened = open_labelled(config)
     config, dataset, (subset, held) = opened.config, opened.dataset, opened.drawn
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
     ks = _neighbours(config, len(subset.rows))
-    if run_folder.open_run(workdir, config, dataset, audit=opened.audit):
+    if run_folder.open_run(workdir, config, dataset, audit=opened.audit, encoder=opened.encoder):
         return _found_before(config, workdir)
     run_folder.write_subset(workdir, subset.record(config, held))
 
@@ -82,8 +87,8 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     weights = _settled(config, dataset, encoder, weights, subset.rows, mesh)
     embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
     embed = partial(embed, *sharding.replicate(weights, mesh))
-    train = _read(embed, dataset, config.data, config.data.split, mesh).take(subset.rows)
-    val = _read(embed, dataset, config.data, config.val_split, mesh).take(held.rows)
+    train = _read(embed, dataset, config.data, config.data.split, mesh, beat).take(subset.rows)
+    val = _read(embed, dataset, config.data, config.val_split, mesh, beat).take(held.rows)
     knn = partial(fit_knn, train, classes)
     linear = partial(fit_linear, train, classes, config.linear_iterations)
     choices = {
@@ -93,7 +98,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     for name, choice in choices.items():
         distributed.say(_choice_line(name, choice, config))
 
-    test = _read(embed, dataset, config.data, config.test_split, mesh)
+    test = _read(embed, dataset, config.data, config.test_split, mesh, beat)
     results = {**results_header(opened, workdir), "test_reads": 1}
     for name, choice in choices.items():
         scored = Scored(test.labels, test.patients, choice.fitted.predict(test.x))
@@ -116,26 +121,30 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     return results
 
 
-def _run_unlabelled(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
+def _run_unlabelled(
+    config: EvaluateConfig, workdir: Path, supervisor: Supervisor
+) -> dict[str, Any]:
     """Writes the features of `data.split`."""
+    known = require_finished(config.encoder_run, config.accept_unfinished)
     dataset, audit = open_dataset(config)
     config = resolved(config, dataset)
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    if run_folder.open_run(workdir, config, dataset, audit=audit):
+    if run_folder.open_run(workdir, config, dataset, audit=audit, encoder=known):
         return _found_before(config, workdir)
     mesh, split = sharding.make_mesh(), config.data.split
     rows = np.arange(len(dataset.source(split)))
     weights = _settled(config, dataset, encoder, weights, rows, mesh)
     embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
     embed = partial(embed, *sharding.replicate(weights, mesh))
-    found = _read(embed, dataset, config.data, split, mesh)
+    found = _read(embed, dataset, config.data, split, mesh, supervisor.beat)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", **{split: found})
     results = {
         "task": config.task,
         "arm": config.arm,
         "encoder_run": run_folder.run_hash(config.encoder_run),
+        "encoder": known,
         "scored": False,
         "split": split,
         "slices": len(found.records),
@@ -204,7 +213,7 @@ def _neighbours(config: EvaluateConfig, slices: int) -> list[int]:
 
 def _found_before(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
     """The results of a finished run, if they are of this encoder."""
-    results = run_folder.read_json(workdir / "results.json")
+    results = run_folder.read_results(workdir)
     # The config leaves out the path of the encoder's run, so its hash cannot tell two apart.
     if results["encoder_run"] != run_folder.run_hash(config.encoder_run):
         raise ConfigError(f"{workdir} evaluated another encoder_run: give another --workdir")
@@ -218,10 +227,11 @@ def _read(
     reading: DataConfig,
     split: str,
     mesh: Mesh,
+    beat: Callable[[], None],
 ) -> Features:
     """`features`, with a line that tells; the time of the first split includes compilation."""
     began = time.monotonic()
-    found = features(embed, dataset, reading, split, mesh)
+    found = features(embed, dataset, reading, split, mesh, beat)
     slices = len(found.labels)
     speed = slices / (time.monotonic() - began)
     distributed.say(f"features of {split}: {slices:,} slices, {speed:,.1f} img/s")

@@ -56,9 +56,14 @@ def run(
         pretrained = load_start(Path(config.encoder_run), encoder, config.intensity.channels)
     plan = budget(config, len(drawn.train.rows))
     if run_folder.open_run(
-        workdir, config, dataset, audit=opened.audit, encoder_run=config.encoder_run
+        workdir,
+        config,
+        dataset,
+        audit=opened.audit,
+        encoder_run=config.encoder_run,
+        encoder=opened.encoder,
     ):
-        return run_folder.read_json(workdir / "results.json")
+        return run_folder.read_results(workdir)
     run_folder.write_subset(workdir, drawn.train.record(config, drawn.val))
 
     mesh = sharding.make_mesh()

@@ -96,6 +96,11 @@ def parse(argv: list[str]) -> Command:
         raise ConfigError("no --config: give a file, for example --config=configs/spark.py:demo")
     stem = Path(file).stem + (f"-{preset}" if preset else "")
     workdir = Path(values.workdir or Path("runs") / stem)
+    try:
+        if "\0" in str(workdir) or not str(workdir).encode():
+            raise ValueError
+    except ValueError:  # what writes checkpoints takes no others
+        raise ConfigError("--workdir: give a path in UTF-8") from None
     cluster = find_cluster(values.coordinator, values.processes, values.process, os.environ)
     return Command(config, workdir, cluster, values.start_timeout)
 

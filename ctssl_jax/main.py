@@ -12,10 +12,16 @@ Exit codes: 0 done; 2 usage or configuration, nothing written; 3 data; 4 diverge
 Ctrl-C, what was done is saved (repeat the command to go on).
 """
 
+if __name__ == "__main__":
+    from ctssl_jax.hosts import signals
+
+    signals.end_at_signals()
+
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from ctssl_jax import command, config_help
 from ctssl_jax.errors import ConfigError, DataError
@@ -28,19 +34,27 @@ PHANTOM = "data/phantom"  # as configs/phantom.py names it
 def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:
     """Runs what the config's type stands for."""
     # Imported late: a mistyped flag is answered at once, and JAX starts with its flags set.
-    from ctssl_jax import evaluate, finetune, pretrain
     from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 
     if not isinstance(config, PretrainConfig | FinetuneConfig | EvaluateConfig):
         raise ConfigError(f"config is a {type(config).__name__}: run it with launch.sweep")
     config.validate()
     provide_phantom(config.data.path)
-    if isinstance(config, PretrainConfig):
-        pretrain.run(config, workdir, supervisor)
-    elif isinstance(config, FinetuneConfig):
-        finetune.run(config, workdir, supervisor)
-    else:
-        evaluate.run(config, workdir)
+    run(config, workdir, supervisor)
+
+
+def run(config: Any, workdir: Path, supervisor: Supervisor) -> None:
+    """Makes the run of a valid config; `hang_after_s` counts from its first look at the data."""
+    from ctssl_jax import evaluate, finetune, pretrain
+    from ctssl_jax.config import FinetuneConfig, PretrainConfig
+
+    with supervisor.watch(config.hang_after_s):
+        if isinstance(config, PretrainConfig):
+            pretrain.run(config, workdir, supervisor)
+        elif isinstance(config, FinetuneConfig):
+            finetune.run(config, workdir, supervisor)
+        else:
+            evaluate.run(config, workdir, supervisor)
 
 
 def provide_phantom(path: str) -> None:

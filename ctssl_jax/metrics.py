@@ -1,6 +1,7 @@
 """What a run writes down while it goes on, and the scores of a classifier."""
 
 import csv
+import io
 import json
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from ctssl_jax.errors import StorageError
+from ctssl_jax.files import read_bytes, read_text, whole_file, write_text
 
 
 class MetricWriter:
@@ -23,32 +25,70 @@ class MetricWriter:
     """
 
     def __init__(self, run: Path, step: int = 0):
-        # Imported here: processes that do not write, and evaluation, do without it.
-        from tensorboardX import SummaryWriter
-
         self._path = run / "metrics.jsonl"
         self._log = run / "log.txt"
         kept = [row for row in read_metrics(run) if row["step"] <= step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(run / "events"), purge_step=step + 1)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._events = Events(run / "events", step)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """One row, flushed, so that a killed run keeps it."""
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+        self._events.scalars(step, values)
 
     def line(self, text: str) -> None:
         """A line for people."""
         print(text, flush=True)
-        with self._log.open("a") as file:
+        with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()
+
+
+class Events:
+    """TensorBoard's file of scalars.
+
+    Written here and not by tensorboardX's `SummaryWriter`, which puts the name of the machine into
+    that of the file, and writes in a thread, where a full disk is a traceback.
+
+    Args:
+      folder: which is made.
+      step: rows after it that are there already are taken back.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        # Imported here: processes that do not write, and evaluation, do without it.
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        self._event = event_pb2.Event
+        name = f"events.out.tfevents.{int(time.time())}.{step}"
+        while (folder / name).exists():
+            name += "+"
+        self._records = RecordWriter(str(folder / name))
+        self._write(file_version="brain.Event:2")
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=step + 1, session_log=started)
+
+    def _write(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        """One row, flushed."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step=step, summary=scalar(name, value))
+        self._records.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._records.close()
 
 
 class SilentWriter:
@@ -68,14 +108,24 @@ Writer = MetricWriter | SilentWriter
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, without a last one cut short by a kill."""
+    """The rows of `metrics.jsonl` by which a step is known; a kill may cut the last one short.
+
+    Raises:
+      StorageError: the file cannot be read.
+    """
     path = run / "metrics.jsonl"
+    try:
+        lines = read_bytes(path).splitlines() if path.exists() else []
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}): restore it") from None
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
 
 
@@ -166,8 +216,7 @@ def write_predictions(
     `rows` has the row numbers of splits of which only a part was scored.
     """
     columns = [f"score_{k}" for k in range(next(iter(scored.values())).scores.shape[1])]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "record", "patient", "label", *columns])
         for split, (labels, patients, scores) in scored.items():
@@ -175,7 +224,6 @@ def write_predictions(
             for place, record in enumerate(records.tolist()):
                 row = [f"{score:.6g}" for score in scores[place]]
                 writer.writerow([split, record, patients[place], labels[place], *row])
-    temporary.rename(path)
 
 
 def read_predictions(path: Path, split: str) -> Scored:
@@ -185,13 +233,13 @@ def read_predictions(path: Path, split: str) -> Scored:
       StorageError: that cannot be read.
     """
     try:
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        rows = [row for row in table if row["split"] == split]
         columns = [name for name in rows[0] if name.startswith("score_")]
         return Scored(
             np.array([int(row["label"]) for row in rows]),
             np.array([row["patient"] for row in rows]),
             np.array([[float(row[name]) for name in columns] for row in rows]),
         )
-    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
+    except (OSError, KeyError, ValueError, IndexError, TypeError, csv.Error) as error:
         raise StorageError(f"{path} cannot be read: repeat the run that made it") from error

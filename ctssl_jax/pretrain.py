@@ -89,6 +89,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
         audit=opened.audit,
         kept=kept.summary,
         encoder_run=config.encoder_run,
+        encoder=opened.encoder,
     ):
         distributed.say(f"{workdir} is done already")
         return
@@ -141,7 +142,8 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
         fit(state, sharding.jit_step(program.step, mesh, places), batches, session, pace, due)
     supervisor.resumable = False
     run_folder.set_status(workdir, "done")
-    writer.line(f"done: {program.total_steps:,} steps; the encoder is in {workdir}")
+    writer.line(f"done: {program.total_steps:,} steps")
+    distributed.say(f"the encoder is in {workdir}")
 
 
 def _load_start(config: PretrainConfig, encoder: ResNet, fresh: TrainState) -> Start | None:

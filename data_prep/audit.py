@@ -29,7 +29,7 @@ from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manif
 from ctssl_jax.dataset.splits import folds_of
 from ctssl_jax.dataset.verdict import Finding, Verdict
 from ctssl_jax.errors import DataError, StorageError
-from ctssl_jax.files import whole_file
+from ctssl_jax.files import sealed, whole_file
 from data_prep.not_duplicates import read_not_duplicates
 from data_prep.show_pairs import Shown, require_own_folder, write_pairs
 
@@ -138,7 +138,7 @@ def _counts(rows: Signatures, classes: int) -> dict[str, Any]:
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
         with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.write_text(json.dumps(sealed(content), indent=1) + "\n")
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -30,7 +30,7 @@ from ctssl_jax import command
 from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from ctssl_jax.files import whole_file
+from ctssl_jax.files import read_json, whole_file
 
 FORMAT = 1
 THRESHOLD = 6  # bits of 64
@@ -82,7 +82,7 @@ def load_features(
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             features, record = arrays[f"{split}_features"], arrays[f"{split}_record"]
-        of = json.loads((path.parent / "results.json").read_text())["data_fingerprint"]
+        of = read_json(path.parent / "results.json")["data_fingerprint"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(f"--embeddings: no features of split {split!r} there; {again}") from error
     if of != fingerprint:

@@ -14,6 +14,7 @@ code is that of the first to fail, 128 + the signal's number if a signal ended i
 
 import ctypes
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -27,6 +28,7 @@ from typing import IO, BinaryIO
 
 from ctssl_jax import command
 from ctssl_jax.errors import ConfigError, DeviceError
+from ctssl_jax.hosts.cluster import TOKEN
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
@@ -222,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.processes < 1:
             raise ConfigError(f"--processes={args.processes}: must be 1 or more")
         gpus = [gpu.strip() for gpu in args.gpus.split(",") if gpu.strip()]
-        each = environments(os.environ, args.processes, args.cpu_devices, gpus)
+        token = {TOKEN: secrets.token_hex(16)}
+        each = environments(token | os.environ, args.processes, args.cpu_devices, gpus)
         common = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={args.processes}"]
         start = [sys.executable, "-m", args.module, *args.arguments, *common]
         commands = [[*start, f"--process={number}"] for number in range(args.processes)]

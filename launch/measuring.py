@@ -7,7 +7,7 @@ from typing import Any
 from ctssl_jax import command, flags
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.errors import ConfigError, StorageError
-from ctssl_jax.run import folder as run_folder
+from ctssl_jax.files import write_json
 
 
 class Parser(command.Parser):
@@ -38,6 +38,6 @@ def write(out: Path | None, record: dict[str, Any]) -> None:
     if out is None:
         return
     try:
-        run_folder.write_json(out, record)
+        write_json(out, record)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from memory import KEY, write_slices
 
+from ctssl_jax import files
 from ctssl_jax.data import (
     DataConfig,
     evaluation_batches,
@@ -254,16 +255,16 @@ def test_labels_and_patients_are_those_of_the_records(dataset):
 def edit_manifest(**changes):
     def edit(folder):
         file = folder / "manifest.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        files.write_json(file, files.read_json(file) | changes)
 
     return edit
 
 
 def drop_key(folder):
     file = folder / "manifest.json"
-    manifest = json.loads(file.read_text())
+    manifest = files.read_json(file)
     del manifest["fingerprint"], manifest["splits"]
-    file.write_text(json.dumps(manifest))
+    files.write_json(file, manifest)
 
 
 BREAKAGES = {

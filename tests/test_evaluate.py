@@ -71,6 +71,7 @@ def encoder_run(tmp_path_factory, phantom_path):
     intensity = {"mode": "window", "window_hu": [-1000.0, 1000.0], "mean": [0.28], "std": [0.256]}
     config = {"method": {"type": "SparK"}, "intensity": {**intensity, "channels": 1}}
     run_folder.write_json(run / "config.json", {"hash": "feed", "config": config})
+    (run / "STATUS").write_text("done\n")
     checkpoints = Checkpoints(run)
     checkpoints.save(state_of(*weights(1)))
     checkpoints.close()
@@ -328,7 +329,7 @@ def evaluated(tmp_path_factory, phantom_path):
 
 def test_results_say_what_was_done(evaluated, phantom_path):
     workdir, found, lines = evaluated
-    assert json.loads((workdir / "results.json").read_text()) == found
+    assert run_folder.read_results(workdir) == found
     assert (found["task"], found["arm"], found["encoder_run"]) == ("phantom", "random", None)
     assert (found["train_slices"], found["fraction"], found["test_reads"]) == (16, 0.5, 1)
     assert (workdir / "STATUS").read_text() == "done\n"
@@ -476,7 +477,7 @@ def test_the_encoder_of_a_run_is_scored(tmp_path, phantom_path, encoder_run, cap
     other = tmp_path / "other"
     other.mkdir()
     (other / "checkpoints").symlink_to(encoder_run / "checkpoints")
-    config = json.loads((encoder_run / "config.json").read_text())
+    config = run_folder.read_json(encoder_run / "config.json")
     run_folder.write_json(other / "config.json", {**config, "hash": "beef"})
     code, said = command(capsys, phantom_path, workdir, f"--config.encoder_run={other}")
     assert code == 2
@@ -509,7 +510,7 @@ def test_only_an_encoder_without_statistics_of_its_own_gets_those_of_the_task(
     assert are_kept(bn_images=0)
     assert are_kept(encoder_run=str(encoder_run))
     (tmp_path / "checkpoints").symlink_to(encoder_run / "checkpoints")
-    record = json.loads((encoder_run / "config.json").read_text()) | {"type": "PretrainConfig"}
+    record = run_folder.read_json(encoder_run / "config.json") | {"type": "PretrainConfig"}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert not are_kept(encoder_run=str(tmp_path))  # of no step at all
     assert "note: the pre-training is of 0 steps" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from ctssl_jax import data, finetune
 from ctssl_jax.config import SubsetBy
 from ctssl_jax.dataset.signatures import load_file, load_signatures, save_signatures
 from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.files import read_json
 from ctssl_jax.metrics import (
     Scored,
     classification_metrics,
@@ -21,6 +22,7 @@ from ctssl_jax.metrics import (
     read_predictions,
     write_predictions,
 )
+from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.subset import Subset, subset, training_subset, validation_subset
 
 pytestmark = pytest.mark.usefixtures("one_device", "tiny_encoder")
@@ -61,7 +63,7 @@ def results(tmp_path_factory, phantom_path, encoder_run):
 
 def test_results_say_what_was_done(results, encoder_run, phantom_path):
     for arm, (found, workdir) in results.items():
-        assert json.loads((workdir / "results.json").read_text()) == found
+        assert run_folder.read_results(workdir) == found
         assert found["arm"] == arm
         assert (found["train_slices"], found["fraction"]) == (16, 0.5)
         assert found["test"]["n"] == 8
@@ -117,7 +119,7 @@ def test_best_epoch_is_the_earliest_best_of_validation(results):
 def test_subset_is_written_down_and_the_same_for_all_arms(results, phantom_path):
     texts = {(workdir / "subset.json").read_text() for _, workdir in results.values()}
     assert len(texts) == 1
-    found = json.loads(texts.pop())
+    found = read_json(next(workdir for _, workdir in results.values()) / "subset.json")
     labels, patients = data.read_labels(data.open_dataset(phantom_path), "train")
     rows = subset(labels, patients, 0.5, 0).tolist()
     assert found == {"split": "train", "by": "image", "seed": 0, "of": 32, "rows": rows}
@@ -137,7 +139,7 @@ def test_a_finished_run_of_another_encoder_is_refused(tmp_path, results, phantom
     _, workdir = results["spark"]
     other = tmp_path / "other"
     shutil.copytree(encoder_run, other)
-    record = json.loads((other / "config.json").read_text())
+    record = read_json(other / "config.json")
     (other / "config.json").write_text(json.dumps(record | {"hash": "another"}))
     with pytest.raises(ConfigError, match="started from another encoder_run"):
         finetune.run(smoke(phantom_path, arm="spark", encoder_run=str(other)), workdir)
@@ -335,7 +337,7 @@ def test_a_budget_in_steps_is_kept_and_validated_as_often_as_asked(by_steps):
 
 def test_a_cut_validation_split_is_counted_among_the_annotations(by_steps, phantom_path):
     found, workdir, config = by_steps
-    record = json.loads((workdir / "subset.json").read_text())
+    record = read_json(workdir / "subset.json")
     drawn = validation_subset(config, data.open_dataset(phantom_path))
     assert record["val"] == {"split": "val", "rows": drawn.rows.tolist()}
     assert (found["val_slices"], found["annotated_slices"]) == (6, 22)
@@ -383,7 +385,7 @@ def test_a_best_that_is_the_last_step_is_told(tmp_path, phantom_path, monkeypatc
 def test_labels_of_scans_are_told(tmp_path, phantom_path):
     copy = tmp_path / "data"
     shutil.copytree(phantom_path, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest = read_json(copy / "manifest.json")
     (copy / "manifest.json").write_text(json.dumps(manifest | {"labels_of": "scan"}))
     finetune.run(smoke(copy, fraction=0.25), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "data.json").read_text())["labels_of"] == "scan"
@@ -432,7 +434,7 @@ def test_convolutions_that_rest_for_longer_than_the_run_are_named(
 def test_a_folder_of_before_these_fields_is_refused_in_one_line(tmp_path, phantom_path, results):
     _, workdir = results["scratch"]
     shutil.copytree(workdir, old := tmp_path / "old")
-    record = json.loads((old / "config.json").read_text())
+    record = read_json(old / "config.json")
     for name in ("bn_images", "steps", "validate_every", "val_count", "read_test"):
         del record["config"][name]
     (old / "config.json").write_text(json.dumps(record | {"hash": "of before"}))

@@ -31,6 +31,7 @@ ROOMS = (
     "ctssl_jax.frozen",
     "ctssl_jax.run",
     "ctssl_jax.config",
+    "ctssl_jax.config_values",
     "ctssl_jax.data",
     "ctssl_jax.hosts",
     "ctssl_jax.methods",

@@ -9,7 +9,7 @@ import pytest
 from ctssl_jax import command, flags, main
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.errors import ConfigError, DataError, Preempted, StorageError
-from ctssl_jax.hosts.cluster import Cluster
+from ctssl_jax.run import lock as run_lock
 
 
 def answer(capsys, *arguments):
@@ -120,14 +120,16 @@ def test_unexpected_config_type_is_named(capsys):
 
 def test_status_notes_a_failed_run_but_not_a_refused_one(tmp_path):
     (tmp_path / "STATUS").write_text("running\n")
-    command.mark_ended(tmp_path, None, ConfigError.exit_code)
+    command.mark_ended(tmp_path, StorageError.exit_code)
+    assert (tmp_path / "STATUS").read_text() == "running\n"  # of a run that is not ours
+    run_lock.take(tmp_path)
+    command.mark_ended(tmp_path, ConfigError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "running\n"
-    command.mark_ended(tmp_path, None, StorageError.exit_code)
+    command.mark_ended(tmp_path, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"
-    command.mark_ended(tmp_path, Cluster("127.0.0.1:9000", 2, 1), Preempted.exit_code)
-    assert (tmp_path / "STATUS").read_text() == "failed:5\n"  # process 0 speaks for all
-    command.mark_ended(tmp_path, None, Preempted.exit_code)
+    command.mark_ended(tmp_path, Preempted.exit_code)
     assert (tmp_path / "STATUS").read_text() == "preempted\n"
+    run_lock.release(tmp_path)
 
 
 def test_demo_phantom_is_made_where_it_is_missing(tmp_path, monkeypatch):

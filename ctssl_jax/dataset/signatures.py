@@ -9,7 +9,7 @@ A dataset holds them beside its records, in OUT/signatures/SPLIT.npy, in the ord
 
 import dataclasses
 import hashlib
-import json
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from PIL import Image
 
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import DataError
-from ctssl_jax.files import whole_file
+from ctssl_jax.files import open_ordinary, read_json, require_ordinary, whole_file
 
 SIDE = 24  # of a thumbnail, in pixels
 WINDOW_HU = (-1000.0, 400.0)  # of a thumbnail of HU
@@ -81,6 +81,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "slice_index": np.dtype("<i4"),
     "label": np.dtype("<i4"),
 }
+SUM = b"sha256"
+"""Comes before the sum at the end of a file of signatures."""
 ROW = np.dtype([(n, d, (SIDE, SIDE) if n == "thumbnail" else ()) for n, d in DTYPES.items()])
 
 
@@ -142,39 +144,63 @@ def save_signatures(path: Path, signatures: Iterable[Signatures]) -> None:
     """Writes one NPY file of them all, one after the other, whole or not at all; makes its folder.
 
     A row of the file is a record of the fields of `Signatures`, so that it can be read in part.
+    Behind the rows, where NumPy does not look, stands the sum of all that comes before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     signatures = list(signatures)
     with whole_file(path) as temporary, open(temporary, "wb") as stream:
         count = sum(map(len, signatures))
-        header = {"descr": ROW.descr, "fortran_order": False, "shape": (count,)}
-        np.lib.format.write_array_header_1_0(stream, header)
+        fields = {"descr": ROW.descr, "fortran_order": False, "shape": (count,)}
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, fields)
+        stream.write(header.getvalue())
+        found = hashlib.sha256(header.getvalue())
         for part in signatures:
             rows = np.empty(len(part), ROW)
             for name in DTYPES:
                 rows[name] = getattr(part, name)
             stream.write(rows.tobytes())
+            found.update(rows.tobytes())
+        stream.write(SUM + found.digest())
 
 
 def load_file(path: Path) -> Signatures:
     """What `save_signatures` wrote: views of the file, of which only what is used is read.
 
     Raises:
-        DataError: If the file is missing or holds anything else.
+        DataError: If the file is missing, damaged or holds anything else.
     """
     try:
+        size = require_ordinary(path).st_size
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         if rows.dtype != ROW or rows.ndim != 1:
             raise ValueError("not signatures")
+        _require_sum(path, size, rows.nbytes)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: no signatures can be read; prepare the dataset again") from error
     return Signatures(*(rows[name] for name in DTYPES))
 
 
+def _require_sum(path: Path, size: int, nbytes: int) -> None:
+    """Raises ValueError unless a file is as it was written; one of an older version has no sum."""
+    length = len(SUM) + hashlib.sha256().digest_size
+    found, left = hashlib.sha256(), size - length
+    with open_ordinary(path) as stream:
+        while chunk := stream.read(min(left, 1 << 20)):
+            found.update(chunk)
+            left -= len(chunk)
+        kept = stream.read(length)
+    if kept.startswith(SUM) and kept != SUM + found.digest():
+        raise ValueError("damaged")
+    header = size - nbytes
+    if not kept.startswith(SUM) and header % 64:  # NumPy's headers are multiples of 64 bytes
+        raise ValueError("damaged at the end")
+
+
 def read_manifest(dataset: Path) -> dict[str, Any]:
     """The manifest of a dataset folder; raises DataError if there is none that can be read."""
     try:
-        manifest = json.loads((dataset / "manifest.json").read_text())
+        manifest = read_json(dataset / "manifest.json")
         return {**manifest, **{key: manifest[key] for key in MANIFEST_KEYS}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{dataset}: not a dataset, it has no valid manifest.json") from error

@@ -1,13 +1,13 @@
 """What an audit found, as text, as a file, and with what to do about it."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from ctssl_jax.dataset.alignment import FAINT, LIKENESS, NEAR
 from ctssl_jax.dataset.matching import CONTENT, OFF
 from ctssl_jax.errors import DataError
+from ctssl_jax.files import read_json
 
 FORMAT = 1
 WORDS = {
@@ -146,7 +146,7 @@ def read_verdict(dataset: Path) -> Verdict:
         DataError: If there is none.
     """
     try:
-        plain = json.loads((dataset / "audit.json").read_text())
+        plain = read_json(dataset / "audit.json")
         findings = tuple(
             Finding(row["check"], tuple(row["splits"]), row["count"], ())
             for row in plain["findings"]

@@ -1,11 +1,13 @@
 """Who takes part in a run of several processes: as flags say, or Slurm, or GKE."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping
 
 from ctssl_jax.errors import ConfigError
 
+TOKEN = "CTSSL_JAX_RUN_TOKEN"
 PORT = 8476  # of JAX's coordination service where nothing else is said; the roll call's is the next
 
 
@@ -17,11 +19,13 @@ class Cluster:
       coordinator: host:port of process 0; the next port is used too.
       processes: how many there are.
       process: the number of this one, from 0.
+      token: which all processes of the run show each other; see `run_token`.
     """
 
     coordinator: str
     processes: int
     process: int
+    token: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         host, colon, port = self.coordinator.rpartition(":")
@@ -59,6 +63,27 @@ def find_cluster(
     Raises:
       ConfigError: some of the three flags without the others, or values that make no sense.
     """
+    found = _find(coordinator, processes, process, environment)
+    return found and dataclasses.replace(found, token=run_token(found, environment))
+
+
+def run_token(cluster: Cluster, environment: Mapping[str, str]) -> str:
+    """What tells the processes of a run from others that come to its port.
+
+    A secret where `CTSSL_JAX_RUN_TOKEN` gives one to all of them, as `launch.local` does; else what
+    they all know of the run, which keeps away other runs and strangers, not who knows it too.
+    """
+    known = [environment.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    parts = [environment.get(TOKEN, ""), cluster.coordinator, *known]
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
+
+
+def _find(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    environment: Mapping[str, str],
+) -> Cluster | None:
     if coordinator is not None and processes is not None and process is not None:
         return Cluster(coordinator, processes, process)
     flags = {"coordinator": coordinator, "processes": processes, "process": process}

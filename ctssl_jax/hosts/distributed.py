@@ -30,9 +30,14 @@ def join(cluster: Cluster, timeout: float, on_loss: Callable[[int], None]) -> Li
     """
     import jax
 
+    bind = cluster.coordinator if cluster.local else None
     if cluster.process == 0:
         try:
-            Relay(cluster, timeout).start()
+            relay = Relay(cluster, timeout)
+            if relay.address and not cluster.local:
+                bind = f"[{relay.address}]" if ":" in relay.address else relay.address
+                bind = f"{bind}:{cluster.port}"
+            relay.start()
         except OSError as error:
             raise DeviceError(
                 f"port {cluster.port + 1} of {cluster.host} cannot be used ({error.strerror}): "
@@ -50,7 +55,7 @@ def join(cluster: Cluster, timeout: float, on_loss: Callable[[int], None]) -> Li
         initialization_timeout=max(round(timeout), 10),
         heartbeat_timeout_seconds=HEARTBEAT_S,
         cluster_detection_method="deactivate",
-        coordinator_bind_address=cluster.coordinator if cluster.local else None,
+        coordinator_bind_address=bind,
     )
     return lifeline
 

@@ -5,7 +5,9 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
+from typing import Any
 
 # XLA's CPU backend hands single convolutions to a library path that was measured three times slower
 # here (whole SparK step, ResNet-50 at 224 px). An unknown flag aborts the process, hence the list.
@@ -56,6 +58,7 @@ def quiet_libraries() -> None:
 
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     shown = threading.excepthook
 
     def show(args: threading.ExceptHookArgs) -> None:
@@ -63,6 +66,15 @@ def quiet_libraries() -> None:
             shown(args)
 
     threading.excepthook = show
+    unraisable = sys.unraisablehook
+
+    def show_ours(args: Any) -> None:
+        # Tensorstore, which has no other frame, says so that Orbax has given up a save.
+        trace = args.exc_traceback
+        if trace is None or trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
+            unraisable(args)
+
+    sys.unraisablehook = show_ours
 
 
 def enable_compilation_cache() -> None:
@@ -70,6 +82,11 @@ def enable_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ctssl_jax" / "xla"
+        try:
+            given = os.environ.get("XDG_CACHE_HOME")
+            cache = Path(given or Path.home() / ".cache") / "ctssl_jax" / "xla"
+            cache.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # no home, or none to write in: it goes without
+            return
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

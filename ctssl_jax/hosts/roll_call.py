@@ -4,9 +4,14 @@ Before JAX starts, every process reports to a roll call that process 0 holds at 
 JAX's, so that one which is missing is named (JAX itself would abort without saying who). The
 connections stay open: a process that fails says so with its exit code, one that is killed falls
 silent, and in both cases the others end too, at once, instead of waiting in a collective for ever.
+
+Others may come to the port. Who does not show the run's token within `HELLO_S` is hung up on; what
+is no message is ignored; nothing waits for anybody without a limit.
 """
 
 import contextlib
+import errno
+import hmac
 import json
 import selectors
 import socket
@@ -20,6 +25,8 @@ from ctssl_jax.errors import ConfigError, DeviceError, UserError
 from ctssl_jax.hosts.cluster import Cluster
 
 LINE_LIMIT = 4096  # bytes of a message
+HELLO_S = 10.0  # that a connection may take to say who it is
+ANSWER_S = 5.0  # that process 0 may take to tell who is missing
 RETRY_S = 0.2
 
 
@@ -30,16 +37,21 @@ class Relay(threading.Thread):
         super().__init__(name="roll call", daemon=True)
         self._cluster, self._timeout = cluster, timeout
         self._deadline = time.monotonic() + timeout
-        family = socket.AF_INET6 if ":" in cluster.host else socket.AF_INET
-        self._listener = socket.create_server(
-            (cluster.host if cluster.local else "", cluster.port + 1), family=family, backlog=4096
-        )
+        self._listener = _listener(cluster)
+        self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._received: dict[socket.socket, bytes] = {}
+        self._since: dict[socket.socket, float] = {}  # of those that have not said who they are
         self._present: dict[int, socket.socket] = {}
         self._leaving: set[int] = set()
         self._complete = self._over = False
+
+    @property
+    def address(self) -> str | None:
+        """That it listens at; None where it listens at all of this machine."""
+        host = self._listener.getsockname()[0]
+        return None if host in ("0.0.0.0", "::") else host
 
     def run(self) -> None:
         """Until all have left."""
@@ -48,16 +60,32 @@ class Relay(threading.Thread):
             if left is not None and left <= 0:
                 self._tell_missing()
                 break
-            for key, _ in self._selector.select(left):
+            waits = [HELLO_S] * bool(self._since) + ([] if left is None else [left])
+            for key, _ in self._selector.select(min(waits, default=None)):
                 if key.fileobj is self._listener:
-                    connection, _ = self._listener.accept()
-                    self._received[connection] = b""
-                    self._selector.register(connection, selectors.EVENT_READ)
+                    self._accept()
                 else:
                     self._read(key.fileobj)  # type: ignore[arg-type]
+            self._drop_silent()
         for connection in (self._listener, *self._received):
             connection.close()
         self._selector.close()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # gone again, or too many are there
+            time.sleep(RETRY_S)
+            return
+        connection.setblocking(False)  # who does not read is not waited for
+        self._received[connection] = b""
+        self._since[connection] = time.monotonic()
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _drop_silent(self) -> None:
+        limit = time.monotonic() - HELLO_S
+        for connection in [c for c, since in self._since.items() if since < limit]:
+            self._gone(connection)
 
     def _tell_missing(self) -> None:
         everyone = range(self._cluster.processes)
@@ -67,6 +95,8 @@ class Relay(threading.Thread):
     def _read(self, connection: socket.socket) -> None:
         try:
             chunk = connection.recv(LINE_LIMIT)
+        except BlockingIOError:
+            return
         except OSError:
             chunk = b""
         *lines, rest = (self._received[connection] + chunk).split(b"\n")
@@ -82,26 +112,32 @@ class Relay(threading.Thread):
             self._register(connection, message)
         elif number is not None and "leaving" in message:
             self._leaving.add(number)
-        elif number is not None and "ended" in message:
+        elif number is not None and type(message.get("ended")) is int:
             self._tell_end(number, message["ended"])
 
     def _register(self, connection: socket.socket, message: dict[str, Any]) -> None:
         number, everyone = message.get("process"), self._cluster.processes
+        if type(number) is not int or not _has_token(message, self._cluster):
+            return
         if message["processes"] != everyone or self._complete:
             _send(connection, {"refused": everyone})
         elif number in self._present:
             _send(connection, {"taken": number})
-        elif isinstance(number, int) and 0 <= number < everyone:
+        elif 0 <= number < everyone:
             self._present[number] = connection
+            self._since.pop(connection, None)
             if len(self._present) == everyone:
                 self._complete = True
-                self._tell_all({"all_here": True})
+                self._tell_all({"all_here": True, "token": self._cluster.token})
 
     def _gone(self, connection: socket.socket) -> None:
+        if connection not in self._received:
+            return
         self._selector.unregister(connection)
         del self._received[connection]
-        connection.close()
+        self._since.pop(connection, None)
         number = self._number(connection)
+        connection.close()
         if number is None:
             return
         del self._present[number]
@@ -127,14 +163,31 @@ class Lifeline:
 
     def __init__(self, cluster: Cluster, timeout: float):
         self.cluster = cluster
-        self._connection = _connect(cluster, timeout)
+        deadline = time.monotonic() + timeout
+        self._connection = _connect(cluster, timeout, deadline)
         self._stream = self._connection.makefile("rb")
         self._leaving = False
-        _send(self._connection, {"process": cluster.process, "processes": cluster.processes})
-        answer = _parse(self._stream.readline(LINE_LIMIT))
-        if "all_here" not in answer:
+        hello = {"process": cluster.process, "processes": cluster.processes, "token": cluster.token}
+        _send(self._connection, hello)
+        answer = self._answer(deadline + ANSWER_S, timeout)
+        if "all_here" not in answer or not _has_token(answer, cluster):
             self._close()
             raise _absent(cluster, answer)
+        self._connection.settimeout(None)
+
+    def _answer(self, deadline: float, timeout: float) -> dict[str, Any]:
+        """What process 0 says once all are there, or some are not."""
+        self._connection.settimeout(max(deadline - time.monotonic(), 0.1))
+        try:
+            return _parse(self._stream.readline(LINE_LIMIT))
+        except TimeoutError:
+            self._close()
+            raise DeviceError(
+                f"process 0 at {self.cluster.host}:{self.cluster.port + 1} did not say within "
+                f"{timeout:g} s who is there: see whether it is of this run, and its log"
+            ) from None
+        except OSError:
+            return {}
 
     def guard(self, on_loss: Callable[[int], None]) -> None:
         """From now on calls `on_loss(exit code)`, in a thread, when another process is gone."""
@@ -151,8 +204,8 @@ class Lifeline:
             if not line and self._leaving:
                 return self._close()
             message = _parse(line) if line else {"ended": None, "process": 0}
-            if "ended" in message:
-                number, code = message["process"], message["ended"]
+            number, code = message.get("process"), message.get("ended")
+            if "ended" in message and type(number) is int and type(code) in (int, type(None)):
                 how = "is gone" if code is None else f"ended with exit code {code}"
                 who = f"process {self.cluster.process}/{self.cluster.processes}"
                 print(
@@ -180,12 +233,37 @@ class Lifeline:
         time.sleep(0.5)
 
 
-def _connect(cluster: Cluster, timeout: float) -> socket.socket:
-    deadline = time.monotonic() + timeout
+def _listener(cluster: Cluster) -> socket.socket:
+    """Listens at the coordinator's own address; at all of this machine where it has another.
+
+    The latter where addresses are translated, as for a service in front of a machine.
+    """
+    port = cluster.port + 1
+    try:
+        return _serve(cluster.host, port)
+    except OSError as error:
+        if cluster.local or error.errno == errno.EADDRINUSE:
+            raise
+        return _serve("", port)
+
+
+def _serve(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, *_, address = found[0]
+    return socket.create_server(address[:2], family=family, backlog=4096)
+
+
+def _has_token(message: Mapping[str, Any], cluster: Cluster) -> bool:
+    """Whether a message is of this run."""
+    token = str(message.get("token", ""))
+    return hmac.compare_digest(token.encode(errors="replace"), cluster.token.encode())
+
+
+def _connect(cluster: Cluster, timeout: float, deadline: float) -> socket.socket:
     while True:
         try:
-            connection = socket.create_connection((cluster.host, cluster.port + 1), timeout=5)
-            connection.settimeout(None)
+            wait = min(5.0, max(deadline - time.monotonic(), 0.1))
+            connection = socket.create_connection((cluster.host, cluster.port + 1), timeout=wait)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             return connection
         except OSError:
@@ -216,7 +294,8 @@ def _absent(cluster: Cluster, answer: Mapping[str, Any]) -> UserError:
 
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # whoever is gone is noticed by the reader
+    # Whoever is gone, or takes nothing, is noticed by the reader.
+    with contextlib.suppress(OSError):
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
@@ -224,6 +303,6 @@ def _parse(line: bytes) -> dict[str, Any]:
     """A message; nothing for what is none, as a stranger at the port might send."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}

@@ -1,9 +1,11 @@
 """What may end a run from outside: signals of a scheduler, a step that does not come.
 
-SIGTERM and SIGUSR1 ask for the machine (exit code 75), Ctrl-C for an end (130). While a run has
-nothing that a checkpoint lacks (start-up, compilation, a test after the last step) it ends at once;
-while it trains, the step under way is finished and saved first, on all hosts the same. A second
-signal ends it at once. Periodic checkpoints are the guarantee, the save at a signal saves time.
+SIGTERM, SIGUSR1 and SIGHUP (a terminal that closes) ask for the machine (exit code 75), Ctrl-C for
+an end (130). While a run has nothing that a checkpoint lacks (start-up, compilation, a test after
+the last step) it ends at once; while it trains, the step under way is finished and saved first, on
+all hosts the same. A second signal ends it at once, but not within `AGAIN_S`: `timeout` and
+schedulers signal a process and its group, and mean one. Periodic checkpoints are the guarantee, the
+save at a signal saves time.
 
 A process has one `Supervisor`. It hears signals in a thread of its own, because Python's handlers
 wait until the main thread comes back from compiled code.
@@ -11,6 +13,7 @@ wait until the main thread comes back from compiled code.
 
 import contextlib
 import faulthandler
+import functools
 import os
 import signal
 import socket
@@ -24,11 +27,27 @@ from typing import TypeVar
 from ctssl_jax.errors import DeviceError, Interrupted, Preempted
 
 T = TypeVar("T")
+AGAIN_S = 2.0  # seconds within which signals are the first one, told again
 CODES = {
     signal.SIGTERM: Preempted.exit_code,
     signal.SIGUSR1: Preempted.exit_code,
+    signal.SIGHUP: Preempted.exit_code,
     signal.SIGINT: Interrupted.exit_code,
 }
+
+
+def end_at_signals() -> None:
+    """From now on a signal ends the program with its code: comes first, before long imports.
+
+    What is ignored stays so, as SIGHUP under nohup. `Supervisor.listen` takes over.
+    """
+    for number, code in CODES.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, functools.partial(_end, code))
+
+
+def _end(code: int, number: int, frame: FrameType | None) -> None:
+    os._exit(code)
 
 
 class Supervisor:
@@ -47,8 +66,10 @@ class Supervisor:
         self._leave = leave
         self._lock = threading.Lock()
         self._asked: int | None = None
+        self._asked_at = 0.0
         self._waiting = False
         self._beat = time.monotonic()
+        self._watched = False
         self.resumable = False
 
     @property
@@ -73,7 +94,8 @@ class Supervisor:
             return
         inbox, outbox = socket.socketpair()
         outbox.setblocking(False)
-        before = {number: signal.signal(number, self._interrupt_wait) for number in CODES}
+        heard = [n for n in CODES if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._interrupt_wait) for number in heard}
         # Python's C handler writes the signal's number there even while the main thread is busy.
         wakeup = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._hear, args=(inbox,), name="signals", daemon=True).start()
@@ -93,12 +115,15 @@ class Supervisor:
 
     def _ask(self, code: int) -> None:
         with self._lock:
-            again, self._asked = self._asked is not None, self._asked or code
-            wait = self.resumable and not again
-        if wait:
-            print("signal received: saving after this step", file=sys.stderr, flush=True)
-        else:
+            first, now = self._asked is None, time.monotonic()
+            if first:
+                self._asked, self._asked_at = code, now
+            told_again = not first and now - self._asked_at < AGAIN_S
+            wait = self.resumable and (first or told_again)
+        if not wait:
             self._leave(code)
+        elif first:
+            print("signal received: saving after this step", file=sys.stderr, flush=True)
 
     def _interrupt_wait(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread, once that is back from compiled code."""
@@ -128,9 +153,15 @@ class Supervisor:
 
     @contextlib.contextmanager
     def watch(self, seconds: float | int) -> Iterator[None]:
-        """Within the block, ends the process when nothing beats for `seconds`; 0: never."""
+        """Within the block, ends the process when nothing beats for `seconds`; 0: never.
+
+        Within such a block another one does nothing.
+        """
         self.beat()
-        stop = threading.Event()
+        if self._watched:
+            yield
+            return
+        self._watched, stop = True, threading.Event()
         if seconds:
             thread = threading.Thread(target=self._watch, args=(seconds, stop), name="watchdog")
             thread.daemon = True
@@ -138,6 +169,7 @@ class Supervisor:
         try:
             yield
         finally:
+            self._watched = False
             stop.set()
 
     def _watch(self, seconds: float | int, stop: threading.Event) -> None:

@@ -8,6 +8,11 @@ Exit codes: 0 done; 2 usage; 3 a run or file that is missing, damaged or not wha
 5 something cannot be written.
 """
 
+if __name__ == "__main__":
+    from ctssl_jax.hosts import signals
+
+    signals.end_at_signals()
+
 import argparse
 import os
 import sys

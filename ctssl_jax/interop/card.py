@@ -125,7 +125,7 @@ def _method(weights: Weights) -> str:
         "batch": config.get("batch_size"),
         "learning rate": config.get("optim", {}).get("lr"),
         "weights of step": weights.step or None,
-        "status of the run": (run / "STATUS").read_text().strip(),
+        "status of the run": run_folder.read_status(run),
         "code": env.get("commit"),
         "exported by code": run_folder.code_commit(),
         "made with": f"jax {env['jax']}, {env['precision']}, {env['device']}" if env else None,
@@ -145,7 +145,7 @@ def _encoder_hash(weights: Weights) -> str | None:
 def _results(weights: Weights) -> str:
     if not weights.classes:
         return "None here: what an encoder is worth shows when it is fine-tuned."
-    results = run_folder.read_json(weights.run / "results.json")
+    results = run_folder.read_results(weights.run)
     split = weights.record["config"]["test_split"]
     labels, patients, scores = read_predictions(weights.run / "predictions.csv", split)
     test, parts = results["test"], []

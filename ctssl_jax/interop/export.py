@@ -9,7 +9,6 @@ SHA256SUMS              of all these, for `sha256sum -c`
 """
 
 import enum
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -19,10 +18,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from ctssl_jax.errors import ConfigError, StorageError
+from ctssl_jax.files import sha256, write_json
 from ctssl_jax.interop import card
 from ctssl_jax.interop.names import classifier_name, counters, to_torch
 from ctssl_jax.interop.weights import Weights, read
-from ctssl_jax.run import folder as run_folder
 
 METADATA = "ctssl_jax"
 """The one entry of a file's metadata. Safetensors writes several in any order, which would make
@@ -83,7 +82,7 @@ def _write(weights: Weights, layout: Layout, out: Path, licence: str) -> Exporte
         for name, content in files.items():
             # Not `save_file`, whose files only their owner may read.
             (folder / name).write_bytes(save(content, metadata))
-        run_folder.write_json(folder / "input.json", weights.recipe.to_json())
+        write_json(folder / "input.json", weights.recipe.to_json())
         with (folder / "parity.npz").open("wb") as parity:
             np.savez_compressed(parity, **parity_arrays(weights))  # type: ignore[arg-type]
         text = card.write(weights, layout.value, list(files), licence)
@@ -130,12 +129,6 @@ def parity_arrays(weights: Weights) -> dict[str, np.ndarray]:
         "input_odd": odd,
         f"{output}_odd": weights.outputs(odd),
     }
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _metadata(weights: Weights) -> dict[str, Any]:

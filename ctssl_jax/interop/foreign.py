@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from ctssl_jax.augment import Intensity, IntensityMode, ViewGroup
 from ctssl_jax.config import digest, to_json
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from ctssl_jax.interop.export import METADATA, sha256
+from ctssl_jax.files import open_ordinary, sha256, write_text
+from ctssl_jax.interop.export import METADATA
 from ctssl_jax.interop.names import (
     COUNTER,
     SPARK_ENCODER_PREFIX,
@@ -149,7 +150,7 @@ def import_encoder(source: Path, layout: str, out: Path, name: str = "") -> Impo
             folder.mkdir()
             run_folder.write_json(folder / "config.json", record)
             checkpoint.save_start(folder, found.start, SparK.__name__)
-            (folder / "STATUS").write_text("done\n")
+            write_text(folder / run_folder.STATUS, "done\n")
             folder.rename(out)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
@@ -163,7 +164,7 @@ def read_tensors(source: Path) -> Tensors:
       DataError: it is no whole safetensors file, or of a type other than float16 or float32.
     """
     try:
-        with source.open("rb") as file:
+        with open_ordinary(source) as file:
             start = file.read(2)
         if start in (b"PK", b"\x80\x02"):
             raise DataError(
@@ -220,6 +221,8 @@ def match(arrays: Mapping[str, np.ndarray], layout: str, source: Path) -> Import
     for each in wanted:
         if not np.isfinite(arrays[each]).all():
             raise DataError(f"{source}: {each} holds numbers that are not finite: get another file")
+        if each.endswith("running_var") and (arrays[each] < 0).any():
+            raise DataError(f"{source}: {each} holds a negative variance: get another file")
     exact = {each: arrays[each].astype(np.float32) for each in wanted}
     start = Start(from_torch(exact, params, name), from_torch(exact, stats, name))
     return Imported(depth, channels, start, len(left))

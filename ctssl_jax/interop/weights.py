@@ -70,19 +70,19 @@ def read(run: Path) -> Weights:
       ConfigError: the run has no weights.
       DataError, StorageError: it cannot be read.
     """
-    if not (run / "config.json").is_file():
+    if not (run / "config.json").exists():
         raise DataError(f"no run at {run}: --run takes a run folder")
-    record = run_folder.read_json(run / "config.json")
+    record = run_folder.read_config(run)
     if record["type"] == "EvaluateConfig":
         raise ConfigError(f"{run} trained nothing: give the run whose encoder it evaluated")
-    data = run_folder.read_json(run / "data.json") if (run / "data.json").exists() else None
+    data = run_folder.read_data(run)
     recipe, config = of_run(record, data), record["config"]
     encoder, channels = ResNet(depth=config["encoder"]["depth"]), recipe.intensity.channels
     if record["type"] != "FinetuneConfig" or data is None:
         params, stats = checkpoint.load_encoder(run, encoder, channels)
         step = checkpoint.latest_step(run)
         return Weights(run, record, data, recipe, {"encoder": params}, {"encoder": stats}, (), step)
-    if (run / "STATUS").read_text().strip() != "done":
+    if run_folder.read_status(run) != run_folder.DONE:
         raise DataError(f"{run} is not finished, its weights are not chosen: repeat its command")
     classes = tuple(data["classes"])
     method = Supervised(classes=len(classes))

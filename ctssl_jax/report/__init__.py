@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ctssl_jax.errors import ConfigError, StorageError
+from ctssl_jax.files import make_private
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.figures.picture import Numbers, Picture
 from ctssl_jax.report.page import render
@@ -19,6 +20,7 @@ from ctssl_jax.report.sections.neighbours import neighbours_section
 from ctssl_jax.report.sections.pretraining import pretraining_section
 from ctssl_jax.report.sections.study import task_pictures
 from ctssl_jax.report.words import section_titles
+from ctssl_jax.run import lock as run_lock
 
 
 def write_report(
@@ -33,7 +35,7 @@ def write_report(
 
     Raises:
       DataError: there is no run.
-      ConfigError: the `report` extra is not installed.
+      ConfigError: the `report` extra is not installed, or another report is written there.
       StorageError: `out` or `published` cannot be written.
     """
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
@@ -70,11 +72,13 @@ def write_report(
 
 def _write(out: Path, page: str, pictures: list[Picture | Numbers]) -> None:
     try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            for name, content in picture.files().items():
-                _replace(out / "figures" / name, content)
-        _replace(out / "report.html", page.encode())
+        make_private(out)
+        with run_lock.alone(out):
+            (out / "figures").mkdir(exist_ok=True)
+            for picture in pictures:
+                for name, content in picture.files().items():
+                    _replace(out / "figures" / name, content)
+            _replace(out / "report.html", page.encode())
     except OSError as error:
         raise StorageError(
             f"--out: {out} cannot be written ({error.strerror}); name another folder."

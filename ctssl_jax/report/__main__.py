@@ -1,5 +1,10 @@
 """The command: reads run folders, writes the report, says on the screen what was left out."""
 
+if __name__ == "__main__":
+    from ctssl_jax.hosts import signals
+
+    signals.end_at_signals()
+
 import sys
 from collections.abc import Sequence
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctssl_jax.errors import StorageError
+from ctssl_jax.files import read_json, read_text
 from ctssl_jax.report.runs import Run
 
 OF_THE_MACHINE = (
@@ -67,8 +68,10 @@ def publish(runs: list[Run], folder: Path) -> int:
 def _write_run(run: Run, folder: Path) -> None:
     """Under a number: the name of a folder may say more than it should."""
     folder.mkdir(parents=True)
-    record = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-    kept = {name: record[name] for name in ("type", "config", "hash") if name in record}
+    record = read_json(run.folder / "config.json")
+    kept: dict[str, Any] = {
+        name: record[name] for name in ("type", "config", "hash") if name in record
+    }
     _write_json(folder / "config.json", kept)
     _write_json(folder / "env.json", _chosen(run.env, OF_THE_MACHINE))
     _write_json(folder / "data.json", _chosen(run.data, OF_THE_DATA))
@@ -77,7 +80,7 @@ def _write_run(run: Run, folder: Path) -> None:
     (folder / "metrics.jsonl").write_text(rows, encoding="utf-8")
     if run.results:
         _write_json(folder / "results.json", run.results)
-        text = (run.folder / "predictions.csv").read_text(encoding="utf-8")
+        text = read_text(run.folder / "predictions.csv")
         (folder / "predictions.csv").write_text(_predictions(text), encoding="utf-8")
 
 

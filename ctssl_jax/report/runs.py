@@ -5,10 +5,12 @@ the averages. Nothing here raises for the content of a run.
 """
 
 import csv
+import errno
 import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from ctssl_jax import files
 from ctssl_jax.errors import DataError
 from ctssl_jax.statistics import roc_auc, threshold_at_sensitivity, threshold_at_specificity
 
@@ -27,14 +30,13 @@ KINDS = {
     "EvaluateConfig": "evaluation",  # listed only: frozen features are another question
     "ImportedEncoder": "imported encoder",  # likewise
 }
-FILE_LIMIT = 1 << 28
-"""Largest file that is read, in bytes: more is not a log of ours."""
 PICTURE_LIMIT = 1 << 23
 """Largest picture of a run that is shown, in bytes."""
 TOLERANCE = 2e-3
 """How far results.json may be from the AUC of its own predictions, which are rounded in the CSV."""
 
 
+PREDICTIONS = "predictions.csv"
 OPERATING = 0.9
 """The specificity, and the sensitivity, at which thresholds are chosen on validation."""
 
@@ -166,7 +168,7 @@ def neighbours(run: Run) -> tuple[bytes, list[list[int]]] | None:
 def _picture(path: Path) -> bytes:
     """A PNG that is not too large to show; nothing where there is none."""
     try:
-        content = path.read_bytes() if path.stat().st_size <= PICTURE_LIMIT else b""
+        content = files.read_bytes(path, PICTURE_LIMIT)
     except OSError:
         return b""
     return content if content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 24 else b""
@@ -174,9 +176,9 @@ def _picture(path: Path) -> bytes:
 
 def _run_folders(place: Path) -> Iterator[Path]:
     """Folders with a config.json; checkpoints and hidden folders are not searched."""
-    for folder, below, files in os.walk(place):
+    for folder, below, names in os.walk(place):
         below[:] = sorted(name for name in below if name != "checkpoints" and name[0] != ".")
-        if "config.json" in files:
+        if "config.json" in names:
             yield Path(folder)
 
 
@@ -210,7 +212,7 @@ def _with_outcome(run: Run) -> Run:
     results = _results(run.folder / "results.json")
     split = run.config.get("test_split", "test")
     held_out = str(run.config.get("val_split", "val"))
-    cases = _cases(run.folder / "predictions.csv", results, split, held_out)
+    cases = _cases(run.folder / PREDICTIONS, results, split, held_out)
     return replace(run, results=results, cases=cases)
 
 
@@ -231,31 +233,39 @@ def _order(run: Run) -> tuple[Any, ...]:
 
 
 def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > FILE_LIMIT:
-            raise Unusable(f"{path.name} is larger than {FILE_LIMIT >> 20} MiB")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise Unusable(f"{path.name} is missing") from None
-    except (OSError, UnicodeDecodeError):
-        raise Unusable(f"{path.name} cannot be read") from None
+    with _usable(path):
+        return files.read_text(path)
+    raise AssertionError("unreachable")
 
 
 def _json(path: Path, *, missing_is_empty: bool = False) -> dict[str, Any]:
     if missing_is_empty and not path.exists():
         return {}
+    with _usable(path):
+        return files.read_json(path)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Says as the `problem` of a run what is wrong with one of its files."""
     try:
-        content = json.loads(_text(path))
-        json.dumps(content, ensure_ascii=False).encode()  # fails on halves of characters
-    except (ValueError, RecursionError):
-        raise Unusable(f"{path.name} is not valid JSON") from None
-    if not isinstance(content, dict):
-        raise Unusable(f"{path.name} is not a JSON object")
-    return content
+        yield
+    except FileNotFoundError:
+        raise Unusable(f"{path.name} is missing") from None
+    except files.Damaged as error:
+        raise Unusable(f"{path.name} {error}") from None
+    except OSError as error:
+        too_large = error.errno == errno.EFBIG
+        why = error.strerror if too_large else "cannot be read"
+        raise Unusable(f"{path.name} {why}") from None
 
 
 def _status(path: Path) -> str:
-    return _text(path).strip()[:40] if path.exists() else "unknown"
+    try:
+        return _text(path).strip()[:40] or "unknown"
+    except Unusable:
+        return "unknown"
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
@@ -300,6 +310,7 @@ def _results(path: Path) -> dict[str, Any]:
 
 def _cases(path: Path, results: dict[str, Any], split: Any, held_out: str) -> Cases:
     """Rows of the test split in predictions.csv, checked against results.json."""
+    _require_sum(path, results)
     names = [f"score_{index}" for index in range(len(results["classes"]))]
     try:
         table = list(csv.DictReader(_text(path).splitlines()))
@@ -332,6 +343,14 @@ def _cases(path: Path, results: dict[str, Any], split: Any, held_out: str) -> Ca
     digest = sha256(content.encode()).hexdigest()
     called = _called(val_labels, val_scores, scores) if len(names) == 2 else {}
     return Cases(digest, np.array(patients), labels, scores, all(named), called=called)
+
+
+def _require_sum(path: Path, results: dict[str, Any]) -> None:
+    """Compares a file with the sum that results.json has of it; one of an older run has none."""
+    sums = results.pop("files", {})
+    with _usable(path):
+        if isinstance(sums, dict) and path.name in sums and files.sha256(path) != sums[path.name]:
+            raise files.Damaged("is damaged, or was changed after it was written")
 
 
 def _called(

@@ -177,7 +177,10 @@ def tuning(task: Task) -> str:
 
 
 def leakage(results: Mapping[str, Any]) -> str:
-    """What a run's results say of test data seen before the test; nothing if they are clean."""
+    """What a run's results say of test data seen before the test, and of an unfinished encoder.
+
+    Nothing if they are clean.
+    """
     overlap = results.get("pretraining_overlap")
     found = []
     for what, words in (
@@ -192,7 +195,11 @@ def leakage(results: Mapping[str, Any]) -> str:
         for what in ("patients", "series", "exact", "near")
     ):
         found.append("test data seen in pre-training")
-    return f"leakage: {', '.join(found)}" if found else ""
+    told = [f"leakage: {', '.join(found)}"] if found else []
+    encoder = results.get("encoder")
+    if isinstance(encoder, dict) and encoder.get("accepted"):
+        told.append("encoder of an unfinished run")
+    return "; ".join(told)
 
 
 def run_leakage(run: Run) -> str:

@@ -3,11 +3,10 @@
 A checkpoint has three items: `state` (the whole `TrainState`), `encoder` (its parameters and batch
 statistics alone, for fine-tuning and export) and `meta`, JSON, which says where the data goes on.
 Orbax commits a step by renaming, so a checkpoint exists whole or not at all. Nothing in it depends
-on the number of devices or processes, which may be others when it is restored.
+on the number of devices or processes, which may be others when it is restored. `meta` also holds
+the sum of every array (`digests`), which is compared whenever one is read.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +14,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
-from orbax.checkpoint import checkpoint_managers
 
+from ctssl_jax import files
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import PyTree, Start, TrainState, abstract_encoder
 from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.run import digests, storage
+from ctssl_jax.run.storage import META, MetaSave, first_line, storage_errors
 
 FOLDER = "checkpoints"
 BEST = "best"
-FORMAT = 2
+FORMAT = 3
+DIGESTS = "digests"
 
 
 class Restored(NamedTuple):
@@ -53,7 +55,8 @@ class Checkpoints:
     def __init__(self, run: Path, *, method: str = "", keep: int = 2):
         self._method = method
         self._last: int | None = None  # whose save may be under way
-        self._manager = _manager(run / FOLDER, keep)
+        self._folder = run / FOLDER
+        self._manager = storage.manager(self._folder, keep)
 
     def latest(self) -> int | None:
         """The last complete step, if any."""
@@ -72,6 +75,7 @@ class Checkpoints:
             "params": state.params["encoder"],
             "batch_stats": state.batch_stats["encoder"],
         }
+        sums = digests.later(state)
         meta = {
             "format": FORMAT,
             "method": self._method,
@@ -81,9 +85,9 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             encoder=ocp.args.StandardSave(encoder),
-            meta=ocp.args.JsonSave(meta),
+            meta=MetaSave(lambda: meta | {DIGESTS: sums()}),
         )
-        with _storage_errors(f"checkpoint of step {step}"):
+        with storage_errors(f"checkpoint of step {step}"):
             self._manager.save(step, args=items)
         self._last = step
 
@@ -94,98 +98,81 @@ class Checkpoints:
           state: shapes, dtypes and places (`sharding.abstract`) of the run that asks.
 
         Raises:
-          StorageError: it cannot be read, or is of another run or version.
+          StorageError: it cannot be read, is damaged, or is of another run or version.
         """
-        step = self.latest()
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(state),
-            meta=ocp.args.JsonRestore(),
-        )
+        step = self._manager.latest_step()
+        assert step is not None, "whoever asks has looked"
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(state))
         try:
-            found = self._manager.restore(step, args=items)
+            files.require_ordinary_files(self._folder / str(step))
+            meta = storage.read_meta(self._folder / str(step))
+            found = self._manager.restore(step, args=items)["state"]
+            _require_sums(found, meta)
             # Format 1 kept Grain's own state, which says the same, for one number of processes.
-            position = {"next_index": found["meta"].get("next_index", step)}
-            return Restored(found["state"], position, found["meta"].get("unfinished", False))
+            position = {"next_index": meta.get("next_index", step)}
+            return Restored(found, position, meta.get("unfinished", False))
         # Whatever damaged bytes make the readers below say; a run cannot go on from them.
         except Exception as error:
             raise StorageError(
-                f"checkpoint of step {step} cannot be restored ({_first_line(error)}): remove the "
+                f"checkpoint of step {step} cannot be restored ({first_line(error)}): remove the "
                 f"folder {FOLDER}/{step} of the run to go on from the one before, or start in "
                 "another --workdir"
             ) from None
 
     def close(self) -> None:
         """Waits for the saves under way; raises `StorageError` where one failed."""
-        _close(self._manager, "the last checkpoint")
+        storage.close(self._manager, "the last checkpoint")
 
 
 class BestWeights:
     """The parameters and batch statistics of the best epoch so far, on disk with its score."""
 
     def __init__(self, run: Path):
-        self._manager = _manager(run / BEST, keep=1)
+        self._run = run
+        self._manager = storage.manager(run / BEST, keep=1)
 
     def read(self) -> dict[str, Any] | None:
-        """Epoch and validation metrics of the best, or None."""
+        """Epoch and validation metrics of the best, or None; `StorageError` where damaged."""
         epoch = self._manager.latest_step()
-        if epoch is None:
-            return None
-        return self._manager.restore(epoch, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
+        return None if epoch is None else _read_meta(self._run / BEST / str(epoch), self._run)
 
     def save(self, epoch: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Replaces the best, and waits: no later checkpoint of the run may be complete without."""
         weights = {"params": state.params, "batch_stats": state.batch_stats}
+        sums = digests.later(weights)
         items = ocp.args.Composite(
-            weights=ocp.args.StandardSave(weights), meta=ocp.args.JsonSave(meta)
+            weights=ocp.args.StandardSave(weights),
+            meta=MetaSave(lambda: meta | {DIGESTS: sums()}),
         )
-        with _storage_errors(f"best weights of epoch {epoch}"):
+        with storage_errors(f"best weights of epoch {epoch}"):
             self._manager.save(epoch, args=items)
             self._manager.wait_until_finished()
 
     def restore(self, state: TrainState, mesh: Mesh) -> TrainState:
-        """`state` with the best parameters and batch statistics."""
+        """`state` with the best parameters and batch statistics.
+
+        Raises:
+          StorageError: they cannot be read, or are damaged.
+        """
         template = {"params": state.params, "batch_stats": state.batch_stats}
         places = jax.tree.map(lambda _: sharding.replicated(mesh), template)
         items = ocp.args.Composite(
             weights=ocp.args.StandardRestore(sharding.abstract(template, places))
         )
-        weights = self._manager.restore(self._manager.latest_step(), args=items)["weights"]
+        step = self._run / BEST / str(self._manager.latest_step())
+        meta = _read_meta(step, self._run)
+        # Whatever damaged bytes make the readers below say.
+        try:
+            files.require_ordinary_files(step)
+            weights = self._manager.restore(int(step.name), args=items)["weights"]
+            _require_sums(weights, meta)
+        except Exception as error:
+            raise _unreadable(self._run, error) from None
         return state.replace(**weights)
 
     def close(self) -> None:
         """Waits for the saves under way; raises `StorageError` where one failed."""
-        _close(self._manager, "the best weights")
-
-
-def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.LatestN(keep),
-        cleanup_tmp_directories=True,  # what a killed save left behind
-    )
-    with _storage_errors(folder.name):
-        return ocp.CheckpointManager(folder.absolute(), options=options)
-
-
-def _close(manager: ocp.CheckpointManager, what: str) -> None:
-    with _storage_errors(what):
-        manager.wait_until_finished()
-        manager.close()
-
-
-@contextlib.contextmanager
-def _storage_errors(what: str) -> Iterator[None]:
-    """Full disks and the like, as Orbax passes them on from its threads."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        full = "No space left" in str(error)
-        reason = "no space left on the device" if full else _first_line(error)
-        raise StorageError(
-            f"{what} not saved ({reason}); the last complete one is kept: mend it and repeat the "
-            "command"
-        ) from None
+        storage.close(self._manager, "the best weights")
 
 
 def load_encoder(run: Path, encoder: ResNet, channels: int) -> tuple[PyTree, PyTree]:
@@ -206,7 +193,7 @@ def load_encoder(run: Path, encoder: ResNet, channels: int) -> tuple[PyTree, PyT
     """
     params, stats = abstract_encoder(encoder, channels)
     wanted = {"params": params, "batch_stats": stats}
-    found = _read_item(_latest(run, FOLDER) / "encoder", wanted, run)
+    found = _read_item(latest(run) / "encoder", wanted, run, "encoder")
     return found["params"], found["batch_stats"]
 
 
@@ -222,7 +209,7 @@ def load_best(run: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, P
       As `load_encoder`.
     """
     wanted = {"params": params, "batch_stats": batch_stats}
-    found = _read_item(_latest(run, BEST) / "weights", wanted, run)
+    found = _read_item(latest(run, BEST) / "weights", wanted, run)
     return found["params"], found["batch_stats"]
 
 
@@ -241,11 +228,11 @@ def load_start(
     """
     params, stats = load_encoder(run, encoder, channels)
     start = Start({"encoder": params}, {"encoder": stats})
-    item = _latest(run, FOLDER) / _head_item(method)
+    item = latest(run) / _head_item(method)
     if head is None or not item.exists():
         return start
     wanted = {"params": head.params["head"], "batch_stats": head.batch_stats["head"]}
-    found = _read_item(item, wanted, run)
+    found = _read_item(item, wanted, run, "head")
     return Start(
         {**start.params, "head": found["params"]},
         {**start.batch_stats, "head": found["batch_stats"]},
@@ -254,49 +241,122 @@ def load_start(
 
 def save_start(run: Path, start: Start, method: str = "") -> None:
     """Writes weights that were not trained here for `load_start`; a head is that of `method`."""
-    manager = _manager(run / FOLDER, keep=1)
-    items = {
+    manager = storage.manager(run / FOLDER, keep=1)
+    sums = digests.later({"params": start.params, "batch_stats": start.batch_stats})
+    items: dict[str, Any] = {
         _head_item(method) if part == "head" else part: ocp.args.StandardSave(
             {"params": start.params[part], "batch_stats": start.batch_stats[part]}
         )
         for part in start.params
     }
-    with _storage_errors("the weights"):
+    items[META] = MetaSave(lambda: {"format": FORMAT, DIGESTS: sums()})
+    with storage_errors("the weights"):
         manager.save(0, args=ocp.args.Composite(**items))
-    _close(manager, "the weights")
+    storage.close(manager, "the weights")
 
 
 def _head_item(method: str) -> str:
     return f"{method}_head"
 
 
+def encoder_sums(step: Path) -> dict[str, str]:
+    """The sums of the arrays of a checkpoint's encoder, by their names in a state.
+
+    An older checkpoint has none: then its arrays are read.
+
+    Raises:
+      StorageError: it cannot be read.
+    """
+    run = step.parent.parent
+    sums = _read_meta(step, run).get(DIGESTS)
+    if sums is None:
+        try:
+            files.require_ordinary_files(step / "encoder")
+            with ocp.StandardCheckpointer() as reader:
+                there = reader.metadata(step / "encoder").item_metadata.tree
+                empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), there)
+                found = reader.restore(step / "encoder", empty)
+        # Whatever damaged bytes make the readers below say.
+        except Exception as error:
+            raise _unreadable(run, error) from None
+        sums = digests.later({part: {"encoder": found[part]} for part in found})()
+    return {name: value for name, value in sums.items() if name.split("/")[1:2] == ["encoder"]}
+
+
 def latest_step(run: Path) -> int:
     """The step of the encoder that `load_encoder` reads."""
-    return int(_latest(run, FOLDER).name)
+    return int(latest(run).name)
 
 
-def _latest(run: Path, folder: str) -> Path:
-    """The last complete checkpoint in a folder of a run."""
+def latest(run: Path, folder: str = FOLDER) -> Path:
+    """The last complete checkpoint in a folder of a run.
+
+    Raises:
+      DataError: there is no run or no checkpoint.
+      StorageError: the folder cannot be read.
+    """
     path = (run / folder).absolute()
     if not path.is_dir():
         raise DataError(f"no run at {run}: give the folder of a run that has saved checkpoints")
-    with ocp.CheckpointManager(path) as manager:
-        step = manager.latest_step()
+    try:
+        with ocp.CheckpointManager(path) as manager:
+            step = manager.latest_step()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(run, error) from None
     if step is None:
         raise DataError(f"no finished checkpoint in {run}: train longer, or give another run")
     return path / str(step)
 
 
-def _read_item(item: Path, wanted: PyTree, run: Path) -> PyTree:
-    """One item of a checkpoint as NumPy arrays, if its tree and shapes are those wanted."""
+def _read_item(item: Path, wanted: PyTree, run: Path, part: str = "") -> PyTree:
+    """One item of a checkpoint as NumPy arrays, if its tree, shapes and sums are those wanted.
+
+    `part` is which of a state's parts it is, where it holds one alone.
+    """
+    meta = _read_meta(item.parent, run)
+    # Whatever damaged bytes make the readers below say.
     try:
+        files.require_ordinary_files(item)
         with ocp.StandardCheckpointer() as reader:
-            found = reader.metadata(item).item_metadata.tree
-            _require_equal_trees(wanted, found, run)
-            template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
-            return reader.restore(item, template)
-    except (OSError, ValueError, KeyError) as error:
-        raise StorageError(f"weights of {run} cannot be read: {_first_line(error)}") from None
+            there = reader.metadata(item).item_metadata.tree
+            _require_equal_trees(wanted, there, run)
+            template = jax.tree.map(
+                lambda leaf, stored: np.empty(leaf.shape, stored.dtype), wanted, there
+            )
+            found = reader.restore(item, template)
+        _require_sums({key: _nested(found[key], part) for key in found}, meta)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise _unreadable(run, error) from None
+    return jax.tree.map(lambda array, leaf: array.astype(leaf.dtype, copy=False), found, wanted)
+
+
+def _nested(tree: PyTree, part: str) -> PyTree:
+    return {part: tree} if part else tree
+
+
+def _require_sums(found: PyTree, meta: dict[str, Any]) -> None:
+    """Raises `files.Damaged` for an array that is not the one saved; older ones have no sums."""
+    sums = meta.get(DIGESTS)
+    if sums is None and meta.get("format", 0) < FORMAT:
+        return
+    if name := digests.first_damaged(found, sums or {}):
+        raise files.Damaged(f"{name} is not what was saved: a damaged file")
+
+
+def _read_meta(step: Path, run: Path) -> dict[str, Any]:
+    try:
+        return storage.read_meta(step)
+    except (OSError, files.Damaged) as error:
+        raise _unreadable(run, error) from None
+
+
+def _unreadable(run: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"weights of {run} cannot be read ({first_line(error)}): restore them, or make them anew "
+        "in another --workdir"
+    )
 
 
 def _require_equal_trees(wanted: PyTree, found: PyTree, run: Path) -> None:
@@ -315,7 +375,3 @@ def _require_equal_trees(wanted: PyTree, found: PyTree, run: Path) -> None:
                 f"there and {ours.get(name, 'absent')} in this config; set config.encoder and "
                 "config.intensity.channels as that run had them"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

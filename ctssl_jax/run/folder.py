@@ -1,7 +1,6 @@
 """The folder of a run: made once, refused to another config, resumed by the same command."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -11,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ctssl_jax import __version__
+from ctssl_jax import __version__, files
 from ctssl_jax.augment import Intensity
 from ctssl_jax.config import Config, config_record, first_difference, to_json
 from ctssl_jax.data import Dataset
@@ -20,22 +19,38 @@ from ctssl_jax.hosts import distributed
 from ctssl_jax.metrics import MetricWriter, SilentWriter, Writer
 from ctssl_jax.run import lock as run_lock
 
+STATUS = "STATUS"
+DONE = "done"
+WEIGHTS = "weights_sha256"  # of the encoder that a run starts from
+SUMS = "files"
+OUTCOMES = ("predictions*.csv", "embeddings.npz", "subset.json")
+"""Files whose sums `results.json` holds."""
 SHARED_S = 30.0  # that a new file may take to be seen by other hosts (NFS)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.rename(path)
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file of a run, sealed, whole or not at all."""
+    files.write_json(path, files.sealed(content))
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file of a run; `StorageError` where that cannot be done."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a run; `StorageError` where that cannot be done, or it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        raise StorageError(f"{path} cannot be read: give another run folder") from None
+        return files.read_json(path)
+    except files.Damaged as error:
+        raise StorageError(f"{path} {error}: restore it, or give another run folder") from None
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read ({error.strerror}): give another run folder"
+        ) from None
+
+
+def read_status(run: Path) -> str:
+    """What `STATUS` of a run says; "unknown" where it is missing or no text."""
+    try:
+        return files.read_text(run / STATUS, limit=100).strip() or "unknown"
+    except (OSError, files.Damaged):
+        return "unknown"
 
 
 def open_run(
@@ -46,6 +61,7 @@ def open_run(
     audit: dict[str, Any],
     kept: dict[str, Any] | None = None,
     encoder_run: str = "",
+    encoder: dict[str, Any] | None = None,
 ) -> bool:
     """Makes the run folder, or checks that it was made by the same config and data.
 
@@ -59,6 +75,7 @@ def open_run(
       audit: what the gate says of the dataset.
       kept: which slices a filter keeps, in numbers.
       encoder_run: that the run starts from; its hash is noted.
+      encoder: what is known of its encoder; see `run.encoder`.
 
     Returns:
       Whether the run has already ended well; then nothing is touched.
@@ -73,6 +90,7 @@ def open_run(
         key: dataset.manifest[key]
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
+    data |= {"encoder": encoder} if encoder else {}
     told = (  # where the manifest has them
         *("source_kind", "origin", "note", "canvas"),
         *("patients_known", "labels_of", "positive"),
@@ -91,9 +109,11 @@ def open_run(
 
 def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
     try:
+        if workdir.exists():
+            files.require_ordinary_files(workdir)
         if _is_done(workdir, record, data):
             return True
-        workdir.mkdir(parents=True, exist_ok=True)
+        files.make_private(workdir)
         run_lock.take(workdir)
         if _is_done(workdir, record, data):  # meanwhile, by another process
             run_lock.release(workdir)
@@ -102,18 +122,19 @@ def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bo
             leftover.unlink()  # of a write that a kill cut short
         write_json(workdir / "env.json", environment(record["config"]["precision"]))
         write_json(workdir / "data.json", data)
-        (workdir / "STATUS").write_text("running\n")
+        files.write_text(workdir / STATUS, "running\n")
         write_json(workdir / "config.json", record)
         return False
     except OSError as error:
-        raise StorageError(f"run folder {workdir} cannot be written: {error.strerror}") from None
+        of = f" ({error.filename})" if error.filename else ""
+        raise StorageError(f"run folder {workdir} cannot be used: {error.strerror}{of}") from None
 
 
 def _is_done(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
     """Whether a run has ended well here; raises where the folder is not this run's."""
     if (workdir / "config.json").exists():
         _require_same_run(workdir, record, data)
-        return (workdir / "STATUS").read_text().strip() == "done"
+        return read_status(workdir) == DONE
     begun = (workdir / run_lock.NAME).exists()  # and killed, or about to write its config
     if not begun and workdir.exists() and any(workdir.iterdir()):
         raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
@@ -150,7 +171,7 @@ def writer(workdir: Path, step: int) -> Writer:
 
 
 def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:
-    theirs, their_data = read_json(workdir / "config.json"), read_json(workdir / "data.json")
+    theirs, their_data = read_config(workdir), read_json(workdir / "data.json")
     if theirs["hash"] != record["hash"]:
         difference = first_difference(record["config"], theirs["config"])
         if theirs["type"] != record["type"]:
@@ -159,12 +180,22 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
             f"{workdir} was made by another config ({difference}): repeat that command to resume "
             "it, or give another --workdir"
         )
-    if their_data["fingerprint"] != data["fingerprint"]:
+    if their_data.get("fingerprint") != data["fingerprint"]:
         raise ConfigError(f"{workdir} was made with other data: give another --workdir")
     if their_data.get("filter") != data["filter"]:
         raise ConfigError(f"{workdir} was made with another data.filter: give another --workdir")
     if their_data.get("encoder_run") != data["encoder_run"]:
         raise ConfigError(f"{workdir} started from another encoder_run: give another --workdir")
+    if weights_of(their_data) not in (None, weights_of(data)):
+        raise ConfigError(
+            f"{workdir} started from other weights of encoder_run, which has changed since: give "
+            "another --workdir"
+        )
+
+
+def weights_of(data: dict[str, Any]) -> str | None:
+    """The sum of the encoder that a run started from; None of older runs, and from scratch."""
+    return (data.get("encoder") or {}).get(WEIGHTS)
 
 
 def method(run: str) -> str:
@@ -176,10 +207,10 @@ def method(run: str) -> str:
     if not run:
         return "scratch"
     known = Path(run) / "config.json"
-    config = read_json(known)["config"] if known.is_file() else {}
-    if "method" not in config:
+    config = read_config(Path(run))["config"] if known.exists() else {}
+    if "type" not in config.get("method", {}):
         raise DataError(f"no run at {run}: config.encoder_run takes a pre-training run folder")
-    return config["method"]["type"].lower()
+    return str(config["method"]["type"]).lower()
 
 
 def notes(run: str, intensity: Intensity) -> list[str]:
@@ -187,7 +218,7 @@ def notes(run: str, intensity: Intensity) -> list[str]:
 
     What an older run does not say is no difference.
     """
-    theirs = read_json(Path(run) / "config.json")["config"]["intensity"]
+    theirs = read_config(Path(run))["config"].get("intensity", {})
     ours = {name: value for name, value in to_json(intensity).items() if name in theirs}
     if ours == theirs:
         return []
@@ -197,9 +228,7 @@ def notes(run: str, intensity: Intensity) -> list[str]:
 
 def recipe(run: str) -> dict[str, Any]:
     """What made an encoder, but for its seed: two runs of one recipe repeat each other."""
-    made, data = read_json(Path(run) / "config.json"), {}
-    if (Path(run) / "data.json").is_file():
-        data = read_json(Path(run) / "data.json")
+    made, data = read_config(Path(run)), read_data(Path(run)) or {}
     config = {name: value for name, value in made["config"].items() if name != "seed"}
     of_data = {name: data.get(name) for name in ("fingerprint", "filter", "encoder_run")}
     return {"type": made.get("type"), "config": config, "data": of_data}
@@ -207,7 +236,28 @@ def recipe(run: str) -> dict[str, Any]:
 
 def run_hash(run: str) -> str | None:
     """The hash of a run folder's config, by which results name it; None for no run."""
-    return read_json(Path(run) / "config.json")["hash"] if run else None
+    return read_config(Path(run))["hash"] if run else None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """What `config.json` of a run holds: `hash`, `config` and, but of old runs, `type`.
+
+    Raises:
+      StorageError: it cannot be read, or holds anything else.
+    """
+    record = read_json(run / "config.json")
+    if not isinstance(record.get("config"), dict) or not isinstance(record.get("hash"), str):
+        raise StorageError(f"{run}/config.json is none of a run: give another run folder")
+    return {"type": ""} | record
+
+
+def read_data(run: Path) -> dict[str, Any] | None:
+    """What `data.json` of a run holds; None where there is none, as of an import.
+
+    Raises:
+      StorageError: it cannot be read.
+    """
+    return read_json(run / "data.json") if (run / "data.json").exists() else None
 
 
 def write_subset(workdir: Path, record: dict[str, Any]) -> None:
@@ -217,17 +267,45 @@ def write_subset(workdir: Path, record: dict[str, Any]) -> None:
 
 
 def write_results(workdir: Path, results: dict[str, Any]) -> None:
-    """Writes `results.json` and that the run is done."""
+    """Writes `results.json`, with the sums of the files beside it, and that the run is done."""
     if distributed.is_first():
-        write_json(workdir / "results.json", results)
-    set_status(workdir, "done")
+        beside = sorted(path for pattern in OUTCOMES for path in workdir.glob(pattern))
+        sums = {path.name: files.sha256(path) for path in beside}
+        write_json(workdir / "results.json", results | {SUMS: sums})
+    set_status(workdir, DONE)
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """The results of a run that is done, once the files beside them are as they were written.
+
+    Raises:
+      StorageError: the results cannot be read, or one of the files is damaged or missing.
+    """
+    results = read_json(run / "results.json")
+    sums = results.pop(SUMS, {})
+    for name, wanted in sums.items() if isinstance(sums, dict) else ():
+        require_sum(run / str(name), wanted)
+    return results
+
+
+def require_sum(path: Path, wanted: str) -> None:
+    """Raises `StorageError` unless a file's sum is the one that was noted."""
+    try:
+        found = files.sha256(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}): restore it") from None
+    if found != wanted:
+        raise StorageError(
+            f"{path} is damaged, or was changed after it was written: restore it, or repeat the "
+            "run in another --workdir"
+        )
 
 
 def set_status(workdir: Path, status: str) -> None:
     """`running`, `done`, `preempted`, `interrupted` or `failed:CODE`."""
     if distributed.is_first():
-        (workdir / "STATUS").write_text(status + "\n")
-        if status == "done":
+        files.write_text(workdir / STATUS, status + "\n")
+        if status == DONE:
             run_lock.release(workdir)
 
 

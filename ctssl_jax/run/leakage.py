@@ -6,7 +6,6 @@ them. Where something leaks a run is refused. With `config.data.accept_leakage=t
 every result of it says so.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, load_signatures, save_signatures
 from ctssl_jax.dataset.verdict import FORMAT
 from ctssl_jax.errors import DataError
+from ctssl_jax.files import read_json
 from ctssl_jax.hosts import distributed
+from ctssl_jax.run import folder as run_folder
 
 SEEN = "seen.npy"
 ACCEPT = "to run all the same, with every result marked, set --config.data.accept_leakage=true"
@@ -42,7 +43,7 @@ def require_audit(dataset: Dataset, accept: bool) -> Stamp:
     file = dataset.path / "audit.json"
     command = f"run `python -m data_prep.audit --data={dataset.path}`"
     try:
-        audit = json.loads(file.read_text())
+        audit = read_json(file)
         known = audit["format"], audit["fingerprint"]
         passed, findings = audit["verdict"] == "pass", audit["findings"]
         findings = [{key: row[key] for key in ("check", "splits", "count")} for row in findings]
@@ -72,7 +73,7 @@ def require_audit(dataset: Dataset, accept: bool) -> Stamp:
 def _not_duplicates(dataset: Dataset) -> frozenset[Name]:
     """The pairs that the audit of a dataset says are no duplicates."""
     try:
-        audit = json.loads((dataset.path / "audit.json").read_text())
+        audit = read_json(dataset.path / "audit.json")
         return from_texts(audit.get("not_duplicates", ()))
     except (OSError, ValueError, AttributeError, TypeError):
         return frozenset()  # then `require_audit` has said so
@@ -145,10 +146,9 @@ def pretraining_audit(encoder_run: str) -> Stamp | str | None:
 
     None without an encoder run; "unknown" if it does not say, as older versions did not.
     """
-    file = Path(encoder_run) / "data.json"
     if not encoder_run:
         return None
-    return json.loads(file.read_text()).get("audit", UNKNOWN) if file.exists() else UNKNOWN
+    return (run_folder.read_data(Path(encoder_run)) or {}).get("audit", UNKNOWN)
 
 
 def _noun(check: str) -> str:

@@ -19,8 +19,8 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import Start, TrainState
 from ctssl_jax.methods.supervised import Supervised
+from ctssl_jax.run import encoder, leakage
 from ctssl_jax.run import folder as run_folder
-from ctssl_jax.run import leakage
 from ctssl_jax.run.checkpoint import Checkpoints
 from ctssl_jax.run.slice_filter import Kept, read_filter
 from ctssl_jax.run.standardise import resolve
@@ -45,12 +45,14 @@ class Pretraining:
       dataset: that it reads.
       kept: its slices.
       audit: what the gate says of the data, or of those of the run that it starts from.
+      encoder: what is known of the encoder that it starts from; see `run.encoder`.
     """
 
     config: PretrainConfig
     dataset: Dataset
     kept: Kept
     audit: leakage.Stamp
+    encoder: encoder.Stamp | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Labelled:
       drawn: its slices for training and validation.
       audit: what the gate says of the data.
       overlap: what it says of validation and test beside what the encoder was pre-trained on.
+      encoder: what is known of the encoder; see `run.encoder`. None from scratch.
     """
 
     config: Any  # a FinetuneConfig or EvaluateConfig, as it was given
@@ -70,6 +73,7 @@ class Labelled:
     drawn: Drawn
     audit: leakage.Stamp
     overlap: leakage.Stamp | str | None
+    encoder: encoder.Stamp | None
 
 
 def open_dataset(config: PretrainConfig | LabelledConfig) -> tuple[Dataset, Any]:
@@ -89,12 +93,14 @@ def open_pretraining(config: PretrainConfig) -> Pretraining:
     Raises:
       UserError: one of its kinds; nothing was written.
     """
+    known = encoder.require_finished(config.encoder_run, config.accept_unfinished)
     dataset, audit = open_dataset(config)
     config = resolve(config, dataset)
     kept = read_filter(config.data, dataset)
     sharding.check_batch(config.batch_size, config.accumulate)
     config.method.validate_run(config.microbatch, kept.slices)
-    return Pretraining(config, dataset, kept, leakage.with_earlier(audit, config.encoder_run))
+    audit = leakage.with_earlier(audit, config.encoder_run)
+    return Pretraining(config, dataset, kept, audit, known)
 
 
 def open_labelled(config: LabelledConfig) -> Labelled:
@@ -103,13 +109,14 @@ def open_labelled(config: LabelledConfig) -> Labelled:
     Raises:
       UserError: one of its kinds; nothing was written.
     """
+    known = encoder.require_finished(config.encoder_run, config.accept_unfinished)
     dataset, audit = open_dataset(config)
     data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
     config = resolved(config, dataset)
     drawn = Drawn(training_subset(config, dataset), validation_subset(config, dataset))
     held_out, accept = (config.val_split, config.test_split), config.data.accept_leakage
     overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
-    return Labelled(config, dataset, drawn, audit, overlap)
+    return Labelled(config, dataset, drawn, audit, overlap, known)
 
 
 def resolved(config: LabelledConfig, dataset: Dataset) -> Any:
@@ -174,6 +181,7 @@ def results_header(opened: Labelled, workdir: Path) -> dict[str, Any]:
         "task": config.task,
         "arm": config.arm,
         "encoder_run": run_folder.run_hash(config.encoder_run),
+        "encoder": opened.encoder,
         "fraction": train.fraction,
         "train_slices": len(train.rows),
         "train_patients": train.patients,

@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from ctssl_jax.data import DataConfig, Dataset
 from ctssl_jax.errors import DataError
+from ctssl_jax.files import read_bytes
 
 FORMAT = 1
 
@@ -43,12 +44,12 @@ def read_filter(config: DataConfig, dataset: Dataset) -> Kept:
         return Kept(None, slices, None)
     make = f"make one with `python -m data_prep.duplicates --data={dataset.path}`"
     try:
-        content = Path(config.filter).read_bytes()
+        content = read_bytes(Path(config.filter))
         known = json.loads(content)
         rows = np.array(known["rows"], np.int64)
         names = ("format", "fingerprint", "split", "slices", "method", "parameters", "volumes")
         version, fingerprint, split, of, method, parameters, volumes = (known[n] for n in names)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"data.filter: cannot be read as a filter; {make}") from error
     if version != FORMAT:
         raise DataError(f"data.filter: format {version!r}, expected {FORMAT}; {make}")

@@ -14,6 +14,7 @@ from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.histogram import Tally
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import DataError
+from ctssl_jax.files import open_ordinary
 
 AnyConfig = TypeVar("AnyConfig", PretrainConfig, FinetuneConfig, EvaluateConfig)
 DIGITS = 6  # so that no machine's last bit makes another config
@@ -56,7 +57,7 @@ def resolve(config: AnyConfig, dataset: Dataset) -> AnyConfig:
 def _read_tally(dataset: Dataset, split: str) -> Tally:
     path = dataset.path / "statistics" / f"{split}.npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_ordinary(path) as file, np.load(file, allow_pickle=False) as arrays:
             return Tally.from_arrays(arrays)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(

@@ -33,6 +33,7 @@ from ctssl_jax.dataset.histogram import Tally
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
+from ctssl_jax.files import sealed
 from data_prep import audit, names
 from data_prep.patients import PatientBy, joined, one_person_with
 from data_prep.pipeline import gate, records
@@ -155,12 +156,15 @@ def prepare(
             manifest["excluded_patients"] = excluded.summary(named, len(alike))
         if notes := [*source.notes(), *told]:
             manifest["note"] = "; ".join(notes)
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        (folder / "manifest.json").write_text(json.dumps(sealed(manifest), indent=1) + "\n")
         _report(folder, quality, parts, index)
         audit.audit(folder, apart=not_duplicates)
         shutil.rmtree(_refused(out), ignore_errors=True)
-        os.replace(folder, out)
-        shutil.rmtree(work)
+        # The name comes last: whoever is killed before has no dataset, and begins again.
+        os.replace(folder, _beside(out, "ready"))
+        os.replace(work, _beside(out, "old"))
+        shutil.rmtree(_beside(out, "old"))
+        os.replace(_beside(out, "ready"), out)
     return manifest
 
 
@@ -178,7 +182,11 @@ def refuse_taken(out: Path, flag: str = "--out") -> None:
 
 
 def _work(out: Path) -> Path:
-    return out.absolute().parent / f".{out.name}.work"
+    return _beside(out, "work")
+
+
+def _beside(out: Path, what: str) -> Path:
+    return out.absolute().parent / f".{out.name}.{what}"
 
 
 @contextmanager
@@ -195,6 +203,8 @@ def _work_folder(out: Path) -> Iterator[Path]:
                 raise DataError(f"--out {out}: another preparation is writing it") from error
             for leftover in work.rglob("*.tmp"):
                 leftover.unlink()
+            for killed in ("ready", "old"):
+                shutil.rmtree(_beside(out, killed), ignore_errors=True)
             yield work
     except OSError as error:
         raise StorageError(f"cannot write --out {out}: {error.strerror or 'I/O error'}") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctssl_jax.errors import DataError
+from ctssl_jax.files import read_bytes
 from data_prep.names import is_text
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -60,7 +61,7 @@ def read_table(
 
 def _text(path: Path, name: str) -> str:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise DataError(f"cannot read {name}: give a CSV file in UTF-8") from error
     if data.startswith(_UTF_16) or b"\0" in data[:4096]:

@@ -20,8 +20,9 @@ A broken cell does not keep the others; all are named at the end, and the exit c
 """
 
 if __name__ == "__main__":
-    from ctssl_jax.hosts import platform
+    from ctssl_jax.hosts import platform, signals
 
+    signals.end_at_signals()
     platform.use_huge_pages()
 
 import argparse
@@ -42,6 +43,7 @@ from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import open_dataset
 from ctssl_jax.dataset.splits import folds_of
 from ctssl_jax.errors import ConfigError, DataError, Preempted, UserError
+from ctssl_jax.files import make_private
 from ctssl_jax.hosts import distributed
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.metrics import duration
@@ -113,6 +115,13 @@ class Sweep(NamedTuple):
             if ready is None or folder.state(ready, self.workdir) != folder.DONE
         ]
 
+    def renew(self, todo: Sequence[Cell]) -> None:
+        """Sets aside the runs whose encoder has changed, and says so."""
+        for _, cell in self.ready(todo):
+            if cell is not None and folder.state(cell, self.workdir) == folder.CHANGED:
+                folder.set_aside(cell, self.workdir)
+                print(f"{cell.name}: the encoder has changed: anew", flush=True)
+
     def in_rounds(
         self, todo: Sequence[Cell], run: Callable[[Sequence[Cell]], Iterator[pool.Ended]]
     ) -> Iterator[pool.Ended]:
@@ -152,6 +161,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         main.provide_phantom(config.base.data.path)
         _require_folds(config)
         todo = sweep.todo()
+        distributed.on_first(lambda: sweep.renew(todo))
         ends = sweep.in_rounds(todo, lambda cells: in_turn(cells, workdir, supervisor))
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
     else:  # JAX is left to the children
@@ -159,6 +169,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
             main.prepare_phantom()
         _require_folds(config)
         todo = sweep.todo()
+        sweep.renew(todo)
         places = local.environments(os.environ, own.parallel, 0, own.gpus)
 
         def start(cells: Sequence[Cell]) -> Iterator[pool.Ended]:
@@ -189,22 +200,17 @@ def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Ite
     """
     import jax
 
-    from ctssl_jax import evaluate, finetune
-
     for cell in cells:
         path = workdir / cell.name
         distributed.say(cell.name)
         try:
-            if isinstance(cell.config, FinetuneConfig):
-                finetune.run(cell.config, path, supervisor)
-            else:
-                evaluate.run(cell.config, path)
+            main.run(cell.config, path, supervisor)
         except Exception as error:
             several = jax.process_count() > 1
             failure = frame.for_user(error, several)
             if failure is None or several:
                 raise
-            frame.mark_ended(path, None, failure.exit_code)
+            frame.mark_ended(path, failure.exit_code)
             if isinstance(failure, Preempted):
                 raise
             supervisor.resumable = False  # nothing that is not saved will be now
@@ -225,7 +231,7 @@ def follow(
     Raises:
       Broken: some ended with an error.
     """
-    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    make_private(sweep.workdir)
     write = functools.partial(folder.write_table, sweep.workdir)
     left, broken = {cell.name: cell for cell in todo}, list[pool.Ended]()
     cells = len(sweep.chosen)

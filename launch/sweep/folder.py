@@ -3,8 +3,7 @@
 import csv
 import dataclasses
 import io
-import json
-import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -14,8 +13,11 @@ from ctssl_jax.ablation import Cell
 from ctssl_jax.config import FinetuneConfig, config_record
 from ctssl_jax.data import open_dataset
 from ctssl_jax.errors import StorageError
+from ctssl_jax.files import no_formula, write_text
 from ctssl_jax.metrics import read_metrics
 from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run import lock as run_lock
+from ctssl_jax.run.encoder import weights_digest
 
 COLUMNS = (
     *("task", "arm", "classifier", "fraction", "train_slices", "train_patients", "seed"),
@@ -23,11 +25,15 @@ COLUMNS = (
     *("best_step", "total_steps", "encoder_run", "config_hash", "run"),
 )
 CLASSIFIERS = ("finetuned", "knn", "linear")
-DONE = "done"
+DONE, DAMAGED, CHANGED = "done", "damaged", "its encoder has changed"
+ASIDE = ".replaced"  # folder of the runs of encoders that have changed
 
 
 def state(cell: Cell, workdir: Path) -> str:
-    """`to do`, `begun`, `broken` or `DONE`; the latter of this very config, encoder and data.
+    """`to do`, `begun`, `broken`, `damaged`, `CHANGED` or `DONE`.
+
+    The last of this very config, encoder and data, with results that can be read; `CHANGED` where
+    the encoder's run has other weights now.
 
     Raises:
       UserError: the dataset or the encoder will not do.
@@ -35,10 +41,44 @@ def state(cell: Cell, workdir: Path) -> str:
     run = workdir / cell.name
     if not (run / "config.json").exists():
         return "to do"
-    status = (run / "STATUS").read_text().strip()
+    status = run_folder.read_status(run)
+    try:
+        if _encoder_changed(cell, run):
+            return CHANGED
+    except StorageError:
+        pass  # of the encoder: its cells will say so; of the run: as below
     if status != DONE:
         return "broken" if status.startswith("failed") else "begun"
-    return DONE if _same(cell, run) else "done with another config, encoder or data"
+    try:
+        run_folder.read_results(run)
+        return DONE if _same(cell, run) else "done with another config, encoder or data"
+    except StorageError:
+        return DAMAGED
+
+
+def set_aside(cell: Cell, workdir: Path) -> None:
+    """Moves the run of a cell whose encoder has changed out of the way, for it to be run anew.
+
+    Raises:
+      ConfigError: another process is writing it.
+      StorageError: it cannot be moved.
+    """
+    run, aside = workdir / cell.name, workdir / ASIDE
+    run_lock.take(run)
+    try:
+        aside.mkdir(exist_ok=True)
+        number = sum(1 for _ in aside.iterdir())
+        run.rename(aside / f"{cell.name.replace('/', '-')}-{number}")
+    except OSError as error:
+        raise StorageError(f"{run} cannot be moved to {aside}: {error.strerror}") from None
+    finally:
+        run_lock.release(run)
+
+
+def _encoder_changed(cell: Cell, run: Path) -> bool:
+    """Whether a run was made from, or started from, other weights than the encoder's run has."""
+    noted = run_folder.weights_of(run_folder.read_json(run / "data.json"))
+    return noted not in (None, weights_digest(cell.config.encoder_run))
 
 
 def with_lr(cell: Cell, done: Collection[str], workdir: Path) -> Cell | None:
@@ -67,22 +107,26 @@ def unfinished(cells: Iterable[Cell], workdir: Path) -> list[str]:
     names = []
     for cell in cells:
         path = workdir / cell.name / "results.json"
-        results = run_folder.read_json(path) if path.exists() else {}
-        if "best_step" in results and results["best_step"] == results["total_steps"]:
+        try:
+            results = run_folder.read_json(path) if path.exists() else {}
+        except StorageError:
+            continue  # named as broken already
+        if "best_step" in results and results["best_step"] == results.get("total_steps"):
             names.append(cell.name)
     return names
 
 
 def _same(cell: Cell, run: Path) -> bool:
+    """Whether a finished run is of the config, data and encoder that its cell asks for."""
     from ctssl_jax.run.opening import resolved
 
     config, dataset = cell.config, open_dataset(cell.config.data.path)
-    ours = resolved(config, dataset)
-    encoder = run_folder.read_json(run / "results.json")["encoder_run"]
+    ours = config_record(resolved(config, dataset))["hash"]
     return (
-        run_folder.read_json(run / "config.json")["hash"] == config_record(ours)["hash"]
-        and run_folder.read_json(run / "data.json")["fingerprint"] == dataset.fingerprint
-        and encoder == run_folder.run_hash(config.encoder_run)
+        run_folder.read_config(run)["hash"] == ours
+        and run_folder.read_json(run / "data.json").get("fingerprint") == dataset.fingerprint
+        and run_folder.read_results(run).get("encoder_run")
+        == run_folder.run_hash(config.encoder_run)
     )
 
 
@@ -117,12 +161,13 @@ def expected_seconds(cells: Sequence[Cell], workdir: Path) -> dict[str, float | 
 def _taken(run: Path) -> Taken | None:
     """Of a finished run, since it was last resumed; None of another."""
     try:
-        results = json.loads((run / "results.json").read_text())
+        results = run_folder.read_json(run / "results.json")
         total = (run / "results.json").stat().st_mtime - (run / "env.json").stat().st_mtime
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    speeds = [row["images_per_second"] for row in read_metrics(run) if "images_per_second" in row]
-    images = results.get("train_slices", 0) * results.get("epochs_trained", 0)
+        rows = read_metrics(run)
+        images = float(results.get("train_slices", 0) * results.get("epochs_trained", 0))
+    except (OSError, StorageError, TypeError, ValueError):
+        return None  # not done, or damaged
+    speeds = [row["images_per_second"] for row in rows if row.get("images_per_second", 0) > 0]
     training = min(total, images / median(speeds)) if speeds else 0.0
     return Taken(total - training, training)
 
@@ -130,25 +175,24 @@ def _taken(run: Path) -> Taken | None:
 def write_table(workdir: Path) -> None:
     """Writes `results.csv`, whole or not at all: every finished run of the folder, in one order.
 
+    A damaged run is left out, and named on stderr.
+
     No time and no path is in it: the same runs give the same bytes. Several sweeps may share a
     folder; the last to write has them all.
 
     Raises:
-      StorageError: it cannot be written, or a run not be read.
+      StorageError: it cannot be written.
     """
-    found = [row for folder in sorted(workdir.iterdir()) for row in _rows(folder)]
+    found = [row for folder in sorted(workdir.iterdir()) for row in _rows_if_whole(folder)]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted(found, key=_order))
-    temporary = workdir / f".results.csv.{os.getpid()}"
+    for row in sorted(found, key=_order):
+        writer.writerow({name: no_formula(value) for name, value in row.items()})
     try:
-        temporary.write_text(text.getvalue())
-        temporary.replace(workdir / "results.csv")
+        write_text(workdir / "results.csv", text.getvalue())
     except OSError as error:
         raise StorageError(f"{workdir}/results.csv cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -156,12 +200,22 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["task"], classifier, row["fraction"], row["arm"], row["seed"], row["run"]
 
 
+def _rows_if_whole(run: Path) -> list[dict[str, Any]]:
+    try:
+        return list(_rows(run))
+    except StorageError as error:
+        print(f"left out of results.csv: {error}", file=sys.stderr, flush=True)
+    except (KeyError, TypeError):
+        told = f"left out of results.csv: {run}/results.json is not as documented"
+        print(told, file=sys.stderr, flush=True)
+    return []
+
+
 def _rows(run: Path) -> Iterator[dict[str, Any]]:
     """One row for each classifier of a finished run; none of anything else."""
-    status = run / "STATUS"
-    if not (run / "results.json").exists() or status.read_text().strip() != DONE:
+    if not (run / "results.json").exists() or run_folder.read_status(run) != DONE:
         return
-    results = run_folder.read_json(run / "results.json")
+    results = run_folder.read_results(run)
     common = {name: results.get(name) for name in COLUMNS} | {"run": run.name}
     parts: Iterable[tuple[str, Any]] = [("finetuned", results)]
     if "test" not in results:  # of frozen features, or of one that only validated

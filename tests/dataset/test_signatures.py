@@ -25,6 +25,7 @@ from ctssl_jax.dataset.signatures import (
     thumbnail,
 )
 from ctssl_jax.errors import DataError
+from ctssl_jax.files import read_json
 from data_prep.source import Slice
 
 
@@ -166,7 +167,7 @@ def test_damaged_signatures_are_refused(tmp_path):
 def test_signatures_of_other_records_are_refused(tmp_path):
     slices = [Slice(random_slice(n), "p", "s", n) for n in range(3)]
     out = write_slices(tmp_path / "set", {"train": slices}, classes=())
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = read_json(out / "manifest.json")
     manifest["splits"]["train"]["slices"] = 4
     (out / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="has 4 slices but 3 signatures"):

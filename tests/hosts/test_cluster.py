@@ -4,7 +4,7 @@ import pytest
 
 from ctssl_jax import flags
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.hosts.cluster import Cluster, find_cluster
+from ctssl_jax.hosts.cluster import TOKEN, Cluster, find_cluster
 
 SLURM = {
     "SLURM_JOB_ID": "1234567",
@@ -78,3 +78,13 @@ def test_the_command_takes_the_flags():
     assert (command.cluster, command.start_timeout) == (Cluster("h:7000", 3, 2), 7.0)
     with pytest.raises(ConfigError, match="processes"):
         flags.parse([*argv[:3], "--processes=0", "--process=0"])
+
+
+def test_all_processes_of_a_run_have_one_token_and_others_another():
+    flags = ("10.0.0.1:9000", 4)
+    tokens = {find_cluster(*flags, process, {}).token for process in range(4)}
+    assert len(tokens) == 1
+    for other in ({TOKEN: "secret"}, {"SLURM_JOB_ID": "7"}):
+        assert find_cluster(*flags, 0, other).token not in tokens
+    assert find_cluster("10.0.0.1:9002", 4, 0, {}).token not in tokens
+    assert find_cluster(*flags[:1], 5, 0, {}).token in tokens  # for who counts wrong to be told

@@ -6,6 +6,8 @@ import socket
 import threading
 import time
 
+import pytest
+
 from ctssl_jax.errors import ConfigError, DeviceError
 from ctssl_jax.hosts import roll_call as lifelines
 from ctssl_jax.hosts.cluster import Cluster
@@ -143,3 +145,93 @@ def test_messages_are_lines_of_json():
     assert lifelines._parse(b'{"ended": 3}\n') == {"ended": 3}
     assert lifelines._parse(b"3\n") == lifelines._parse(b"\xff") == {}
     assert json.loads(json.dumps({"ended": None})) == {"ended": None}
+
+
+BRACKETS = b"[" * 4000 + b"\n"
+
+
+def test_nobody_is_waited_for_and_nothing_read_ends_the_roll_call(monkeypatch, capsys):
+    """Silent peers, lines of no use and hellos of other types, in the start and in the run."""
+    monkeypatch.setattr(lifelines, "HELLO_S", 0.5)
+    address = f"127.0.0.1:{free_port()}"
+    cluster = Cluster(address, 2, 0)
+    relay = Relay(cluster, 20.0)
+    relay.start()
+
+    def strangers():
+        found = [socket.create_connection((cluster.host, cluster.port + 1)) for _ in range(3)]
+        found[1].sendall(BRACKETS)
+        for number in ([], {}, None, True, -1, 2, 0.0, "0"):
+            found[2].sendall(json.dumps({"process": number, "processes": 2}).encode() + b"\n")
+        return found
+
+    before = strangers()
+    both = []
+    other = threading.Thread(target=lambda: both.append(Lifeline(Cluster(address, 2, 1), 10.0)))
+    other.start()
+    both.append(Lifeline(cluster, 10.0))
+    other.join(10)
+    assert len(both) == 2
+    amid = strangers()
+    both[0]._connection.sendall(BRACKETS + b'{"ended": [3]}\n')  # of one who is known, too
+    for connection in (*before, *amid):
+        connection.settimeout(10)
+        while connection.recv(4096):  # until it is hung up on
+            pass
+        connection.close()
+    assert relay.is_alive()
+    for lifeline in both:
+        lifeline.leave()
+        lifeline._close()
+    relay.join(10)
+    assert not relay.is_alive()
+
+
+def test_who_has_another_token_is_not_of_the_run(monkeypatch):
+    monkeypatch.setattr(lifelines, "ANSWER_S", 0.5)
+    address = f"127.0.0.1:{free_port()}"
+    Relay(Cluster(address, 2, 0, "ours"), 2.0).start()
+    began, found = time.monotonic(), []
+    for process, token in ((1, "theirs"), (0, "ours")):
+        try:
+            Lifeline(Cluster(address, 2, process, token), 0.2 if token == "theirs" else 3.0)
+        except DeviceError as error:
+            found.append(str(error))
+    assert len(found) == 2
+    assert "process 1 of 2" in found[1]
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("said", [b"", BRACKETS, b'{"all_here": true}\n', b"x" * 5000])
+def test_a_stranger_in_place_of_process_0_is_not_waited_for(monkeypatch, said):
+    monkeypatch.setattr(lifelines, "ANSWER_S", 0.2)
+    address = f"127.0.0.1:{free_port()}"
+    cluster = Cluster(address, 2, 1, "ours")
+    with socket.create_server((cluster.host, cluster.port + 1)) as server:
+        connections = []
+
+        def serve():
+            connections.append(server.accept()[0])
+            connections[0].sendall(said)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(DeviceError):
+            Lifeline(cluster, 0.5)
+        assert time.monotonic() - began < 5
+        thread.join(5)
+        connections[0].close()
+
+
+def test_it_listens_at_the_coordinators_address_alone():
+    relay = Relay(Cluster(f"127.0.0.1:{free_port()}", 2, 0), 1.0)
+    assert relay.address == "127.0.0.1"
+    relay._listener.close()
+    named = socket.gethostbyname("localhost")
+    relay = Relay(Cluster(f"localhost:{free_port()}", 2, 0), 1.0)
+    assert relay.address in (named, "::1")
+    relay._listener.close()
+    elsewhere = Relay(Cluster(f"192.0.2.1:{free_port()}", 2, 0), 1.0)  # of no machine
+    assert elsewhere.address is None
+    elsewhere._listener.close()

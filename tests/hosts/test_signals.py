@@ -2,13 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from ctssl_jax.errors import Interrupted, Preempted
+from ctssl_jax.hosts import signals
 from ctssl_jax.hosts.signals import Supervisor
+
+ROOT = Path(__file__).parents[2]
 
 
 class Left:
@@ -36,7 +42,8 @@ def wait_until(true):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
 )
 def test_a_signal_ends_at_once_what_has_nothing_to_save(left, number, code):
     with Supervisor(left).listen():
@@ -46,9 +53,13 @@ def test_a_signal_ends_at_once_what_has_nothing_to_save(left, number, code):
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"), [(signal.SIGUSR1, Preempted), (signal.SIGINT, Interrupted)]
+    ("number", "kind"),
+    [(signal.SIGUSR1, Preempted), (signal.SIGHUP, Preempted), (signal.SIGINT, Interrupted)],
 )
-def test_a_signal_is_left_to_the_loop_and_a_second_ends_at_once(left, capsys, number, kind):
+def test_a_signal_is_left_to_the_loop_and_a_second_ends_at_once(
+    left, capsys, monkeypatch, number, kind
+):
+    monkeypatch.setattr(signals, "AGAIN_S", 0.0)
     supervisor = Supervisor(left)
     supervisor.resumable = True
     with supervisor.listen():
@@ -160,3 +171,52 @@ def test_the_watchdog_leaves_alone_what_beats_and_what_is_over(left):
     with supervisor.watch(0):  # never
         time.sleep(0.2)
     assert left.codes == []
+
+
+def test_the_same_signal_told_again_is_no_second_one(left, capsys):
+    """As `timeout` does it, and schedulers: to the child, and to its group."""
+    supervisor = Supervisor(left)
+    supervisor.resumable = True
+    with supervisor.listen():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        wait_until(lambda: supervisor.asked)
+        assert not left.happened.wait(0.5)
+        supervisor._asked_at -= signals.AGAIN_S
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert left.happened.wait(10)
+    assert left.codes == [75]
+    assert capsys.readouterr().err.count("saving after this step") == 1
+
+
+def test_what_is_ignored_stays_ignored(left):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Supervisor(left).listen():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not left.happened.wait(0.3)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    "module", ["ctssl_jax.main", "launch.sweep", "ctssl_jax.report", "ctssl_jax.interop"]
+)
+def test_from_the_first_instruction_on_a_signal_ends_with_its_code(module):
+    """Before anything else of ours is imported: the import is held up, and the signal comes."""
+    script = (
+        "import os, runpy, signal, sys\n"
+        "from ctssl_jax.hosts import signals\n"
+        "once = signals.end_at_signals\n"
+        "def then():\n"
+        "    once()\n"
+        "    loaded = [n for n in ('jax', 'ctssl_jax.command', 'absl') if n in sys.modules]\n"
+        "    assert not loaded, loaded\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "signals.end_at_signals = then\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "")

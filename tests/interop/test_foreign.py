@@ -160,7 +160,7 @@ def test_pretraining_starts_from_an_import(whole_spark, phantom_path, tmp_path, 
     assert not (tmp_path / "on" / "seen.npy").exists()
     known = json.loads((tmp_path / "on" / "data.json").read_text())
     assert known["encoder_run"] == run_folder.run_hash(str(run))
-    record = json.loads((run / "config.json").read_text())
+    record = run_folder.read_json(run / "config.json")
     shutil.copytree(run, tmp_path / "another")
     (tmp_path / "another" / "config.json").write_text(json.dumps(record | {"hash": "other"}))
     config.encoder_run = str(tmp_path / "another")

@@ -13,6 +13,7 @@ from ctssl_jax.config import ProbeConfig
 from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.signatures import load_file, load_signatures
 from ctssl_jax.errors import ConfigError, DataError
+from ctssl_jax.files import read_json
 from ctssl_jax.run import leakage
 from ctssl_jax.run.slice_filter import read_filter
 from data_prep import duplicates
@@ -84,7 +85,7 @@ def test_what_was_not_audited_or_fails_is_refused(name, copy, leaky, tmp_path):
         assert not (tmp_path / "run").exists()
 
     refused(leaky, "leaks between its splits .train and test share 1 patients.*accept_leakage=true")
-    known = json.loads((copy / "audit.json").read_text())
+    known = read_json(copy / "audit.json")
     (copy / "audit.json").write_text(json.dumps({**known, "fingerprint": "of another"}))
     refused(copy, "audit is of other data: run `python -m data_prep.audit --data=")
     (copy / "audit.json").write_text(json.dumps({**known, "format": 2}))

@@ -36,6 +36,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path, holder):
     with pytest.raises(ConfigError, match="another run is writing this folder") as raised:
         run_lock.take(tmp_path)
     assert str(tmp_path) in str(raised.value)
+    assert f"process {holder.pid}, since 20" in str(raised.value)
     assert "\n" not in str(raised.value)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -52,12 +53,18 @@ def test_a_run_is_refused_before_it_touches_anything(tmp_path, holder):
 
 def test_the_status_of_anothers_run_is_left_alone(tmp_path, holder):
     (tmp_path / "STATUS").write_text("running\n")
-    command.mark_ended(tmp_path, None, StorageError.exit_code)
+    command.mark_ended(tmp_path, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "running\n"
     holder.kill()
     holder.wait()
-    command.mark_ended(tmp_path, None, StorageError.exit_code)
+    command.mark_ended(tmp_path, StorageError.exit_code)
+    assert (tmp_path / "STATUS").read_text() == "running\n"  # nor is it ours now
+    run_lock.take(tmp_path)
+    command.mark_ended(tmp_path, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"
+    run_folder.set_status(tmp_path, "done")
+    command.mark_ended(tmp_path, StorageError.exit_code)  # as a signal after the end might
+    assert (tmp_path / "STATUS").read_text() == "done\n"
 
 
 def test_one_process_may_take_it_again_and_give_it_back(tmp_path):
@@ -66,6 +73,7 @@ def test_one_process_may_take_it_again_and_give_it_back(tmp_path):
     with open(tmp_path / run_lock.NAME) as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     run_lock.release(tmp_path)
+    assert (tmp_path / run_lock.NAME).read_bytes() == b""  # nobody has it
     with open(tmp_path / run_lock.NAME) as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -105,3 +113,21 @@ def test_storage_without_locks_is_told_and_goes_on(tmp_path, monkeypatch, capsys
     run_lock.take(tmp_path)
     assert "knows no locks" in capsys.readouterr().err
     run_lock.release(tmp_path)
+
+
+def test_a_report_is_written_by_one_process_and_leaves_no_lock(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from ctssl_jax.run import lock as run_lock\n"
+        "with run_lock.alone(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=Path(__file__).parents[2], **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"process {process.pid}"), run_lock.alone(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with run_lock.alone(tmp_path):
+            assert list(tmp_path.iterdir()) == []

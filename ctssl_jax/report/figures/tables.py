@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ctssl_jax.files import no_formula
 from ctssl_jax.report import words
 from ctssl_jax.report.comparison.compare import Cell, Task
 from ctssl_jax.report.comparison.outcomes import (
@@ -126,12 +127,5 @@ def _csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([_harmless(value) for value in row] for row in rows)
+    writer.writerows([no_formula(value) for value in row] for row in rows)
     return text.getvalue()
-
-
-def _harmless(value: Any) -> Any:
-    """Text from a run that a spreadsheet might take for a formula gets an apostrophe in front."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return value

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ctssl_jax.dataset.signatures import load_signatures
 from ctssl_jax.errors import DataError
+from ctssl_jax.files import read_json
 from data_prep import dicom, folder
 from data_prep.command import table
 from data_prep.patients import PatientBy
@@ -104,7 +105,7 @@ def test_that_nobody_is_left_out_is_said(task, tmp_path):
 def test_another_key_is_an_error_not_silence(task, tmp_path):
     with pytest.raises(DataError, match="was prepared with another key"):
         load_excluded([task], KEY[::-1])
-    manifest = json.loads((task / "manifest.json").read_text())
+    manifest = read_json(task / "manifest.json")
     older = tmp_path / "older"
     older.mkdir()
     (older / "manifest.json").write_text(json.dumps({**manifest, "key": None}))

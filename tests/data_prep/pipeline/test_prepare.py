@@ -15,6 +15,7 @@ import pytest
 from toy import ToySource, reads, write_toy
 
 from ctssl_jax.errors import DataError, StorageError
+from ctssl_jax.files import read_json
 from data_prep.pipeline import plan, records
 from data_prep.pipeline import prepare as preparation
 from data_prep.pipeline import work as parts
@@ -84,7 +85,7 @@ def test_counts_of_the_manifest(tmp_path):
     assert sum(n["series"] for n in splits.values()) == 5
     assert np.sum([n["labels"] for n in splits.values()], 0).tolist() == [2 + 4, 3 + 5 + 1]
     assert manifest["note"] == "a toy"
-    assert manifest == json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest == read_json(tmp_path / "out/manifest.json")
 
 
 def test_split_of_the_source_is_kept_and_the_rest_is_by_patient(tmp_path, read):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,3 +68,38 @@ def test_a_kill_at_any_moment_changes_nothing(tmp_path, key_file, kills):
             finish(again)
         assert tree(out) == expected
         assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("at", ["ready", "old", "rmtree", "out"])
+def test_killed_in_its_last_clean_up_it_is_completed_by_the_same_command(tmp_path, monkeypatch, at):
+    def prepared(out):
+        phantom.prepare(out, patients=6, slices=8, size=64, val=0.17, test=0.17)
+        return tree(out)
+
+    expected, out = prepared(tmp_path / "whole"), tmp_path / "out"
+    replace, rmtree = os.replace, shutil.rmtree
+
+    def replace_or_die(source, target):
+        names = {f".{out.name}.ready": "ready", f".{out.name}.old": "old", out.name: "out"}
+        if names.get(Path(target).name) == at:
+            raise Killed
+        replace(source, target)
+
+    def rmtree_or_die(folder, **settings):
+        if at == "rmtree" and Path(folder).name == f".{out.name}.old" and Path(folder).exists():
+            rmtree(next(path for path in Path(folder).iterdir() if path.is_dir()))
+            raise Killed
+        rmtree(folder, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_or_die)
+        patch.setattr(shutil, "rmtree", rmtree_or_die)
+        with pytest.raises(Killed):
+            prepared(out)
+    assert not out.exists()
+    assert prepared(out) == expected
+    assert [path.name for path in tmp_path.glob(".*")] == []
