@@ -19,14 +19,15 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from ctssl_jax.augment import IntensityKind
 from ctssl_jax.dataset.canvas import SMALLEST, to_canvas
+from ctssl_jax.dataset.cases import CaseTable, case_table
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError
 
@@ -256,25 +257,69 @@ def require_labels(dataset: Dataset, *splits: str) -> None:
             )
 
 
-@functools.cache
-def read_labels(
-    dataset: Dataset, split: str
-) -> tuple[Int[np.ndarray, " n"], Shaped[np.ndarray, " n"]]:
-    """Class (-1 = none) and patient pseudonym of each record of a split, by row number.
+class Fields(NamedTuple):
+    """What the records of a split say beside their pixels, by row number; see `Records`.
 
-    Reads the split once (about a thousand slices per second) and remembers.
+    Attributes:
+      labels: class of each record's case, -1 for none.
+      patients, series, cases: pseudonyms; a case is "" where the record is one of its own.
+      order: number of each slice in its series.
+      positions: in mm along the series; NaN where not known.
+      slice_labels: class of the slice itself, -1 for none.
+    """
+
+    labels: Int[np.ndarray, " n"]
+    patients: Shaped[np.ndarray, " n"]
+    series: Shaped[np.ndarray, " n"]
+    cases: Shaped[np.ndarray, " n"]
+    order: Int[np.ndarray, " n"]
+    positions: Float[np.ndarray, " n"]
+    slice_labels: Int[np.ndarray, " n"]
+
+
+@functools.cache
+def read_fields(dataset: Dataset, split: str) -> Fields:
+    """Reads a split once (about a thousand slices per second) and remembers.
+
+    Of datasets without cases each slice is one, and its label the case's.
     """
     source = dataset.source(split)
-    labels, patients = [], []
+    found = []
     for start in range(0, len(source), CHUNK):
         rows = range(start, min(start + CHUNK, len(source)))
         for record in source.__getitems__(rows):
-            labels.append(record["label"])
-            patients.append(record["patient"].decode())
-    arrays = np.array(labels, np.int32), np.array(patients)
+            names = (record.get(name, b"").decode() for name in ("patient", "series", "case"))
+            label, place = int(record["label"]), int(record["slice_index"])
+            own = int(record.get("slice_label", -1))
+            found.append((label, *names, place, float(record["position_mm"]), own))
+    kinds = (np.int32, str, str, str, np.int64, np.float64, np.int32)
+    columns = zip(*found, strict=True)
+    arrays = [np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     for array in arrays:
         array.setflags(write=False)
-    return arrays
+    return Fields(*arrays)
+
+
+def read_labels(
+    dataset: Dataset, split: str
+) -> tuple[Int[np.ndarray, " n"], Shaped[np.ndarray, " n"]]:
+    """Class (-1 = none) of the case and patient pseudonym of each record of a split, by row."""
+    fields = read_fields(dataset, split)
+    return fields.labels, fields.patients
+
+
+@functools.cache
+def read_cases(dataset: Dataset, split: str) -> CaseTable:
+    """The cases of a split; where slices are labelled, these in their order.
+
+    Raises:
+      DataError: the slices of a case do not agree.
+    """
+    fields = read_fields(dataset, split)
+    # Series of one case lie one after the other.
+    _, series = np.unique(fields.series, return_inverse=True)
+    order = np.lexsort((fields.order, series)).argsort()
+    return case_table(fields.labels, fields.patients, fields.cases, order)
 
 
 def pretrain_batches(

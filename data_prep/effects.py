@@ -108,6 +108,8 @@ def _patient_by(now: Situation) -> str:
 EFFECTS: Mapping[str, Effect] = {
     "beam": _always,
     "canvas": _always,
+    "case": _always,  # `cases.require_possible` sees to it
+    "case_name": _always,
     "dicom": _always,  # of data_prep.phantom
     "dry_run": _always,
     "exclude_patients_of": _exclude,
@@ -131,6 +133,7 @@ EFFECTS: Mapping[str, Effect] = {
     "show_pairs": _always,
     "show_paths": _always,
     "size": _always,
+    "slice_labels": _always,  # `slice_labels.join` sees to it
     "slices": _always,
     "source": _always,
     "split_by": _always,

@@ -34,6 +34,7 @@ from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save_signatures
 from ctssl_jax.errors import DataError, StorageError
 from data_prep import audit, names
+from data_prep.cases import Case
 from data_prep.patients import PatientBy, joined
 from data_prep.pipeline import gate, records
 from data_prep.pipeline.exclude import Excluded
@@ -142,7 +143,10 @@ def prepare(
         manifest = _assemble(context, plan, folder)
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
         manifest.update(
-            source.facts(), patients_known=known, labels_of=gate.labels_of(source, parts)
+            {"case": Case().told()} | dict(source.facts()),
+            patients_known=known,
+            labels_of=gate.labels_of(source, parts),
+            options=dict(source.options()),
         )
         if excluded:
             manifest["excluded_patients"] = excluded.summary(named, len(parts.left_out))
@@ -277,6 +281,7 @@ def _units(context: Context, index: Index) -> Iterator[Unit]:
     """
     source = context.source
     shared = [source.name, source.intensity, dict(source.options()), context.canvas, __version__]
+    shared.append(sorted(records.features()))
     for name, stamp, items in index.units():
         text = json.dumps([*shared, stamp, [astuple(item) for item in items]])
         digest = hmac.new(context.key, text.encode(), hashlib.sha256).hexdigest()
@@ -372,7 +377,7 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
     target = folder / records.NAME / records.VERSION
     for made in (target, folder / "signatures", folder / "statistics"):
         made.mkdir(parents=True)
-    source = context.source
+    source, classes = context.source, len(context.source.classes)
     statistics = {}
     for split, planned in plan.items():
         shards = [context.shards / shard.digest for shard in planned.shards]
@@ -397,7 +402,8 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         "intensity": source.intensity,
         "classes": list(source.classes),
         **({"canvas": context.canvas} if context.canvas else {}),
-        "splits": {split: p.summary(len(source.classes)) for split, p in plan.items()},
+        "splits": {split: p.summary(classes) for split, p in plan.items()},
+        "cases": {split: p.cases_summary(classes) for split, p in plan.items() if p.cases},
         "records": f"{records.NAME}/{records.VERSION}",
         "statistics": statistics,
         "fingerprint": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
