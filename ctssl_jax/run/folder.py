@@ -75,7 +75,7 @@ def open_run(
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
     told = (  # where the manifest has them
         *("source_kind", "origin", "note", "canvas"),
-        *("patients_known", "labels_of", "positive"),
+        *("patients_known", "labels_of", "positive", "case", "cases", "options"),
     )
     data |= {key: dataset.manifest[key] for key in told if key in dataset.manifest}
 
