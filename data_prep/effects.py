@@ -120,6 +120,7 @@ EFFECTS: Mapping[str, Effect] = {
     "hu_offset": _of("image"),
     "key": _always,
     "labels": _always,
+    "lesion_slices": _always,
     "max_rejected": _always,
     "md5": _always,
     "not_duplicates": _always,

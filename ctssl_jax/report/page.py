@@ -25,6 +25,7 @@ from ctssl_jax.report.words import count, percent, section_titles, short, three_
 
 FILTERS = (
     "ahead",
+    "annotated",
     "cell_leakage",
     "cell_levels",
     "cell_stands_on",
@@ -41,6 +42,9 @@ FILTERS = (
     "signed_interval",
     "sizes",
     "slice_labels",
+    "tested",
+    "trained_on",
+    "training_sizes",
     "tuning",
 )
 """Functions of `words` that the templates use."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from ctssl_jax.dataset.cases import SLICE
 from ctssl_jax.errors import DataError
 from ctssl_jax.statistics import roc_auc, threshold_at_sensitivity, threshold_at_specificity
 
@@ -35,6 +36,8 @@ TOLERANCE = 2e-3
 """How far results.json may be from the AUC of its own predictions, which are rounded in the CSV."""
 
 
+LONGEST_WORD = 40
+"""For a case, as in "scan"."""
 OPERATING = 0.9
 """The specificity, and the sensitivity, at which thresholds are chosen on validation."""
 
@@ -295,7 +298,15 @@ def _results(path: Path) -> dict[str, Any]:
         raise Unusable(f"results.json has no test {missing[0]}")
     if not isinstance(results.get("classes"), list) or len(results["classes"]) < 2:
         raise Unusable("results.json has no list of two or more classes")
-    return results
+    return results | _of_cases(results)
+
+
+def _of_cases(results: dict[str, Any]) -> dict[str, Any]:
+    """What a case is called and how many were trained on: slices, of runs that do not say."""
+    word, cases = results.get("case"), results.get("train_cases")
+    if not isinstance(word, str) or not 0 < len(word) <= LONGEST_WORD:
+        word, cases = SLICE, None
+    return {"case": word, "train_cases": cases if is_number(cases) else results["train_slices"]}
 
 
 def _cases(path: Path, results: dict[str, Any], split: Any, held_out: str) -> Cases:

@@ -25,7 +25,7 @@ from ctssl_jax.report.figures.theme import (
     style,
 )
 from ctssl_jax.report.names import arm_name
-from ctssl_jax.report.words import legend_name, percent, sizes
+from ctssl_jax.report.words import legend_name, percent, trained_on
 
 PRINTED = 4
 """With more classes than these a matrix is colours alone; its numbers are in the CSV."""
@@ -51,7 +51,7 @@ def roc_of_sizes(task: Task, theme: Theme) -> bytes:
                 axes.plot(FALSE_POSITIVES, mean, color=colour, linewidth=1.8, label=name)
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            set_title(axes, f"{sizes(cells[0].sizes('slices'))} slices", size=9.5)
+            set_title(axes, trained_on(cells[0]), size=9.5)
             axes.tick_params(labelsize=8.5)
         figure.supxlabel("false positive rate", fontsize=9.5, color=theme.soft)
         figure.supylabel("true positive rate", fontsize=9.5, color=theme.soft)
@@ -83,7 +83,7 @@ def calibration_of_sizes(task: Task, theme: Theme) -> bytes:
                 axes.plot(at, shares, label=name, **look)
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            set_title(axes, f"{sizes(cells[0].sizes('slices'))} slices", size=9.5)
+            set_title(axes, trained_on(cells[0]), size=9.5)
             axes.tick_params(labelsize=8.5)
         figure.supxlabel("predicted chance", fontsize=9.5, color=theme.soft)
         figure.supylabel("observed share", fontsize=9.5, color=theme.soft)
