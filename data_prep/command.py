@@ -126,6 +126,11 @@ def new_parser(
         help="print where each rejected file is; paths may name patients",
     )
     parser.add_argument(
+        "--show_cases",
+        action="store_true",
+        help="print where each case is that was kept, by its pseudonym; paths may name patients",
+    )
+    parser.add_argument(
         "--beam",
         metavar="OPTIONS",
         help="work on Apache Beam with these pipeline options, "
@@ -287,6 +292,7 @@ def run_source(
             max_rejected=args.max_rejected,
             beam=args.beam,
             show_paths=args.show_paths,
+            show_cases=args.show_cases,
             excluded=excluded,
             not_duplicates=apart,
             patient_by=patient_by,

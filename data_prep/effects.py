@@ -131,6 +131,7 @@ EFFECTS: Mapping[str, Effect] = {
     "positive": _always,  # `labels.with_positive` sees to it
     "seed": _seed,
     "series": _always,
+    "show_cases": _always,
     "show_pairs": _always,
     "show_paths": _always,
     "size": _always,

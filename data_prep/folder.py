@@ -205,13 +205,13 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
     if wishes.slice_labels:
         found = slice_labels.join(found, wishes.slice_labels, root, identifiers)
     case = _case(found, files, wishes)
-    found = replace(found, items=_with_cases(found.items, case, root))
+    found = replace(found, items=_with_cases(found, case, root))
     taken = {item.path for item in found.items}
     others_found = [e for e in entries if e.flaw is not None and e.path not in taken]
     items = [*found.items, *(Item(0, e.path, flaw=e.flaw) for e in others_found)]
     notes = [*found.notes, *finder.require_clear(files.paths)]
     if not found.patients_known:
-        notes.append(EACH_IMAGE if files.hold(Format.IMAGE) else EACH_VOLUME)
+        notes.append(_each_counts(case, files))
     known: dict[str, Any] = {
         "patients_known": found.patients_known,
         "patients_from": _patients_from(found, files, wishes),
@@ -271,17 +271,29 @@ def _case(found: Labelled, files: Files, wishes: Wishes) -> Case:
     return Case(cases.by_table(found.column, names_slices, names_folders), wishes.case_name)
 
 
-def _with_cases(items: Sequence[Item], case: Case, root: Path) -> list[Item]:
-    """The items, those without a case with what the path or header says of it."""
-    if case.of not in (CaseOf.FOLDER, CaseOf.STUDY, CaseOf.ACCESSION):
-        return list(items)
-    header = identifiers if case.of is not CaseOf.FOLDER else lambda _: {}
-    return [
-        item
-        if item.case or item.flaw
-        else replace(item, case=cases.identified(item, case.of, root, header(item.path)))
-        for item in items
-    ]
+def _with_cases(found: Labelled, case: Case, root: Path) -> list[Item]:
+    """The items, those without a case with what the path or header says of it.
+
+    Where patients are not known, a case is one: never a slice of it.
+    """
+    if case.of not in (CaseOf.FOLDER, CaseOf.STUDY, CaseOf.ACCESSION, CaseOf.CASE):
+        return list(found.items)
+    header = identifiers if case.of in (CaseOf.STUDY, CaseOf.ACCESSION) else lambda _: {}
+
+    def named(item: Item) -> Item:
+        if not (item.case or item.flaw):
+            name = cases.identified(item, case.of, root, header(item.path))
+            item = replace(item, case=name)
+        return item if found.patients_known else replace(item, patient=item.case or item.patient)
+
+    return [named(item) for item in found.items]
+
+
+def _each_counts(case: Case, files: Files) -> str:
+    """What is noted where patients are not known."""
+    if case.of in (CaseOf.FOLDER, CaseOf.CASE):
+        return f"patients are not known: each {case.told()['word']} counts as its own patient"
+    return EACH_IMAGE if files.hold(Format.IMAGE) else EACH_VOLUME
 
 
 def _suspicion(paths: Sequence[str]) -> list[str]:

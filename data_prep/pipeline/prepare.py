@@ -86,6 +86,7 @@ def prepare(
     max_rejected: float = 1.0,
     beam: str | None = None,
     show_paths: bool = False,
+    show_cases: bool = False,
     excluded: Excluded | None = None,
     not_duplicates: Collection[Name] = (),
     patient_by: PatientBy = PatientBy.AUTO,
@@ -104,6 +105,7 @@ def prepare(
         max_rejected: Largest share of images that may be damaged or irregular, as a fraction.
         beam: Options of an Apache Beam pipeline that does the work of steps 2 and 4.
         show_paths: Whether to print the paths of what was rejected.
+        show_cases: Whether to print where each case is.
         excluded: Whose patients are left out.
         not_duplicates: Pairs of slices that the audit is not to count; see `not_duplicates`.
         patient_by: What counts as a patient.
@@ -127,6 +129,9 @@ def prepare(
         if excluded:
             parts.leave_out(excluded.alike(parts.signatures()) if parts.slices else frozenset())
         quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
+        if show_cases:
+            for case, path in parts.places():
+                print(f"case {case}: {names.shown(path)}")
         patients = index.patients(key)
         if patient_by is PatientBy.JOINED:
             patients = joined(index.studies(), patients)
@@ -295,6 +300,7 @@ class Parts:
         self._context = context
         # The first item of each, by which what is left out of it is told.
         self._items = {unit.part: unit.items[0].number for unit in _units(context, index)}
+        self._index = index
         self._names = sorted(self._items)
         self.left_out = frozenset[str]()
 
@@ -336,6 +342,23 @@ class Parts:
             return of_records(map(records.decode, stored), intensity)
 
         return Signatures.concatenate(described(*one) for one in self if one[1].slices)
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Each case by its pseudonym, and the file or folder of its slices."""
+        found: dict[str, str] = {}
+        for unit in _units(self._context, self._index):
+            part = finished(self._context, unit.part)
+            assert part is not None, "every unit was read"
+            cases = {case for group in part.groups for case in group.cases}
+            own: dict[str, list[str]] = {case: [] for case in cases}
+            for item in unit.items:
+                name = f"case {item.case} of {item.patient}"
+                own.get(pseudonym(self._context.key, name), []).append(item.path)
+            every = [item.path for item in unit.items]
+            for case, paths in own.items():
+                together = [*(paths or every), *filter(None, [found.get(case)])]
+                found[case] = os.path.commonpath(together)
+        yield from sorted(found.items())
 
     def tiles(self, findings: Iterable[Finding]) -> list[Tile]:
         """The middle slices of up to `TILES` series: irregular ones first, then evenly chosen."""

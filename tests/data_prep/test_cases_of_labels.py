@@ -129,6 +129,23 @@ def test_a_column_beside_the_files_says_which_are_one_case(tmp_path, images):
     assert contents(tmp_path / "o", cases, (0, 0)) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11]]
 
 
+def test_where_patients_are_not_known_a_case_is_one(tmp_path, images, capfd):
+    labels = table(images, "case,label", "a/x,n", "a/y,y", "b/z,y")
+    source = make_source(images, labels)
+    manifest = prepare(source, tmp_path / "o", key=KEY, fractions={"train": 1.0}, show_cases=True)
+    cases = read_cases(open_dataset(tmp_path / "o"), "train")
+    assert contents(tmp_path / "o", cases, (0, 0)) == [[0, 1], [0, 1, 2], list(range(12))]
+    assert len(set(cases.patients)) == 3
+    assert not manifest["patients_known"]
+    assert "each scan counts as its own patient" in manifest["note"]
+    # The one way back to files is on the screen.
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("case ")]
+    shown = {line.split(": ")[0].split()[1]: line.split(": ")[1] for line in lines}
+    assert shown.keys() == set(cases.names)
+    lengths = {shown[name][-3:]: len(r) for name, r in zip(cases.names, cases.rows, strict=True)}
+    assert lengths == {"a/x": 12, "a/y": 2, "b/z": 3}
+
+
 def test_slice_labels_stand_beside_those_of_the_cases(tmp_path, images):
     labels = table(images, "case,label,patient", "a/x,y,p", "b/z,n,q")
     slices = table(images, "file,label", "a/x/3.png,y", "a/x/4.png,n", name="slices.csv")
