@@ -30,12 +30,12 @@ from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule
 from ctssl_jax.optim.freezing import finetune_optimizer, head_optimizer
 from ctssl_jax.optim.layer_decay import scale_by_layer
-from ctssl_jax.run import batch_statistics, learning
+from ctssl_jax.run import batch_statistics, leakage, learning, likeness
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.budget import Budget, budget
 from ctssl_jax.run.checkpoint import BestWeights, Checkpoints, load_start
 from ctssl_jax.run.opening import Drawn, open_labelled, results_header, start_or_resume
-from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor
+from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor, slice_features
 from ctssl_jax.run.subset import Subset
 from ctssl_jax.train import Due, Pace, Session, attend, fit, init_state, make_step
 
@@ -64,6 +64,11 @@ def run(
     ):
         return run_folder.read_json(workdir / "results.json")
     run_folder.write_subset(workdir, drawn.train.record(config, drawn.val))
+    leakage.write_learnt(
+        workdir,
+        dataset,
+        {config.data.split: drawn.train.rows, config.val_split: drawn.val.rows},
+    )
 
     mesh = sharding.make_mesh()
     predict = make_predictor(config, encoder, dataset, mesh)
@@ -336,8 +341,15 @@ def _test_once(
         cases[config.test_split] = data.read_cases(dataset, config.test_split)
     scored: dict[str, Scored] = {}
     for split, own in cases.items():
-        labels, scores, _ = evaluate(predict, state, dataset, config, split, mesh, own, check)
+        rows = own.slice_rows()
+        features = slice_features(predict, state, dataset, config, split, mesh, rows, check)
+        labels, scores, _ = evaluate(
+            *(predict, state, dataset, config, split, mesh, own, check, features)
+        )
         scored[split] = Scored(labels, own.patients, scores)
+        if split == config.val_split and distributed.is_first():
+            means = [features[np.searchsorted(rows, each)].mean(axis=0) for each in own.rows]
+            likeness.save_reference(workdir, np.stack(means))
     if distributed.is_first():
         write_predictions(workdir / "predictions.csv", scored, cases)
     return scored[config.test_split].metrics() if config.read_test else None

@@ -19,6 +19,7 @@ ROOMS = (
     "data_prep",
     "ctssl_jax.main",
     "ctssl_jax.config_help",
+    "ctssl_jax.predict",
     "ctssl_jax.interop",
     "ctssl_jax.report",
     "ctssl_jax.ablation",

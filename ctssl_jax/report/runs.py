@@ -27,6 +27,7 @@ KINDS = {
     "FinetuneConfig": "fine-tuning",
     "EvaluateConfig": "evaluation",  # listed only: frozen features are another question
     "ImportedEncoder": "imported encoder",  # likewise
+    "PredictConfig": "external test",  # of a run, on other data
 }
 FILE_LIMIT = 1 << 28
 """Largest file that is read, in bytes: more is not a log of ours."""
@@ -71,7 +72,8 @@ class Run:
 
     A fine-tuning run without a `problem` has `results` and `cases`; its AUC is NaN where the test
     cases are of one class. A cross-validation is one run
-    (`report.folds`), whose `folds` are the runs that it is made of.
+    (`report.folds`), whose `folds` are the runs that it is made of. `external` are the results of
+    an external test.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class Run:
     cases: Cases | None = None
     problem: str = ""
     folds: tuple["Run", ...] = ()
+    external: dict[str, Any] = field(default_factory=dict)
 
     def parts(self) -> tuple["Run", ...]:
         """The runs on disk: itself, or those of each fold."""
@@ -206,6 +209,8 @@ def _with_log(run: Run) -> Run:
 def _with_outcome(run: Run) -> Run:
     if run.status != "done":
         raise Unusable(f"not finished (status {run.status})")
+    if run.kind == "external test":
+        return replace(run, external=_external(run.folder / "results.json"))
     if run.kind != "fine-tuning":
         return run
     if run.config.get("read_test") is False:
@@ -299,6 +304,20 @@ def _results(path: Path) -> dict[str, Any]:
     if not isinstance(results.get("classes"), list) or len(results["classes"]) < 2:
         raise Unusable("results.json has no list of two or more classes")
     return results | _of_cases(results)
+
+
+def _external(path: Path) -> dict[str, Any]:
+    """The results of an external test."""
+    found = _json(path)
+    for name in ("task", "arm", "run", "dataset", "data_fingerprint", "case"):
+        if not isinstance(found.get(name), str):
+            raise Unusable(f"results.json has no {name}")
+    test = found.get("test")
+    if not isinstance(test, dict) or not all(is_number(test.get(n)) for n in ("n", "patients")):
+        raise Unusable("results.json has no numbers of test cases and patients")
+    if not isinstance(found.get("intervals"), dict):
+        raise Unusable("results.json has no intervals")
+    return found
 
 
 def _of_cases(results: dict[str, Any]) -> dict[str, Any]:

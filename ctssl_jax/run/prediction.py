@@ -155,7 +155,7 @@ def evaluate(
     cases: CaseTable,
     check: Callable[[], None] = lambda: None,
     features: Float[np.ndarray, "n d"] | None = None,
-) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n k"], float]:
+) -> tuple[Int[np.ndarray, " c"], Float[np.ndarray, "c k"], float]:
     """Labels, class probabilities in the order of the cases, and the mean loss of a split.
 
     Args:
