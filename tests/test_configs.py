@@ -15,7 +15,7 @@ from ctssl_jax.config import (
     to_json,
 )
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.methods import SparK, Supervised
+from ctssl_jax.methods import Cases, SparK, Supervised
 from ctssl_jax.nn.active import SparseForm
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.optim.freezing import finetune_optimizer
@@ -26,6 +26,7 @@ PRETRAINING = ("spark", "moco", "swav", "byol", "simclr")
 FILES = (*PRETRAINING, "finetune_covid_ct", "finetune_organsmnist", "finetune_hemorrhage")
 SHIPPED = [(file, preset) for file in FILES for preset in PRESETS]
 SHIPPED.remove(("simclr", "as_run"))  # the paper did not run it
+SHIPPED += [("finetune_cases", preset) for preset in ("", "frozen", "demo", "smoke")]
 LIDC = 244_527  # slices, of which the paper's code had 1,910 full batches of 128
 
 
@@ -63,6 +64,12 @@ def step_specs(config, total_steps=1000):
         "record": jax.ShapeDtypeStruct((b,), jnp.int32),
         "label": jax.ShapeDtypeStruct((b,), jnp.int32),
     }
+    if isinstance(config.method, Cases):
+        n = b * config.method.slices
+        batch |= {name: jax.ShapeDtypeStruct((n,), jnp.int32) for name in ("index", "record")}
+        batch |= {"valid": jax.ShapeDtypeStruct((n,), bool)}
+        batch |= {"slice_label": jax.ShapeDtypeStruct((n,), jnp.int32)}
+        batch |= {"image": jax.ShapeDtypeStruct((n, s, s), jnp.int16)}
     return state, *jax.eval_shape(step, state, batch, key)
 
 

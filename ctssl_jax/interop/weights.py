@@ -50,6 +50,10 @@ class Weights:
         """Of the ResNet."""
         return self.record["config"]["encoder"]["depth"]
 
+    def features(self, image: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n d"]:
+        """Of slices, in float32 and evaluation mode, whatever stands on them."""
+        return dataclasses.replace(self, method=None).outputs(image)
+
     def outputs(self, image: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n d"]:
         """Features, or a classifier's logits, in float32 and evaluation mode."""
         encoder = ResNet(depth=self.depth)

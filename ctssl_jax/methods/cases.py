@@ -154,7 +154,9 @@ class Cases(Supervised):
         """As in `Supervised`, pooled as `pooling` and `learn` say."""
         if self.learn is Learn.SLICES:
             logits = self.slice_logits(head, features)
-            return pooled_by(self.pooling, logits - logits[..., :1], valid, self.top_k)
+            odds = logits[..., 1:] - logits[..., :1]
+            pooled, shares = pooled_by(self.pooling, odds, valid, self.top_k)
+            return jnp.pad(pooled, ((0, 0), (1, 0))), shares
         dtype = jax.tree.leaves(head)[0].dtype
         logits, shares = self._head(dtype).apply({"params": head}, features, valid)
         return jnp.asarray(logits), jnp.asarray(shares)
