@@ -194,7 +194,7 @@ def _is_unsettled(run: Path) -> bool:
     return fresh and MOMENTUM ** latest_step(run) > 0.01
 
 
-def _neighbours(config: EvaluateConfig, cases: int, word: str) -> list[int]:
+def _neighbours(config: EvaluateConfig, cases: int, word: str = SLICE) -> list[int]:
     """The k to choose from: those that the training subset can give."""
     ks = [k for k in config.knn_k if k <= cases]
     if not ks:
