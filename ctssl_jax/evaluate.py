@@ -104,7 +104,8 @@ def run(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
             "tried": [[setting, score] for setting, score in choice.tried.items()],
             "converged": choice.fitted.converged,
             "val": choice.val.metrics(),
-            "test": scored.metrics(),
+            "test": scored.metrics()
+            | ({"slices": tested.slices} if np.any(tested.names != "") else {}),
         }
         predictions = {config.val_split: choice.val, config.test_split: scored}
         if distributed.is_first():

@@ -352,4 +352,8 @@ def _test_once(
             likeness.save_reference(workdir, np.stack(means))
     if distributed.is_first():
         write_predictions(workdir / "predictions.csv", scored, cases)
-    return scored[config.test_split].metrics() if config.read_test else None
+    if not config.read_test:
+        return None
+    tested = cases[config.test_split]
+    counted = {"slices": tested.slices} if np.any(tested.names != "") else {}
+    return scored[config.test_split].metrics() | counted

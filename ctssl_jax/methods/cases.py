@@ -155,8 +155,8 @@ class Cases(Supervised):
         if self.learn is Learn.SLICES:
             logits = self.slice_logits(head, features)
             odds = logits[..., 1:] - logits[..., :1]
-            pooled, shares = pooled_by(self.pooling, odds, valid, self.top_k)
-            return jnp.pad(pooled, ((0, 0), (1, 0))), shares
+            found, of_slices = pooled_by(self.pooling, odds, valid, self.top_k)
+            return jnp.pad(found, ((0, 0), (1, 0))), of_slices
         dtype = jax.tree.leaves(head)[0].dtype
         logits, shares = self._head(dtype).apply({"params": head}, features, valid)
         return jnp.asarray(logits), jnp.asarray(shares)

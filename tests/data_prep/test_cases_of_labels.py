@@ -1,14 +1,20 @@
 """What one label is of: by the rows of the table, by its column, by --case."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from ctssl_jax.data import open_dataset, read_cases
+from ctssl_jax.dataset.cases import case_of, case_word
 from ctssl_jax.errors import ConfigError, DataError
 from data_prep import command
 from data_prep.cases import CaseOf
 from data_prep.folder import make_source
+from data_prep.pipeline import records
 from data_prep.pipeline.prepare import prepare
 
 KEY = b"0123456789abcdef"
@@ -208,3 +214,37 @@ def test_no_name_of_a_case_is_written(tmp_path, images):
             content = path.read_bytes()
             assert b"a/x" not in content
             assert b"Jane" not in content
+
+
+def test_an_older_dataset_is_read_as_a_slice_task(tmp_path, images, monkeypatch):
+    """Its records have neither a case nor a label of the slice; its manifest says nothing of it."""
+    labels = table(images, "case,label,patient", "a/x,n,p", "b/z,y,q")
+    new = records.features()
+    older = tfds.features.FeaturesDict(
+        {name: kind for name, kind in new.items() if name not in ("case", "slice_label")}
+    )
+    write = records.encode
+    monkeypatch.setattr(records, "features", lambda: older)
+    records._serializer.cache_clear()
+    drop = {"case": "", "slice_label": -1}
+    monkeypatch.setattr(
+        records, "encode", lambda item, *names: write(replace(item, **drop), *names[:3])
+    )
+    monkeypatch.setattr(type(older), "encode_example", without(type(older).encode_example, drop))
+    manifest, _ = prepared(make_source(images, labels), tmp_path / "o")
+    records._serializer.cache_clear()
+    for key in ("case", "cases", "options"):
+        manifest.pop(key)
+    (tmp_path / "o" / "manifest.json").write_text(json.dumps(manifest))
+    dataset = open_dataset(tmp_path / "o")
+    assert b"slice_label" not in (tmp_path / "o/ct_slices/1.0.0/features.json").read_bytes()
+    cases = read_cases(dataset, "train")
+    assert [rows.tolist() for rows in cases.rows] == [[n] for n in range(15)]
+    assert (case_of(dataset.manifest), case_word(dataset.manifest)) == ("slice", "slice")
+
+
+def without(encode_example, names):
+    """The function on examples without these fields."""
+    return lambda self, example: encode_example(
+        self, {name: value for name, value in example.items() if name not in names}
+    )
