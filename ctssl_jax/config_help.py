@@ -57,7 +57,9 @@ def help_text(argv: Sequence[str], doc: str, defaults: Sequence[Any]) -> str:
 
 def fields(config: Any, prefix: str = "") -> Iterator[Field]:
     """Every field of a config that is a flag, in the order of the dataclass."""
-    told = meanings(type(config))
+    told: dict[str, str] = {}
+    for kind in reversed(type(config).__mro__):  # what a class adds to another
+        told |= meanings(kind) if dataclasses.is_dataclass(kind) else {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
