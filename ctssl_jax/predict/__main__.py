@@ -8,7 +8,7 @@
 `--source` is DICOM, NIfTI or images, which `data_prep.folder` prepares into OUT/dataset as the
 run's own data were, with its refusals; one bad scan does not keep the others. Writes cases.csv,
 slices.csv and pictures; with labels it is an external test, results.json, which the report reads.
-Repeating a command does not prepare the scans again.
+A killed command goes on with the scans that it has prepared; `--data=OUT/dataset` takes them again.
 
 Exit codes: 0 done; 2 usage; 3 a run or scans that cannot be used; 5 something cannot be written.
 """

@@ -34,7 +34,7 @@ class Preparation(NamedTuple):
 
 
 def prepared(out: Path, preparation: Preparation, known: dict[str, Any]) -> Dataset:
-    """The files as a dataset folder below `out`, made by `data_prep.folder` if it is not there.
+    """The files as a dataset folder below `out`, made by `data_prep.folder`.
 
     Args:
       out: the folder of the results.
@@ -42,15 +42,20 @@ def prepared(out: Path, preparation: Preparation, known: dict[str, Any]) -> Data
       known: data.json of the run, whose data were prepared with the same options.
 
     Raises:
+      ConfigError: there is one, which may be of other files.
       UserError: of the command's own exit code, which has said why.
     """
     folder = out / FOLDER
-    if not (folder / "manifest.json").is_file():
-        words = [*_flags(folder, preparation, known), *preparation.flags]
-        # A process of its own: preparation is built on this package, not the other way.
-        made = subprocess.run([sys.executable, "-m", "data_prep.folder", *words])
-        if made.returncode:
-            raise _failure(made.returncode)
+    if folder.exists():
+        raise ConfigError(
+            f"{folder} is there: give --data={folder} in place of --source to predict it again, or "
+            "another --out"
+        )
+    words = [*_flags(folder, preparation, known), *preparation.flags]
+    # A process of its own: preparation is built on this package, not the other way.
+    made = subprocess.run([sys.executable, "-m", "data_prep.folder", *words])
+    if made.returncode:
+        raise _failure(made.returncode)
     return data.open_dataset(folder)
 
 

@@ -92,6 +92,15 @@ def test_a_picture_is_drawn_of_each_asked_case(predicted):
     assert warm.mean() == pytest.approx(5 / 6, abs=0.01)
 
 
+def test_scans_are_not_taken_for_those_of_an_earlier_source(tuned, exported, predicted, capfd):
+    flags = {"source": exported, "key": tuned.key, "workers": 0}
+    assert command(tuned, predicted, **flags) == 2
+    assert "dataset is there: give --data=" in capfd.readouterr().err
+    before = table(predicted / "cases.csv")
+    assert command(tuned, predicted, data=predicted / "dataset") == 0
+    assert table(predicted / "cases.csv") == before
+
+
 def test_nothing_written_leads_back_to_a_file_or_name(predicted):
     for path in predicted.rglob("*"):
         if path.is_file():
