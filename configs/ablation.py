@@ -8,7 +8,8 @@ Several runs of one method are pre-trainings of one arm. `--config.lrs="(1e-4,1e
 `--config.tuning_seeds="(100,101)"` chooses the learning rate of each arm and size on validation.
 
 Presets: covid_ct, organsmnist, hemorrhage (as meant), each also with _as_run, which takes three
-channels as the paper's encoders do and draws one subset for all seeds; demo, smoke (phantom).
+channels as the paper's encoders do and draws one subset for all seeds; cases, cases_frozen (scans,
+nodules, whatever one label is of, with trained or with frozen encoders); demo, smoke (phantom).
 """
 
 from importlib import import_module
@@ -25,12 +26,14 @@ def get_config(preset: str = "covid_ct") -> AblationConfig:
     if task in TASKS:
         as_run = task != preset
         return grid(task, "as_run" if as_run else "", subset_per_seed=not as_run)
+    if preset in ("cases", "cases_frozen"):
+        return grid("cases", preset.removeprefix("cases").removeprefix("_"))
     if preset == "demo":
         return grid("covid_ct", "demo", fractions=(0.1, 0.2, 0.4), seeds=(0, 1, 2))
     if preset == "smoke":
         return grid("covid_ct", "smoke", fractions=(0.1, 0.2), seeds=(0,))
     quirks = [f"{task}_as_run" for task in TASKS]
-    raise phantom.unknown_preset(preset, *TASKS, *quirks, "demo", "smoke")
+    raise phantom.unknown_preset(preset, *TASKS, *quirks, "cases", "cases_frozen", "demo", "smoke")
 
 
 def grid(task: str, preset: str, **axes: object) -> AblationConfig:

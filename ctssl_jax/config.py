@@ -48,10 +48,11 @@ class SubsetBy(enum.Enum):
     """What is drawn for a subset.
 
     Attributes:
-      IMAGE: single images, in the classes' proportions.
-      PATIENT: patients with all their images, each counted in the class of most of them.
-      IMAGE_UNSTRATIFIED: single images, whatever their class (the paper's COVID-CT and head CT).
-      FIRST: the first images in the order of the records; no draw (the paper's OrganSMNIST).
+      IMAGE: single cases, in the classes' proportions: scans, nodules, or images where each has a
+        label.
+      PATIENT: patients with all their cases, each counted in the class of most of them.
+      IMAGE_UNSTRATIFIED: single cases, whatever their class (the paper's COVID-CT and head CT).
+      FIRST: the first cases in the order of the records; no draw (the paper's OrganSMNIST).
     """
 
     IMAGE = "image"
@@ -221,8 +222,8 @@ class FinetuneConfig:
       subset_seed: of the training subset.
       subset_by: what is drawn; see `SubsetBy`.
       fraction: share of the training split used; validation and test stay whole.
-      count: images or patients of the training split used, in place of `fraction`; 0: by that.
-      val_count: images or patients of the validation split used, drawn as those of training are:
+      count: cases or patients of the training split used, in place of `fraction`; 0: by that.
+      val_count: cases or patients of the validation split used, drawn as those of training are:
         its labels are annotations, too. 0: all.
       batch_size: cut to the size of the training subset where that is smaller.
       epochs: passes over the training subset.

@@ -4,6 +4,7 @@ The meanings are those of the dataclasses' docstrings, the presets those that `g
 """
 
 import ast
+import dataclasses
 import enum
 import inspect
 import re
@@ -57,7 +58,10 @@ def help_text(argv: Sequence[str], doc: str, defaults: Sequence[Any]) -> str:
 def fields(config: Any) -> Iterator[Field]:
     """Every field of a config that is a flag, in the order of the dataclass."""
     for name, owner, field, value in leaves(config):
-        meaning = meanings(owner).get(field, "")
+        told: dict[str, str] = {}
+        for kind in reversed(owner.__mro__):  # what a class adds to another
+            told |= meanings(kind) if dataclasses.is_dataclass(kind) else {}
+        meaning = told.get(field, "")
         if isinstance(value, enum.Enum):
             choices = " | ".join(choice.name.lower() for choice in type(value))
             meaning = f"{meaning} ({choices})".strip()

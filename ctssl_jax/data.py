@@ -18,15 +18,16 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Int16, Shaped
 
 from ctssl_jax import files
 from ctssl_jax.augment import IntensityKind
 from ctssl_jax.dataset.canvas import SMALLEST, to_canvas
+from ctssl_jax.dataset.cases import CaseTable, case_table
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError
 
@@ -280,25 +281,69 @@ def require_labels(dataset: Dataset, *splits: str) -> None:
             )
 
 
-@functools.cache
-def read_labels(
-    dataset: Dataset, split: str
-) -> tuple[Int[np.ndarray, " n"], Shaped[np.ndarray, " n"]]:
-    """Class (-1 = none) and patient pseudonym of each record of a split, by row number.
+class Fields(NamedTuple):
+    """What the records of a split say beside their pixels, by row number; see `Records`.
 
-    Reads the split once (about a thousand slices per second) and remembers.
+    Attributes:
+      labels: class of each record's case, -1 for none.
+      patients, series, cases: pseudonyms; a case is "" where the record is one of its own.
+      order: number of each slice in its series.
+      positions: in mm along the series; NaN where not known.
+      slice_labels: class of the slice itself, -1 for none.
+    """
+
+    labels: Int[np.ndarray, " n"]
+    patients: Shaped[np.ndarray, " n"]
+    series: Shaped[np.ndarray, " n"]
+    cases: Shaped[np.ndarray, " n"]
+    order: Int[np.ndarray, " n"]
+    positions: Float[np.ndarray, " n"]
+    slice_labels: Int[np.ndarray, " n"]
+
+
+@functools.cache
+def read_fields(dataset: Dataset, split: str) -> Fields:
+    """Reads a split once (about a thousand slices per second) and remembers.
+
+    Of datasets without cases each slice is one, and its label the case's.
     """
     source = dataset.source(split)
-    labels, patients = [], []
+    found = []
     for start in range(0, len(source), CHUNK):
         rows = range(start, min(start + CHUNK, len(source)))
         for record in source.__getitems__(rows):
-            labels.append(record["label"])
-            patients.append(record["patient"].decode())
-    arrays = np.array(labels, np.int32), np.array(patients)
+            names = (record.get(name, b"").decode() for name in ("patient", "series", "case"))
+            label, place = int(record["label"]), int(record["slice_index"])
+            own = int(record.get("slice_label", -1))
+            found.append((label, *names, place, float(record["position_mm"]), own))
+    kinds = (np.int32, str, str, str, np.int64, np.float64, np.int32)
+    columns = zip(zip(*found, strict=True), kinds, strict=True)
+    arrays: list[Any] = [np.array(column, kind) for column, kind in columns]
     for array in arrays:
         array.setflags(write=False)
-    return arrays
+    return Fields(*arrays)
+
+
+def read_labels(
+    dataset: Dataset, split: str
+) -> tuple[Int[np.ndarray, " n"], Shaped[np.ndarray, " n"]]:
+    """Class (-1 = none) of the case and patient pseudonym of each record of a split, by row."""
+    fields = read_fields(dataset, split)
+    return fields.labels, fields.patients
+
+
+@functools.cache
+def read_cases(dataset: Dataset, split: str) -> CaseTable:
+    """The cases of a split; where slices are labelled, these in their order.
+
+    Raises:
+      DataError: the slices of a case do not agree.
+    """
+    fields = read_fields(dataset, split)
+    # Series of one case lie one after the other.
+    _, series = np.unique(fields.series, return_inverse=True)
+    order = np.lexsort((fields.order, series)).argsort()
+    return case_table(fields.labels, fields.patients, fields.cases, order)
 
 
 def pretrain_batches(
@@ -347,7 +392,7 @@ def labelled_batches(
     rows = np.arange(len(source)) if indices is None else np.asarray(indices)
     if len(rows) == 0:
         raise DataError(f"{dataset.path}: the subset of split {split!r} is empty")
-    part = _part(batch_size, process_index, process_count)
+    part = share_of(batch_size, process_index, process_count)
 
     def load(step: int, rows: Int[np.ndarray, "global"]) -> Batch:
         batch = _load(source, rows[part], data)
@@ -358,7 +403,7 @@ def labelled_batches(
 
     # Only row numbers run through the shuffle; a global batch of them is cheap everywhere.
     order = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(batch_size)
-    return _read_ahead(order.map_with_index(load), data)
+    return read_ahead(order.map_with_index(load), data)
 
 
 def evaluation_batches(
@@ -401,7 +446,7 @@ def batches_of(
     """Batches of the given rows of a split; -1 is padding (`valid` is False)."""
     source = dataset.source(split)
     batch_size = rows.shape[1]
-    part = _part(batch_size, process_index, process_count)
+    part = share_of(batch_size, process_index, process_count)
 
     def load(step: int, rows: Int[np.ndarray, "global"]) -> Batch:
         mine = rows[part].astype(np.int32)
@@ -409,11 +454,11 @@ def batches_of(
         batch = _load(source, mine, data)
         return {**batch, "index": index, "valid": mine >= 0, "record": mine}
 
-    return _read_ahead(grain.MapDataset.source(rows).map_with_index(load), data)
+    return read_ahead(grain.MapDataset.source(rows).map_with_index(load), data)
 
 
-def _part(batch_size: int, process_index: int, process_count: int) -> slice:
-    """This process's positions of a global batch."""
+def share_of(batch_size: int, process_index: int, process_count: int) -> slice:
+    """This process's positions of a global batch; raises ConfigError if it has no share."""
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(
             f"batch_size={batch_size}: must be a multiple of the number of processes "
@@ -423,7 +468,8 @@ def _part(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * local, (process_index + 1) * local)
 
 
-def _read_ahead(batches: grain.MapDataset, data: DataConfig) -> grain.IterDataset:
+def read_ahead(batches: grain.MapDataset, data: DataConfig) -> grain.IterDataset:
+    """Batches as an iterator that reads ahead, in `data.num_threads`."""
     return batches.to_iter_dataset(
         grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
     )
@@ -431,11 +477,22 @@ def _read_ahead(batches: grain.MapDataset, data: DataConfig) -> grain.IterDatase
 
 def _load(source: Records, rows: Int[np.ndarray, " b"], data: DataConfig) -> Batch:
     """Image and label of the given rows; zeros and -1 where the row is -1."""
-    image = np.zeros((len(rows), data.canvas, data.canvas), np.int16)
     label = np.full(len(rows), -1, np.int32)
+    image = np.zeros((len(rows), data.canvas, data.canvas), np.int16)
     filled = np.flatnonzero(rows >= 0)
     for place, record in zip(filled, source.__getitems__(rows[filled].tolist()), strict=True):
-        stored = record["image"]
-        image[place] = to_canvas(stored.T if data.transpose else stored, data.canvas)
+        image[place] = on_canvas(record["image"], data)
         label[place] = record["label"]
     return {"image": image, "label": label}
+
+
+def read_images(
+    source: Records, rows: Int[np.ndarray, " b"], data: DataConfig
+) -> Int16[np.ndarray, "b s s"]:
+    """The images of the given rows as a batch has them; zeros where the row is -1."""
+    return _load(source, rows, data)["image"]
+
+
+def on_canvas(stored: Int16[np.ndarray, "h w"], data: DataConfig) -> Int16[np.ndarray, "s s"]:
+    """A stored slice as a batch has it."""
+    return to_canvas(stored.T if data.transpose else stored, data.canvas)

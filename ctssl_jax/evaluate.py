@@ -1,10 +1,10 @@
 """Frozen features: what an encoder is worth before any fine-tuning, by kNN and by a linear probe.
 
-A feature is the global average of the last stage's map; the view is the whole slice, BatchNorm is
-in evaluation mode; a random encoder's statistics are measured on the training subset first. Two
-classifiers read the features, both scikit-learn's:
+A feature is the global average of the last stage's map, of a case the mean over its slices; the
+view is the whole slice, BatchNorm is in evaluation mode; a random encoder's statistics are measured
+on the training subset first. Two classifiers read the features, both scikit-learn's:
 
-knn     The k training slices of smallest cosine distance d = 1 - cos vote for their class, each
+knn     The k training cases of smallest cosine distance d = 1 - cos vote for their class, each
         with weight 1 / d; a score is a class's share of the votes. Training slices at distance 0,
         where there are any among the k, vote alone and equally. Features are not centred.
 linear  Logistic regression (softmax) with an L2 penalty on features standardised by the mean and
@@ -32,6 +32,7 @@ from ctssl_jax import data
 from ctssl_jax.augment import Interpolation
 from ctssl_jax.config import EvaluateConfig
 from ctssl_jax.data import DataConfig
+from ctssl_jax.dataset.cases import SLICE, CaseTable, case_word, plural
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.frozen.classifiers import Choice, choose, fit_knn, fit_linear
 from ctssl_jax.frozen.features import Features, features, make_embed, save_embeddings
@@ -69,15 +70,15 @@ def run(
     config, dataset, (subset, held) = opened.config, opened.dataset, opened.drawn
     encoder = config.encoder.build(config.precision)
     weights = _encoder_weights(config, encoder)
-    ks = _neighbours(config, len(subset.rows))
+    word = case_word(dataset.manifest)
+    ks = _neighbours(config, len(subset.cases), word)
     if run_folder.open_run(workdir, config, dataset, audit=opened.audit, encoder=opened.encoder):
         return _found_before(config, workdir)
     run_folder.write_subset(workdir, subset.record(config, held))
 
     classes = len(dataset.classes)
     distributed.say(
-        f"{config.task}: {config.arm}, {len(subset.rows)} of {subset.of} training slices "
-        f"({subset.patients} patients), {classes} classes, "
+        f"{config.task}: {config.arm}, {subset.counted(word, 'training')}, {classes} classes, "
         f"{encoder.widths[-1]} features of ResNet-{config.encoder.depth}"
     )
     if config.encoder_run:
@@ -87,8 +88,8 @@ def run(
     weights = _settled(config, dataset, encoder, weights, subset.rows, mesh)
     embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
     embed = partial(embed, *sharding.replicate(weights, mesh))
-    train = _read(embed, dataset, config.data, config.data.split, mesh, beat).take(subset.rows)
-    val = _read(embed, dataset, config.data, config.val_split, mesh, beat).take(held.rows)
+    read = partial(_read_cases, embed, dataset, config.data, mesh, beat)
+    train, val = read(config.data.split, subset.cases), read(config.val_split, held.cases)
     knn = partial(fit_knn, train, classes)
     linear = partial(fit_linear, train, classes, config.linear_iterations)
     choices = {
@@ -98,7 +99,8 @@ def run(
     for name, choice in choices.items():
         distributed.say(_choice_line(name, choice, config))
 
-    test = _read(embed, dataset, config.data, config.test_split, mesh, beat)
+    tested = data.read_cases(dataset, config.test_split)
+    test = read(config.test_split, tested)
     results = {**results_header(opened, workdir), "test_reads": 1}
     for name, choice in choices.items():
         scored = Scored(test.labels, test.patients, choice.fitted.predict(test.x))
@@ -107,12 +109,13 @@ def run(
             "tried": [[setting, score] for setting, score in choice.tried.items()],
             "converged": choice.fitted.converged,
             "val": choice.val.metrics(),
-            "test": scored.metrics(),
+            "test": scored.metrics()
+            | ({"slices": tested.slices} if np.any(tested.names != "") else {}),
         }
         predictions = {config.val_split: choice.val, config.test_split: scored}
         if distributed.is_first():
-            rows = {config.val_split: held.rows}
-            write_predictions(workdir / f"predictions_{name}.csv", predictions, rows)
+            cases = {config.val_split: held.cases, config.test_split: tested}
+            write_predictions(workdir / f"predictions_{name}.csv", predictions, cases)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
         draw_neighbours(train, val, dataset, config, workdir)
@@ -201,12 +204,13 @@ def _is_unsettled(run: Path) -> bool:
     return fresh and MOMENTUM ** latest_step(run) > 0.01
 
 
-def _neighbours(config: EvaluateConfig, slices: int) -> list[int]:
+def _neighbours(config: EvaluateConfig, cases: int, word: str = SLICE) -> list[int]:
     """The k to choose from: those that the training subset can give."""
-    ks = [k for k in config.knn_k if k <= slices]
+    ks = [k for k in config.knn_k if k <= cases]
     if not ks:
         raise ConfigError(
-            f"knn_k={config.knn_k}: each is more than the {slices} slices of the training subset"
+            f"knn_k={config.knn_k}: each is more than the {cases} {plural(word)} of the training "
+            "subset"
         )
     return ks
 
@@ -238,6 +242,19 @@ def _read(
     return found
 
 
+def _read_cases(
+    embed: Callable[[jax.Array], jax.Array],
+    dataset: data.Dataset,
+    reading: DataConfig,
+    mesh: Mesh,
+    beat: Callable[[], None],
+    split: str,
+    cases: CaseTable,
+) -> Features:
+    """Features of cases of a split."""
+    return _read(embed, dataset, reading, split, mesh, beat).of_cases(cases)
+
+
 def _choice_line(name: str, choice: Choice, config: EvaluateConfig) -> str:
     tried = ", ".join(f"{setting:g}" for setting in choice.tried)
     return (
@@ -260,4 +277,5 @@ def _test_line(results: dict[str, Any]) -> str:
             f"{name} AUC {test['auc']:.3f}, F1 {test['f1']:.3f}, accuracy {test['accuracy']:.3f} "
             f"({symbol} = {results[name][symbol]:g})"
         )
-    return f"test, {test['n']} slices of {test['patients']} patients: {'; '.join(parts)}"
+    word = plural(results.get("case", SLICE))
+    return f"test, {test['n']} {word} of {test['patients']} patients: {'; '.join(parts)}"

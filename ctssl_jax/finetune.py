@@ -1,7 +1,8 @@
 """One labelled run: one task, initialisation, training-set size and seed.
 
 The encoder comes strictly from a run folder, or is random. The epoch is chosen on validation; the
-test split is opened once, at the end, by the chosen weights.
+test split is opened once, at the end, by the chosen weights. What is drawn, validated and tested
+are cases, whatever a step learns (`run.learning`): scans, nodules, or slices.
 """
 
 import dataclasses
@@ -18,20 +19,23 @@ from jax.sharding import Mesh
 
 from ctssl_jax import data
 from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.dataset.cases import SLICE, case_of, case_word, plural
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Start, TrainState
+from ctssl_jax.methods.cases import Cases
 from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
-from ctssl_jax.optim.freezing import finetune_optimizer
+from ctssl_jax.optim import Schedule
+from ctssl_jax.optim.freezing import finetune_optimizer, head_optimizer
 from ctssl_jax.optim.layer_decay import scale_by_layer
-from ctssl_jax.run import batch_statistics
+from ctssl_jax.run import batch_statistics, leakage, learning, likeness
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.budget import Budget, budget
 from ctssl_jax.run.checkpoint import BestWeights, Checkpoints, load_start
 from ctssl_jax.run.opening import Drawn, open_labelled, results_header, start_or_resume
-from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor
+from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor, slice_features
 from ctssl_jax.run.subset import Subset
 from ctssl_jax.train import Due, Pace, Session, attend, fit, init_state, make_step
 
@@ -54,7 +58,7 @@ def run(
     pretrained = None
     if config.encoder_run:
         pretrained = load_start(Path(config.encoder_run), encoder, config.intensity.channels)
-    plan = budget(config, len(drawn.train.rows))
+    plan = budget(config, learning.items(config.method, drawn.train))
     if run_folder.open_run(
         workdir,
         config,
@@ -65,6 +69,11 @@ def run(
     ):
         return run_folder.read_results(workdir)
     run_folder.write_subset(workdir, drawn.train.record(config, drawn.val))
+    leakage.write_learnt(
+        workdir,
+        dataset,
+        {config.data.split: drawn.train.rows, config.val_split: drawn.val.rows},
+    )
 
     mesh = sharding.make_mesh()
     predict = make_predictor(config, encoder, dataset, mesh)
@@ -109,7 +118,8 @@ def run(
         return results
     distributed.say(
         f"test: AUC {test['auc']:.3f}, F1 {test['f1']:.3f}, accuracy {test['accuracy']:.3f} on "
-        f"{test['n']} slices of {test['patients']} patients (epoch {chosen['epoch']})"
+        f"{test['n']} {plural(results['case'])} of {test['patients']} patients "
+        f"(epoch {chosen['epoch']})"
     )
     return results
 
@@ -129,45 +139,33 @@ def _train(
 ) -> TrainState:
     """All steps, with validations between; leaves the best weights in `best`."""
     subset, val = drawn
-    tx, head_lr = finetune_optimizer(config.optim, plan.freeze, plan.steps_per_epoch)
-    if pretrained and config.layer_decay < 1:
-        tx = optax.chain(tx, scale_by_layer(config.layer_decay, config.encoder.depth))
+    frozen = learning.is_frozen(config.method)
+    tx, head_lr = _optimizer(config, plan, bool(pretrained))
     method = _balanced(config, dataset, subset)
-    batches = iter(
-        data.labelled_batches(
-            dataset,
-            config.data,
-            split=config.data.split,
-            indices=subset.rows,
-            batch_size=plan.batch_size,
-            seed=config.seed,
-            **sharding.process_share(),
-        )
-    )
     fresh = partial(init_state, method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
     places = sharding.state_shardings(jax.eval_shape(fresh, key), mesh)
     checkpoints = Checkpoints(workdir, method=type(config.method).__name__, keep=1)
-    state, unfinished = start_or_resume(checkpoints, fresh, key, pretrained, batches, places)
+    position = learning.Position()
+    state, unfinished = start_or_resume(checkpoints, fresh, key, pretrained, position, places)
     writer = run_folder.writer(workdir, int(state.step))
     check = attend(supervisor, mesh)
-    writer.line(
-        f"{config.task}: {config.arm}, {len(subset.rows)} of {subset.of} training slices "
-        f"({subset.patients} patients), {len(dataset.classes)} classes, seed {config.seed}, "
-        f"{len(val.rows)} of {val.of} validation slices ({val.patients} patients)"
-        + (f", resumed at step {int(state.step):,}" if int(state.step) else "")
-    )
-    writer.line(
-        f"labels in all: {len(subset.rows) + len(val.rows)} slices, validation's among them"
-    )
-    for line in _notes(config, dataset):
+    for line in _opening_lines(config, dataset, drawn, int(state.step)):
         writer.line(line)
     settle = _make_settle(config, encoder, dataset, subset, mesh, check)
+    known = learning.NONE
+    if frozen:
+        state = settle(state)
+        writer.line("features of all slices, once: the encoder learns nothing")
+        known = learning.known_features(predict, state, dataset, config, drawn, mesh, check)
+    batches = iter(learning.batches(config, dataset, subset, plan.batch_size, known.train))
+    position.seek(batches)
 
     def validate(state: TrainState, number: int) -> None:
-        ready = settle(state)  # what training goes on with stays as it is
+        # What training goes on with stays as it is.
+        ready = state if frozen else settle(state)
         truth, scores, loss = evaluate(
-            predict, ready, dataset, config, config.val_split, mesh, val.rows, check
+            *(predict, ready, dataset, config, config.val_split, mesh, val.cases, check, known.val)
         )
         found = {"loss": loss, **classification_metrics(truth, scores)}
         epoch = plan.epoch(number)
@@ -204,7 +202,7 @@ def _train(
         config.seed,
         plan.total_steps,
         plan.steps_per_epoch,
-        plan.batch_size,
+        plan.batch_size * learning.slices_of_one(config.method),
         log_every=max(1, plan.total_steps // 10),
         save_every=config.checkpoint_every_epochs * plan.steps_per_epoch,
     )
@@ -221,6 +219,33 @@ def _train(
                 "give more steps or epochs"
             )
         return state
+
+
+def _optimizer(
+    config: FinetuneConfig, plan: Budget, pretrained: bool
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Of the run, and the head's learning rate by step."""
+    if learning.is_frozen(config.method):
+        return head_optimizer(config.optim)
+    tx, head_lr = finetune_optimizer(config.optim, plan.freeze, plan.steps_per_epoch)
+    if pretrained and config.layer_decay < 1:
+        tx = optax.chain(tx, scale_by_layer(config.layer_decay, config.encoder.depth))
+    return tx, head_lr
+
+
+def _opening_lines(
+    config: FinetuneConfig, dataset: data.Dataset, drawn: Drawn, step: int
+) -> list[str]:
+    """What the log says of a run as it starts or goes on."""
+    word, (train, val) = case_word(dataset.manifest), drawn
+    return [
+        f"{config.task}: {config.arm}, {train.counted(word, 'training')}, "
+        f"{len(dataset.classes)} classes, seed {config.seed}, {val.counted(word, 'validation')}"
+        + (f", resumed at step {step:,}" if step else ""),
+        f"labels in all: {len(train.cases) + len(val.cases)} {plural(word)}, validation's among "
+        "them",
+        *_notes(config, dataset),
+    ]
 
 
 def _make_settle(
@@ -257,8 +282,16 @@ def _make_settle(
 def _notes(config: FinetuneConfig, dataset: data.Dataset) -> list[str]:
     """What the log says of the input before training."""
     notes = []
-    if dataset.manifest.get("labels_of") == "scan":
+    of_cases = case_of(dataset.manifest) != SLICE
+    if dataset.manifest.get("labels_of") == "scan" and not of_cases:
         notes.append("note: the labels are of scans; each slice was given that of its scan")
+    if of_cases and not isinstance(config.method, Cases):
+        word = case_word(dataset.manifest)
+        notes.append(
+            f"note: the labels are of {plural(word)}; each slice learns that of its {word}, which "
+            "is scored by the mean of its slices: configs/finetune_cases.py learns "
+            f"{plural(word)}"
+        )
     if config.encoder_run:
         notes += run_folder.notes(config.encoder_run, config.intensity)
     return notes
@@ -282,13 +315,13 @@ def _scores(found: Mapping[str, float]) -> str:
 
 
 def _balanced(config: FinetuneConfig, dataset: data.Dataset, subset: Subset) -> Supervised:
-    """The method, with weights n / (k * n_c) of the n slices and k classes if that is asked for.
+    """The method, with weights n / (k * n_c) of n labels and k classes if that is asked for.
 
     Not in `config.json`: the runs of an arm are of one config, whatever subset a seed draws.
     """
     if not config.balance_classes:
         return config.method
-    labels = data.read_labels(dataset, config.data.split)[0][subset.rows]
+    labels = learning.labels(config.method, dataset, config.data.split, subset)
     count = np.bincount(labels, minlength=len(dataset.classes))
     weights = len(labels) / (len(count) * np.maximum(count, 1))
     return dataclasses.replace(config.method, class_weights=tuple(weights.tolist()))
@@ -308,13 +341,24 @@ def _test_once(
 
     None without `read_test`: then neither a test slice nor its label is looked at.
     """
-    rows = {config.val_split: drawn.val.rows}
+    cases = {config.val_split: drawn.val.cases}
     if config.read_test:
-        rows[config.test_split] = np.arange(len(dataset.source(config.test_split)))
+        cases[config.test_split] = data.read_cases(dataset, config.test_split)
     scored: dict[str, Scored] = {}
-    for split, own in rows.items():
-        labels, scores, _ = evaluate(predict, state, dataset, config, split, mesh, own, check)
-        scored[split] = Scored(labels, data.read_labels(dataset, split)[1][own], scores)
+    for split, own in cases.items():
+        rows = own.slice_rows()
+        features = slice_features(predict, state, dataset, config, split, mesh, rows, check)
+        labels, scores, _ = evaluate(
+            *(predict, state, dataset, config, split, mesh, own, check, features)
+        )
+        scored[split] = Scored(labels, own.patients, scores)
+        if split == config.val_split and distributed.is_first():
+            means = [features[np.searchsorted(rows, each)].mean(axis=0) for each in own.rows]
+            likeness.save_reference(workdir, np.stack(means))
     if distributed.is_first():
-        write_predictions(workdir / "predictions.csv", scored, rows)
-    return scored[config.test_split].metrics() if config.read_test else None
+        write_predictions(workdir / "predictions.csv", scored, cases)
+    if not config.read_test:
+        return None
+    tested = cases[config.test_split]
+    counted = {"slices": tested.slices} if np.any(tested.names != "") else {}
+    return scored[config.test_split].metrics() | counted

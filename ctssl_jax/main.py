@@ -28,7 +28,9 @@ from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.hosts.signals import Supervisor
 
-PHANTOM = "data/phantom"  # as configs/phantom.py names it
+# As configs/phantom.py names them, with the flags that make them.
+PHANTOM, SCANS = "data/phantom", "data/phantom_scans"
+PHANTOMS = {PHANTOM: (), SCANS: ("--patients=40", "--size=64", "--lesion_slices=2")}
 
 
 def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:
@@ -59,22 +61,22 @@ def run(config: Any, workdir: Path, supervisor: Supervisor) -> None:
 
 def provide_phantom(path: str) -> None:
     """Makes the embedded phantom where the presets `:demo` and `:smoke` expect it."""
-    if path == PHANTOM:
-        distributed.on_first(prepare_phantom)
+    if path in PHANTOMS:
+        distributed.on_first(lambda: prepare_phantom(path))
 
 
-def prepare_phantom() -> None:
+def prepare_phantom(path: str = PHANTOM) -> None:
     """Makes the embedded phantom if it is not there; does not start JAX."""
-    if not Path(PHANTOM).exists():
-        print(f"preparing the embedded CT phantom in {PHANTOM}", flush=True)
+    if not Path(path).exists():
+        print(f"preparing the embedded CT phantom in {path}", flush=True)
+        words = [f"--out={path}", *PHANTOMS[path]]
         # A process of its own: preparation is built on this package, not the other way.
         made = subprocess.run(
-            [sys.executable, "-m", "data_prep.phantom", f"--out={PHANTOM}"],
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "data_prep.phantom", *words], stdout=subprocess.DEVNULL
         )
         if made.returncode:
             raise DataError(
-                f"the phantom was not made: try python -m data_prep.phantom --out={PHANTOM}"
+                f"the phantom was not made: try python -m data_prep.phantom {' '.join(words)}"
             )
 
 

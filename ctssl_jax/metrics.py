@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.errors import StorageError
 from ctssl_jax.files import read_bytes, read_text, whole_file, write_text
 
@@ -194,14 +195,14 @@ def classification_metrics(labels: Int[np.ndarray, " n"], scores: Float[np.ndarr
 
 
 class Scored(NamedTuple):
-    """Labels, patient pseudonyms and class probabilities of a split, in record order."""
+    """Labels, patient pseudonyms and class probabilities of a split's cases, in their order."""
 
     labels: Int[np.ndarray, " n"]
     patients: Shaped[np.ndarray, " n"]
     scores: Float[np.ndarray, "n k"]
 
     def metrics(self) -> dict[str, Any]:
-        """AUC, F1 and accuracy, with the number of slices `n` and of `patients`."""
+        """AUC, F1 and accuracy, with the number of cases `n` and of `patients`."""
         found = classification_metrics(self.labels, self.scores)
         return {**found, "n": len(self.labels), "patients": len(set(self.patients))}
 
@@ -209,21 +210,28 @@ class Scored(NamedTuple):
 def write_predictions(
     path: Path,
     scored: Mapping[str, Scored],
-    rows: Mapping[str, Int[np.ndarray, " n"]] | None = None,
+    cases: Mapping[str, CaseTable] | None = None,
 ) -> None:
-    """Writes every prediction of some splits as CSV, one row for each record.
+    """Writes every prediction of some splits as CSV, one row for each case.
 
-    `rows` has the row numbers of splits of which only a part was scored.
+    `record` is the row number of the slice that is the case, or of the first in the split of the
+    case's; `cases` says which. Where cases are not slices, `case` is the pseudonym and `slices`
+    counts them.
     """
+    known = cases or {}
+    named = any(np.any(table.names != "") for table in known.values())
     columns = [f"score_{k}" for k in range(next(iter(scored.values())).scores.shape[1])]
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["split", "record", "patient", "label", *columns])
+        of_case = ["case", "slices"] if named else []
+        writer.writerow(["split", "record", *of_case, "patient", "label", *columns])
         for split, (labels, patients, scores) in scored.items():
-            records = (rows or {}).get(split, np.arange(len(labels)))
+            table = known.get(split)
+            records = np.arange(len(labels)) if table is None else table.records
             for place, record in enumerate(records.tolist()):
+                case = [table.names[place], len(table.rows[place])] if named and table else []
                 row = [f"{score:.6g}" for score in scores[place]]
-                writer.writerow([split, record, patients[place], labels[place], *row])
+                writer.writerow([split, record, *case, patients[place], labels[place], *row])
 
 
 def read_predictions(path: Path, split: str) -> Scored:

@@ -71,8 +71,9 @@ def make_step(
 
     Randomness is a function of (the run's key, step, global index of the slice), never of devices.
     The key is an argument, so that runs that differ by their seed share a compiled program. A batch
-    holds `image` (int16 `[b, h, w]`), `index`, `record` and `label` (int32 `[b]`). With
-    `accumulate` the gradient is the mean over so many microbatches, taken one after the other.
+    holds `image` (int16 `[b, h, w]`), `index`, `record` and `label` (int32 `[b]`), and what else
+    the method reads; one of `features` in place of `image` has no views. With `accumulate` the
+    gradient is the mean over so many microbatches, taken one after the other.
     """
 
     def gradient(
@@ -80,12 +81,13 @@ def make_step(
     ) -> tuple[jax.Array, Out, PyTree]:
         keys = augment.image_keys(key, progress.step, batch["index"])
         view_keys, method_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        unit = augment.to_unit(batch["image"], intensity, kind)
-        views = augment.make_views(view_keys, unit, method.views)
-        views = tuple(augment.normalise(view, intensity) for view in views)
-        batch = {**batch, "views": views, "keys": method_keys}
+        seen = {**batch, "keys": method_keys}
+        if "image" in batch:
+            unit = augment.to_unit(batch["image"], intensity, kind)
+            views = augment.make_views(view_keys, unit, method.views)
+            seen["views"] = tuple(augment.normalise(view, intensity) for view in views)
         grad = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
-        (loss, out), grads = grad(encoder, state.params, state, batch, step_key, progress)
+        (loss, out), grads = grad(encoder, state.params, state, seen, step_key, progress)
         return loss, out, grads
 
     def mean_gradient(

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from ctssl_jax import command as frame
 from ctssl_jax.dataset.canvas import SMALLEST
+from ctssl_jax.dataset.cases import plural
 from ctssl_jax.dataset.verdict import read_verdict
 from ctssl_jax.errors import ConfigError, DataError
 from data_prep import effects, names, show_pairs
 from data_prep.audit import audit
+from data_prep.cases import CaseOf
 from data_prep.irregular import Irregular
 from data_prep.not_duplicates import read_not_duplicates
 from data_prep.patients import PatientBy
@@ -124,6 +126,11 @@ def new_parser(
         help="print where each rejected file is; paths may name patients",
     )
     parser.add_argument(
+        "--show_cases",
+        action="store_true",
+        help="print where each case is that was kept, by its pseudonym; paths may name patients",
+    )
+    parser.add_argument(
         "--beam",
         metavar="OPTIONS",
         help="work on Apache Beam with these pipeline options, "
@@ -163,6 +170,31 @@ def add_positive(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="CLASS",
         help="the class of two that F1, AUC and the like are of; without it the last in order",
+    )
+
+
+def add_case(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what a label is of."""
+    parser.add_argument(
+        "--case",
+        choices=[choice.value for choice in CaseOf if choice is not CaseOf.CASE],
+        default=CaseOf.AUTO.value,
+        help="what one label is of, which everything then counts. auto: what the rows of --labels "
+        "name, or its column case; without a table a DICOM series, a volume, or a single image",
+    )
+    parser.add_argument(
+        "--case_name",
+        default="",
+        metavar="WORD",
+        help="what you call that, in the singular: nodule; without it scan, slice, study or "
+        "patient",
+    )
+    parser.add_argument(
+        "--slice_labels",
+        default="",
+        metavar="FILE",
+        help="CSV of labels of single slices, beside those of their cases, with the columns file "
+        "or sop, and label, in the same classes",
     )
 
 
@@ -260,6 +292,7 @@ def run_source(
             max_rejected=args.max_rejected,
             beam=args.beam,
             show_paths=args.show_paths,
+            show_cases=args.show_cases,
             excluded=excluded,
             not_duplicates=apart,
             patient_by=patient_by,
@@ -312,12 +345,15 @@ def run(
 
 
 def table(manifest: Manifest) -> str:
-    """Returns what was written, as text: splits and classes."""
-    classes = manifest["classes"]
-    rows = [["split", "slices", "patients", "series", *classes]]
+    """Returns what was written, as text: splits, and in each the cases of each class."""
+    classes, units = manifest["classes"], ["slices", "patients", "series"]
+    cases, word = manifest["cases"], plural(manifest["case"]["word"])
+    of_cases = [word if word not in units else "cases"] if cases else []
+    rows = [["split", *of_cases, *units, *classes]]
     for split, n in manifest["splits"].items():
-        rows.append([split, *(str(n[k]) for k in ("slices", "patients", "series"))])
-        rows[-1] += [str(count) for count in n["labels"]]
+        counted = cases.get(split, {"labels": n["labels"]})
+        rows.append([split, *(str(counted["count"]) for _ in of_cases)])
+        rows[-1] += [str(count) for count in (*(n[unit] for unit in units), *counted["labels"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows

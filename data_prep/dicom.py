@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_prep import command
+from data_prep.cases import Case, CaseOf
 from data_prep.irregular import Irregular
 from data_prep.origin import Origin
 from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
@@ -103,10 +104,11 @@ class DicomSource:
 
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
+        case = Case(CaseOf.SERIES).told()
         if self.patient_by is PatientBy.STUDY:
-            return {"patients_known": False, "patients_from": "study"}
+            return {"patients_known": False, "patients_from": "study", "case": case}
         origin = "path" if self.patient_regex else "header"
-        return {"patients_known": True, "patients_from": origin}
+        return {"patients_known": True, "patients_from": origin, "case": case}
 
     def _header(self, item: Item) -> Header:
         """The header of an item; its patient is that of the item, if it has one."""
@@ -164,6 +166,7 @@ class DicomSource:
                 spacing_mm=(distance, *frame.pixel_mm),
                 thickness_mm=frame.thickness_mm,
                 number=number,
+                case=f"series {series}",
             )
 
 

@@ -108,6 +108,8 @@ def _patient_by(now: Situation) -> str:
 EFFECTS: Mapping[str, Effect] = {
     "beam": _always,
     "canvas": _always,
+    "case": _always,  # `cases.require_possible` sees to it
+    "case_name": _always,
     "dicom": _always,  # of data_prep.phantom
     "dry_run": _always,
     "exclude_patients_of": _exclude,
@@ -118,6 +120,7 @@ EFFECTS: Mapping[str, Effect] = {
     "hu_offset": _of("image"),
     "key": _always,
     "labels": _always,
+    "lesion_slices": _always,
     "max_rejected": _always,
     "md5": _always,
     "not_duplicates": _always,
@@ -128,9 +131,11 @@ EFFECTS: Mapping[str, Effect] = {
     "positive": _always,  # `labels.with_positive` sees to it
     "seed": _seed,
     "series": _always,
+    "show_cases": _always,
     "show_pairs": _always,
     "show_paths": _always,
     "size": _always,
+    "slice_labels": _always,  # `slice_labels.join` sees to it
     "slices": _always,
     "source": _always,
     "split_by": _always,

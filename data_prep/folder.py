@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ctssl_jax.errors import ConfigError, DataError
-from data_prep import command
+from data_prep import cases, command
+from data_prep.cases import Case, CaseOf
 from data_prep.dicom import STACK, DicomSource
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy, PatientFinder
 from data_prep.pipeline.split import shared_patients
-from data_prep.readers import images, labels, listing
+from data_prep.readers import images, labels, listing, slice_labels
 from data_prep.readers.dicom_identity import identifiers
 from data_prep.readers.folder_files import Files, Format
 from data_prep.readers.hounsfield import HOUNSFIELD, Values
@@ -45,7 +46,8 @@ class FolderSource:
     """DICOM series and volumes of a folder, labelled; a `source.Source`.
 
     The part of an item says which it is; its patient, label and split take the place of those in
-    the file. Slices of a series that have no label, beside some that have, are left out.
+    the file, and its case, if it has one, that of the series. Slices of a series that have no
+    label, beside some that have, are left out.
 
     Attributes:
         root: The folder.
@@ -53,6 +55,7 @@ class FolderSource:
         values: AUTO, or HU if they are that by the user's word.
         kind: What is in it: "dicom", "volume" or "dicom+volume".
         patient_by: What counts as a patient.
+        case: What a label is of.
         classes: Names of the classes.
         remarks: What `notes` says.
         known: What `facts` says.
@@ -64,6 +67,7 @@ class FolderSource:
     values: Values
     kind: str
     patient_by: PatientBy = PatientBy.AUTO
+    case: Case = Case(CaseOf.SERIES)
     classes: Sequence[str] = ()
     remarks: Sequence[str] = ()
     known: Mapping[str, Any] = field(default_factory=lambda: {"patients_known": False})
@@ -78,7 +82,8 @@ class FolderSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {**self._dicom.options(), "labelled": bool(self.classes)}
+        options = {"labelled": bool(self.classes), "case": self.case.of.value}
+        return {**self._dicom.options(), **options}
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
@@ -97,7 +102,8 @@ class FolderSource:
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
         """See `Source`."""
         if not _is_dicom(items[0]):
-            yield from self._volumes.read(items)
+            for found in self._volumes.read(items):
+                yield self._with_case(found, items[0]) if isinstance(found, Slice) else found
             return
         if self.classes and all(item.label < 0 for item in items):
             raise Unwanted(UNLABELLED)
@@ -112,7 +118,12 @@ class FolderSource:
             elif self.classes and of_number[found.number].label < 0:
                 yield Rejected(found.number, UNLABELLED, fault=False)
             else:
-                yield replace(found, label=of_number[found.number].label, split=split)
+                item = of_number[found.number]
+                marked = replace(found, label=item.label, split=split, slice_label=item.slice_label)
+                yield self._with_case(marked, item)
+
+    def _with_case(self, found: Slice, item: Item) -> Slice:
+        return replace(found, case=self.case.name(item, found.series, found.patient))
 
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
@@ -145,6 +156,9 @@ class Wishes:
         hu_offset: What is to be subtracted from 16-bit images to make HU; None: they are grey.
         patient_by: What counts as a patient.
         positive: The class of two that is to be the last; "" for their natural order.
+        case: What a label is of.
+        case_name: What people call that, in the singular; "" for the usual word.
+        slice_labels: A table of labels of slices, beside those of their cases; "" for none.
     """
 
     labels: str = ""
@@ -155,6 +169,9 @@ class Wishes:
     hu_offset: int | None = None
     patient_by: PatientBy = PatientBy.AUTO
     positive: str = ""
+    case: CaseOf = CaseOf.AUTO
+    case_name: str = ""
+    slice_labels: str = ""
 
 
 def make_source(root: Path, labelled: str = "", patient_regex: str = "", **others: Any) -> Source:
@@ -176,8 +193,8 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
     if not root.is_dir():
         raise DataError("--source is not a folder")
     finder = PatientFinder.of(patient_regex, root)
-    table = os.path.realpath(labelled) if labelled else ""
-    entries = [entry for entry in listing.entries(root) if entry.path != table]
+    tables = [os.path.realpath(table) for table in (labelled, wishes.slice_labels) if table]
+    entries = [entry for entry in listing.entries(root) if entry.path not in tables]
     paths = [entry.path for entry in entries if entry.flaw is None]
     files = Files(paths, finder, wishes.format, labelled == "folder")
     described = [files.describe(path) for path in files.paths]
@@ -185,28 +202,33 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
     if patient_regex and found.by_table:
         raise ConfigError("--patient_regex would have no effect: --labels names all patients")
     found = labels.with_positive(found, wishes.positive)
+    if wishes.slice_labels:
+        found = slice_labels.join(found, wishes.slice_labels, root, identifiers)
+    case = _case(found, files, wishes)
+    found = replace(found, items=_with_cases(found, case, root))
     taken = {item.path for item in found.items}
     others_found = [e for e in entries if e.flaw is not None and e.path not in taken]
     items = [*found.items, *(Item(0, e.path, flaw=e.flaw) for e in others_found)]
     notes = [*found.notes, *finder.require_clear(files.paths)]
     if not found.patients_known:
-        notes.append(EACH_IMAGE if files.hold(Format.IMAGE) else EACH_VOLUME)
+        notes.append(_each_counts(case, files))
     known: dict[str, Any] = {
         "patients_known": found.patients_known,
         "patients_from": _patients_from(found, files, wishes),
+        "case": case.told(),
     }
     if wishes.positive:
         known["positive"] = wishes.positive
     if files.hold(Format.IMAGE):
         if found.classes:
-            known["labels_of"] = "slice" if found.by_file else "scan"
+            known["labels_of"] = "slice" if case.of is CaseOf.SLICE and found.by_file else "scan"
         items, masks = images.without_masks(items, root)
         notes += [f"{masks} files are masks beside images and were left out"] * bool(masks)
         _require_whole_patients([(i.patient, i.split) for i in items if i.flaw is None])
-        return _image_source(items, found.classes, notes, known, wishes)
+        return _image_source(items, found.classes, notes, known, wishes, case)
     listed = [replace(files.part(item), number=n) for n, item in enumerate(items, 1)]
     source = FolderSource(
-        *(root, wishes.irregular, wishes.values, files.kind, wishes.patient_by),
+        *(root, wishes.irregular, wishes.values, files.kind, wishes.patient_by, case),
         *(found.classes, notes, known, listed),
     )
     _require_whole_patients([(_patient(source, i), i.split) for i in listed if i.split])
@@ -219,6 +241,7 @@ def _image_source(
     notes: list[str],
     known: Mapping[str, Any],
     wishes: Wishes,
+    case: Case,
 ) -> ImageSource:
     """Images as grey, or as HU; with a note where grey looks like HU."""
     paths = [item.path for item in items if item.flaw is None]
@@ -229,7 +252,48 @@ def _image_source(
         *("folder", classes, bits, notes, None, images.numbered(items), known),
         hu_offset=wishes.hu_offset,
         values=wishes.values,
+        case=case,
     )
+
+
+def _case(found: Labelled, files: Files, wishes: Wishes) -> Case:
+    """What the labels are of, by the user's word or by the rows of the table."""
+    images_only = files.hold(Format.IMAGE)
+    cases.require_possible(wishes.case, images_only)
+    if wishes.case is not CaseOf.AUTO:
+        return Case(wishes.case, wishes.case_name)
+    if found.has_cases:
+        return Case(CaseOf.CASE, wishes.case_name)
+    if not found.column:
+        return Case(CaseOf.SLICE if images_only else CaseOf.SERIES, wishes.case_name)
+    names_slices = any(i.wanted and files.is_slice(i.path) for i in found.items if not i.flaw)
+    names_folders = any(item.case for item in found.items)
+    return Case(cases.by_table(found.column, names_slices, names_folders), wishes.case_name)
+
+
+def _with_cases(found: Labelled, case: Case, root: Path) -> list[Item]:
+    """The items, those without a case with what the path or header says of it.
+
+    Where patients are not known, a case is one: never a slice of it.
+    """
+    if case.of not in (CaseOf.FOLDER, CaseOf.STUDY, CaseOf.ACCESSION, CaseOf.CASE):
+        return list(found.items)
+    header = identifiers if case.of in (CaseOf.STUDY, CaseOf.ACCESSION) else lambda _: {}
+
+    def named(item: Item) -> Item:
+        if not (item.case or item.flaw):
+            name = cases.identified(item, case.of, root, header(item.path))
+            item = replace(item, case=name)
+        return item if found.patients_known else replace(item, patient=item.case or item.patient)
+
+    return [named(item) for item in found.items]
+
+
+def _each_counts(case: Case, files: Files) -> str:
+    """What is noted where patients are not known."""
+    if case.of in (CaseOf.FOLDER, CaseOf.CASE):
+        return f"patients are not known: each {case.told()['word']} counts as its own patient"
+    return EACH_IMAGE if files.hold(Format.IMAGE) else EACH_VOLUME
 
 
 def _suspicion(paths: Sequence[str]) -> list[str]:
@@ -305,6 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "accession or patient",
     )
     command.add_positive(parser)
+    command.add_case(parser)
     parser.add_argument(
         "--format",
         choices=[choice.value for choice in Format],
@@ -331,6 +396,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             hu_offset=args.hu_offset,
             patient_by=PatientBy(args.patient_by),
             positive=args.positive,
+            case=CaseOf(args.case),
+            case_name=args.case_name,
+            slice_labels=args.slice_labels,
         )
 
     return command.run_source(from_flags, parser, argv)

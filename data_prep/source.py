@@ -66,6 +66,9 @@ class Item:
         row: Line of the table that speaks of it; 0 if none.
         wanted: Whether that names this very file, so that whatever is wrong with it is a fault.
         flaw: Why it is not to be opened, and whether that is a fault; None to read it.
+        case: What its label is of, as in the source, where that is known without opening the file
+            and is neither the slice, the series nor the patient; else "".
+        slice_label: Index of the class of this very slice, beside that of its case; -1 if none.
     """
 
     number: int
@@ -77,6 +80,8 @@ class Item:
     row: int = 0
     wanted: bool = False
     flaw: tuple[str, bool] | None = None
+    case: str = ""
+    slice_label: int = -1
 
     def require_sound(self) -> None:
         """Raises its flaw, as `Unusable` or `Unwanted`, if it has one."""
@@ -112,6 +117,8 @@ class Slice:
         label: Index of the class, -1 if none.
         split: "" to split by patient.
         number: Of the item that it was read from, where its source says so; else 0.
+        case: What its label is of: a scan, a nodule, a patient; "" for the slice itself.
+        slice_label: Index of the class of this very slice, beside that of its case; -1 if none.
     """
 
     image: Int16[np.ndarray, "h w"]
@@ -124,6 +131,8 @@ class Slice:
     label: int = -1
     split: str = ""
     number: int = 0
+    case: str = ""
+    slice_label: int = -1
 
 
 @dataclass(frozen=True)
@@ -218,7 +227,8 @@ class Source(Protocol):
 
         `patients_known`, whether the source tells patients apart; `patients_from`, where it says
         so: "header", "path", "table", "study", or "name" where each file is its own; `positive`,
-        the class of two that was named so.
+        the class of two that was named so; `case`, what a label is of (`cases.Case.told`), which
+        is the slice where nothing is said.
         """
 
     def notes(self) -> Sequence[str]:

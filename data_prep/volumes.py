@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Num
 
 from data_prep import command
+from data_prep.cases import Case, CaseOf
 from data_prep.irregular import Irregular
 from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
 from data_prep.pipeline.records import to_hu
@@ -106,7 +107,9 @@ class VolumeSource:
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
         known = bool(self.patient_regex)
-        return {"patients_known": known, "patients_from": "path" if known else "name"}
+        source = "path" if known else "name"
+        case = Case(CaseOf.SERIES).told()
+        return {"patients_known": known, "patients_from": source, "case": case}
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""
@@ -133,6 +136,7 @@ class VolumeSource:
                 spacing_mm=volume.spacing_mm,
                 label=item.label,
                 split=item.split,
+                case=f"series {self._series(item)}",
             )
 
 

@@ -14,7 +14,7 @@ from ctssl_jax.config import (
     to_json,
 )
 from ctssl_jax.errors import ConfigError
-from ctssl_jax.methods import SparK, Supervised
+from ctssl_jax.methods import Cases, SparK, Supervised
 from ctssl_jax.nn.active import SparseForm
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.optim.freezing import finetune_optimizer
@@ -53,6 +53,12 @@ def step_specs(config, total_steps=1000):
         "record": jax.ShapeDtypeStruct((b,), jnp.int32),
         "label": jax.ShapeDtypeStruct((b,), jnp.int32),
     }
+    if isinstance(config.method, Cases):
+        n = b * config.method.slices
+        batch |= {name: jax.ShapeDtypeStruct((n,), jnp.int32) for name in ("index", "record")}
+        batch |= {"valid": jax.ShapeDtypeStruct((n,), bool)}
+        batch |= {"slice_label": jax.ShapeDtypeStruct((n,), jnp.int32)}
+        batch |= {"image": jax.ShapeDtypeStruct((n, s, s), jnp.int16)}
     return state, *jax.eval_shape(step, state, batch, key)
 
 

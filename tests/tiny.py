@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from ctssl_jax.augment import Intensity, ViewGroup
 from ctssl_jax.augment import views as augment
+from ctssl_jax.config import EncoderConfig
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods import BYOL, MoCo, SimCLR, SparK, SwAV
 from ctssl_jax.nn.normalisation import BatchNorm
@@ -74,6 +75,16 @@ METHODS = {
     "simclr": SimCLR(hidden=8, features=6, view=view(count=2)),
 }
 ENCODER = TinyEncoder()
+
+
+def patch_runs(patch):
+    """Every config builds the tiny encoder, and runs have one device."""
+    patch.setattr(
+        EncoderConfig,
+        "build",
+        lambda config, precision: TinyEncoder(dtype=jnp.dtype(precision.value)),
+    )
+    patch.setattr(sharding, "all_devices", lambda: jax.devices()[:1])
 
 
 def optimizer(total_steps, name=OptimizerName.SGD, lr=0.01):

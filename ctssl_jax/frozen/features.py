@@ -14,6 +14,7 @@ from ctssl_jax import data
 from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
 from ctssl_jax.augment import views as augment
 from ctssl_jax.data import DataConfig
+from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.errors import DivergedError
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import PyTree
@@ -23,16 +24,24 @@ Embed = Callable[[PyTree, PyTree, Any], jax.Array]
 
 
 class Features(NamedTuple):
-    """Features of a split, or of some of its records, in record order."""
+    """Features of a split, of its slices or of its cases, or of some of them, in their order.
+
+    `records` are row numbers in the split; of a case the smallest of its slices'.
+    """
 
     x: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
     patients: Shaped[np.ndarray, " n"]
-    records: Int[np.ndarray, " n"]  # row numbers in the split
+    records: Int[np.ndarray, " n"]
 
     def take(self, rows: Int[np.ndarray, " m"]) -> "Features":
         """Those at the given places."""
         return Features(*(part[rows] for part in self))
+
+    def of_cases(self, cases: CaseTable) -> "Features":
+        """Those of cases: the mean over the slices of each; of whole splits alone."""
+        x = np.stack([self.x[rows].mean(axis=0) for rows in cases.rows])
+        return Features(x, cases.labels, cases.patients, cases.records.astype(np.int32))
 
 
 def save_embeddings(path: Path, **splits: Features) -> None:

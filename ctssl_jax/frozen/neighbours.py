@@ -1,7 +1,8 @@
-"""Which training slices an encoder takes for most alike: a picture to judge its features by eye.
+"""Which training cases an encoder takes for most alike: a picture to judge its features by eye.
 
-The queries are slices of validation, spread over the split before anything is known of them: what
-people look at is not the test. Their neighbours are those of `classifiers.fit_knn`.
+A case is shown by its middle slice. The queries are cases of validation, spread over the split
+before anything is known of them: what people look at is not the test. Their neighbours are those of
+`classifiers.fit_knn`.
 """
 
 import csv
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from ctssl_jax import data
 from ctssl_jax.augment import views as augment
 from ctssl_jax.config import EvaluateConfig
 from ctssl_jax.data import Dataset
@@ -69,10 +71,18 @@ def draw_neighbours(
     temporary.rename(workdir / "figures" / "neighbours.csv")
 
 
+def _shown(dataset: Dataset, split: str, record: int) -> int:
+    """The row of the slice that stands for a case: the middle one."""
+    cases = data.read_cases(dataset, split)
+    rows = cases.rows[int(np.flatnonzero(cases.records == record)[0])]
+    return int(rows[len(rows) // 2])
+
+
 def _slices(
     dataset: Dataset, config: EvaluateConfig, places: list[tuple[str, int]]
 ) -> Float[np.ndarray, "b 128 128"]:
-    """Slices by split and row number, 0..1."""
-    stored = [dataset.source(split)[record]["image"] for split, record in places]
+    """A slice of each case, by split and record, 0..1."""
+    shown = [(split, _shown(dataset, split, record)) for split, record in places]
+    stored = [dataset.source(split)[row]["image"] for split, row in shown]
     tiles = jnp.asarray(np.stack([to_canvas(image, TILE) for image in stored]))
     return np.asarray(augment.to_unit(tiles, config.intensity, dataset.intensity))[..., 0]

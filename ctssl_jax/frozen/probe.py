@@ -9,6 +9,7 @@ from ctssl_jax import data
 from ctssl_jax.augment import Intensity
 from ctssl_jax.config import ProbeConfig
 from ctssl_jax.data import DataConfig
+from ctssl_jax.dataset.cases import case_word, plural
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.frozen.classifiers import fit_knn
 from ctssl_jax.frozen.features import features, make_embed
@@ -47,16 +48,21 @@ def make_probe(
     data.require_canvas(dataset, config.canvas, "probe.canvas")
     leakage.require_audit(dataset, accept_leakage)
     data.require_labels(dataset, "train", "val")
-    slices, classes = len(dataset.source("train")), len(dataset.classes)
-    if config.k > slices:
-        raise ConfigError(f"probe.k={config.k}: {dataset.name} has {slices} training slices")
+    cases, classes = len(data.read_cases(dataset, "train")), len(dataset.classes)
+    if config.k > cases:
+        word = plural(case_word(dataset.manifest))
+        raise ConfigError(f"probe.k={config.k}: {dataset.name} has {cases} training {word}")
     embed = make_embed(encoder, intensity, dataset.intensity, config.size, mesh)
     reading = DataConfig(path=config.path, canvas=config.canvas)
 
     def probe(state: TrainState, step: int) -> dict[str, float]:
         now = partial(embed, state.params["encoder"], state.batch_stats["encoder"])
-        train = features(now, dataset, reading, "train", mesh, check)
-        val = features(now, dataset, reading, "val", mesh, check)
+        train, val = (
+            features(now, dataset, reading, split, mesh, check).of_cases(
+                data.read_cases(dataset, split)
+            )
+            for split in ("train", "val")
+        )
         scores = fit_knn(train, classes, config.k).predict(val.x)
         found = classification_metrics(val.labels, scores)
         return {"knn_auc": found["auc"], "knn_accuracy": found["accuracy"]}

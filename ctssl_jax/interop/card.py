@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ctssl_jax.dataset.cases import SLICE, plural
 from ctssl_jax.interop.weights import Weights
 from ctssl_jax.metrics import read_predictions
 from ctssl_jax.run import folder as run_folder
@@ -153,11 +154,13 @@ def _results(weights: Weights) -> str:
         found = bootstrap_interval(np.asarray(labels), scores, patients, metric)
         parts.append(f"{name} {found.estimate:.3f} ({found.low:.3f} to {found.high:.3f})")
     seen = results["pretraining_overlap"]
+    word = results.get("case", SLICE)
+    trained = results.get("train_cases", results["train_slices"])
     overlap = sum(n for n in seen.values() if n is not True) if isinstance(seen, dict) else seen
     return (
-        f"Test split `{split}`, {test['n']:,} slices of {test['patients']:,} patients: "
+        f"Test split `{split}`, {test['n']:,} {plural(word)} of {test['patients']:,} patients: "
         f"{', '.join(parts)}; 95 % intervals by bootstrap over patients, of this one run. "
-        f"Trained on {results['train_slices']:,} slices of {results['train_patients']:,} patients "
+        f"Trained on {trained:,} {plural(word)} of {results['train_patients']:,} patients "
         f"from {results['arm']}; epoch {results['best_epoch']}, chosen on validation. Slices or "
         f"patients of validation and test that the pre-training had seen: {overlap or 'none'}."
     )

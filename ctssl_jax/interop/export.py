@@ -5,6 +5,8 @@ FILE_3ch.safetensors    of a one-channel network: the same for three equal chann
 input.json              how a slice becomes the input
 parity.npz              slices of no patient, the inputs they become, the outputs expected
 model_card.md           what the weights are, and are not for
+config.json, model.safetensors, README.md    for timm and model hubs: see `timm_folder`
+case_head.safetensors, case_head.py, parity_case.npz    of a run of cases: see `case_head`
 SHA256SUMS              of all these, for `sha256sum -c`
 """
 
@@ -19,9 +21,10 @@ from safetensors.numpy import save
 
 from ctssl_jax.errors import ConfigError, StorageError
 from ctssl_jax.files import sha256, write_json
-from ctssl_jax.interop import card
+from ctssl_jax.interop import card, case_head, timm_folder
 from ctssl_jax.interop.names import classifier_name, counters, to_torch
 from ctssl_jax.interop.weights import Weights, read
+from ctssl_jax.methods import Cases
 
 METADATA = "ctssl_jax"
 """The one entry of a file's metadata. Safetensors writes several in any order, which would make
@@ -88,6 +91,10 @@ def _write(weights: Weights, layout: Layout, out: Path, licence: str) -> Exporte
         text = card.write(weights, layout.value, list(files), licence)
         (folder / "model_card.md").write_text(text)
         names = [*files, "input.json", "parity.npz", "model_card.md"]
+        names += _write_for_timm(folder, weights, save(tensors, metadata), text, licence)
+        if isinstance(weights.method, Cases):
+            names += _write_case_head(folder, weights)
+        names = list(dict.fromkeys(names))
         sums = {name: sha256(folder / name) for name in names}
         lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
         (folder / "SHA256SUMS").write_text("".join(lines))
@@ -100,10 +107,32 @@ def _write(weights: Weights, layout: Layout, out: Path, licence: str) -> Exporte
     return Exported(sums, len(tensors))
 
 
+def _write_for_timm(
+    folder: Path, weights: Weights, model: bytes, text: str, licence: str
+) -> list[str]:
+    """What `timm.create_model("local-dir:...")` and model hubs look for; the names of the files."""
+    (folder / timm_folder.MODEL).write_bytes(model)
+    (folder / timm_folder.CONFIG).write_text(timm_folder.config(weights))
+    (folder / timm_folder.README).write_text(timm_folder.readme(weights, text, licence))
+    return [timm_folder.MODEL, timm_folder.CONFIG, timm_folder.README]
+
+
+def _write_case_head(folder: Path, weights: Weights) -> list[str]:
+    """The head of a run of cases; the names of the files."""
+    (folder / case_head.WEIGHTS).write_bytes(save(case_head.tensors(weights)))
+    (folder / case_head.CODE).write_text(case_head.code(weights))
+    with (folder / case_head.PARITY).open("wb") as parity:
+        np.savez_compressed(parity, **case_head.parity(weights))  # type: ignore[arg-type]
+    return [case_head.WEIGHTS, case_head.CODE, case_head.PARITY]
+
+
 def named_tensors(weights: Weights) -> dict[str, np.ndarray]:
     """All that `load_state_dict(strict=True)` asks for, in float32 and the order of the network."""
     tensors: dict[str, np.ndarray] = {}
-    for tree in (weights.params, weights.batch_stats):
+    params = weights.params
+    if isinstance(weights.method, Cases):  # of whose head the classifier is that of a slice
+        params = {**params, "head": params["head"]["classifier"]}
+    for tree in (params, weights.batch_stats):
         named = to_torch(tree, classifier_name)
         tensors |= {name: value.astype(np.float32) for name, value in named.items()}
     # PyTorch counts batches and, at these settings, never looks at the count.

@@ -16,6 +16,7 @@ from ctssl_jax.methods.base import PyTree
 from ctssl_jax.nn.resnet import ResNet, pool
 from ctssl_jax.run import checkpoint
 from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run.restore import read_fine_tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Weights:
       batch_stats: likewise.
       classes: of a classifier, in the order of its outputs.
       step: after which the weights were saved; None of chosen weights.
+      method: of a classifier, which says how its head is applied.
     """
 
     run: Path
@@ -41,20 +43,24 @@ class Weights:
     batch_stats: PyTree
     classes: tuple[str, ...]
     step: int | None
+    method: Supervised | None = None
 
     @property
     def depth(self) -> int:
         """Of the ResNet."""
         return self.record["config"]["encoder"]["depth"]
 
+    def features(self, image: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n d"]:
+        """Of slices, in float32 and evaluation mode, whatever stands on them."""
+        return dataclasses.replace(self, method=None).outputs(image)
+
     def outputs(self, image: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n d"]:
         """Features, or a classifier's logits, in float32 and evaluation mode."""
         encoder = ResNet(depth=self.depth)
 
         def forward(params: PyTree, stats: PyTree, x: jax.Array) -> jax.Array:
-            if self.classes:
-                method = Supervised(classes=len(self.classes))
-                return method.logits(encoder, params, stats, x, train=False)[0]
+            if self.method is not None:
+                return self.method.logits(encoder, params, stats, x, train=False)[0]
             variables = {"params": params["encoder"], "batch_stats": stats["encoder"]}
             return pool(jnp.asarray(encoder.apply(variables, x, train=False)[-1]))
 
@@ -82,10 +88,6 @@ def read(run: Path) -> Weights:
         params, stats = checkpoint.load_encoder(run, encoder, channels)
         step = checkpoint.latest_step(run)
         return Weights(run, record, data, recipe, {"encoder": params}, {"encoder": stats}, (), step)
-    if run_folder.read_status(run) != run_folder.DONE:
-        raise DataError(f"{run} is not finished, its weights are not chosen: repeat its command")
-    classes = tuple(data["classes"])
-    method = Supervised(classes=len(classes))
-    initial = jax.eval_shape(lambda key: method.init(encoder, key, channels), jax.random.key(0))
-    params, stats = checkpoint.load_best(run, initial.params, initial.batch_stats)
-    return Weights(run, record, data, recipe, params, stats, classes, None)
+    found = read_fine_tuned(run)
+    params, stats, method = found.params, found.batch_stats, found.config.method
+    return Weights(run, record, data, recipe, params, stats, found.classes, None, method)

@@ -7,25 +7,25 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.base import Batch, Initial, Out, Progress, PyTree, TrainState, init_encoder
 from ctssl_jax.nn.heads import torch_uniform
+from ctssl_jax.nn.pooling import mean_of_slices
 from ctssl_jax.nn.resnet import ResNet, pool
 
 
 class Classifier(nn.Module):
-    """Global average pooling and one linear layer, in fp32, with torch's default initialisation."""
+    """One linear layer on feature vectors, in fp32, with torch's default initialisation."""
 
     classes: int
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, stage: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+    def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
         """Returns the logits."""
-        features = pool(stage)
         uniform = torch_uniform(features.shape[-1])
         return nn.Dense(
             self.classes,
@@ -39,6 +39,9 @@ class Classifier(nn.Module):
 @dataclasses.dataclass
 class Supervised:
     """Cross-entropy on a linear head over the last stage (Wolf et al. 2023, downstream notebooks).
+
+    It learns single slices. Where a label is of a case of several, each has that of its case, and a
+    case is scored by their mean: see `cases.Cases` for what learns cases.
 
     Attributes:
       classes: number of classes; 0 takes it from the dataset.
@@ -78,7 +81,7 @@ class Supervised:
         encoder_key, head_key = jax.random.split(key)
         params, stats = init_encoder(encoder, encoder_key, self.view.size, channels)
         head = Classifier(self.classes, encoder.param_dtype).init(
-            head_key, jnp.zeros((1, 1, 1, encoder.widths[-1]))
+            head_key, jnp.zeros((1, encoder.widths[-1]))
         )
         return Initial(
             {"encoder": params, "head": head["params"]}, {"encoder": stats, "head": {}}, ()
@@ -94,7 +97,21 @@ class Supervised:
         train: bool,
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, "b k"], PyTree]:
-        """Class scores before the softmax, in fp32, and new batch statistics."""
+        """Class scores of slices before the softmax, in fp32, and new batch statistics."""
+        features, stats = self.features(encoder, params, batch_stats, image, train=train, key=key)
+        return self.slice_logits(params["head"], features), stats
+
+    def features(
+        self,
+        encoder: ResNet,
+        params: PyTree,
+        batch_stats: PyTree,
+        image: Float[Array, "b h w c"],
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "b d"], PyTree]:
+        """Feature vectors of slices, in fp32, and new batch statistics."""
         stages, updates = encoder.apply(
             {"params": params["encoder"], "batch_stats": batch_stats["encoder"]},
             image,
@@ -102,9 +119,23 @@ class Supervised:
             mutable=["batch_stats"],
             rngs={} if key is None else {"drop_path": key},
         )
-        head = Classifier(self.classes, encoder.param_dtype)
-        logits = jnp.asarray(head.apply({"params": params["head"]}, stages[-1]))
-        return logits, {"encoder": updates["batch_stats"], "head": {}}
+        return pool(stages[-1]), {"encoder": updates["batch_stats"], "head": {}}
+
+    def slice_logits(self, head: PyTree, features: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
+        """Class scores of slices by themselves; `head` are its parameters."""
+        classifier = Classifier(self.classes, jax.tree.leaves(head)[0].dtype)
+        return jnp.asarray(classifier.apply({"params": head}, features))
+
+    def case_logits(
+        self, head: PyTree, features: Float[Array, "c n d"], valid: Bool[Array, "c n"]
+    ) -> tuple[Float[Array, "c k"], Float[Array, "c n"]]:
+        """Class scores of cases of up to n slices, and the share of each slice in them.
+
+        Those of the slices' mean feature vector, which is the mean of their log-odds; of one slice
+        its own.
+        """
+        pooled, shares = mean_of_slices(features, valid)
+        return self.slice_logits(head, pooled), shares
 
     def loss(
         self,

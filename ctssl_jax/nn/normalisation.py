@@ -134,6 +134,11 @@ def batch_norm_measure(valid: Bool[Array, " b"]) -> AbstractContextManager[None]
     return _batch_norm_options(measure=True, mask=valid)
 
 
+def batch_norm_mask(valid: Bool[Array, " b"]) -> AbstractContextManager[None]:
+    """Gives the BatchNorms of the modules called inside the statistics of what is `valid`."""
+    return _batch_norm_options(mask=valid)
+
+
 @contextmanager
 def _batch_norm_options(mask: Bool[Array, " b"] | None = None, **options: Any) -> Iterator[None]:
     def intercept(

@@ -56,6 +56,20 @@ class FreezeConfig:
         return self.steps or self.epochs * steps_per_epoch
 
 
+def head_optimizer(config: OptimConfig) -> tuple[optax.GradientTransformation, Schedule]:
+    """For a head on an encoder that learns nothing; the head's learning rate by step."""
+
+    def constant(value: float) -> Schedule:
+        return lambda step: jnp.full((), value, jnp.result_type(float))
+
+    lr = constant(config.lr)
+    groups = {
+        "head": make_optimizer(config, lr, constant(config.weight_decay)),
+        "encoder": optax.set_to_zero(),
+    }
+    return optax.multi_transform(groups, {name: name for name in groups}), lr
+
+
 def freeze_schedules(
     lr: float, freeze: FreezeConfig, steps_per_epoch: int
 ) -> tuple[Schedule, Schedule]:

@@ -18,6 +18,7 @@ from ctssl_jax.report.runs import OPERATING, Run, is_number
 from ctssl_jax.report.sections import findings
 from ctssl_jax.report.sections.data_card import data_cards
 from ctssl_jax.report.sections.deviations import deviations
+from ctssl_jax.report.sections.external import external_tests
 from ctssl_jax.report.sections.neighbours import Neighbours, encoder_name
 from ctssl_jax.report.sections.pretraining import Pretraining
 from ctssl_jax.report.sections.study import TaskPictures
@@ -25,6 +26,7 @@ from ctssl_jax.report.words import count, percent, section_titles, short, three_
 
 FILTERS = (
     "ahead",
+    "annotated",
     "cell_leakage",
     "cell_levels",
     "cell_stands_on",
@@ -41,6 +43,9 @@ FILTERS = (
     "signed_interval",
     "sizes",
     "slice_labels",
+    "tested",
+    "trained_on",
+    "training_sizes",
     "tuning",
 )
 """Functions of `words` that the templates use."""
@@ -96,6 +101,7 @@ def render(
         ],
         pretraining=[(methods[item.run.folder], item) for item in pretraining],
         neighbours=neighbours,
+        external=external_tests(runs),
         data=data_cards(runs),
         deviations=deviations(runs),
         environment=environment_rows(runs),

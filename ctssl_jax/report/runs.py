@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from ctssl_jax import files
+from ctssl_jax.dataset.cases import SLICE
 from ctssl_jax.errors import DataError
 from ctssl_jax.statistics import roc_auc, threshold_at_sensitivity, threshold_at_specificity
 
@@ -29,6 +30,7 @@ KINDS = {
     "FinetuneConfig": "fine-tuning",
     "EvaluateConfig": "evaluation",  # listed only: frozen features are another question
     "ImportedEncoder": "imported encoder",  # likewise
+    "PredictConfig": "external test",  # of a run, on other data
 }
 PICTURE_LIMIT = 1 << 23
 """Largest picture of a run that is shown, in bytes."""
@@ -37,6 +39,8 @@ TOLERANCE = 2e-3
 
 
 PREDICTIONS = "predictions.csv"
+LONGEST_WORD = 40
+"""For a case, as in "scan"."""
 OPERATING = 0.9
 """The specificity, and the sensitivity, at which thresholds are chosen on validation."""
 
@@ -70,7 +74,8 @@ class Run:
 
     A fine-tuning run without a `problem` has `results` and `cases`; its AUC is NaN where the test
     cases are of one class. A cross-validation is one run
-    (`report.folds`), whose `folds` are the runs that it is made of.
+    (`report.folds`), whose `folds` are the runs that it is made of. `external` are the results of
+    an external test.
     """
 
     folder: Path
@@ -85,6 +90,7 @@ class Run:
     cases: Cases | None = None
     problem: str = ""
     folds: tuple["Run", ...] = ()
+    external: dict[str, Any] = field(default_factory=dict)
 
     def parts(self) -> tuple["Run", ...]:
         """The runs on disk: itself, or those of each fold."""
@@ -205,6 +211,8 @@ def _with_log(run: Run) -> Run:
 def _with_outcome(run: Run) -> Run:
     if run.status != "done":
         raise Unusable(f"not finished (status {run.status})")
+    if run.kind == "external test":
+        return replace(run, external=_external(run.folder / "results.json"))
     if run.kind != "fine-tuning":
         return run
     if run.config.get("read_test") is False:
@@ -305,7 +313,29 @@ def _results(path: Path) -> dict[str, Any]:
         raise Unusable(f"results.json has no test {missing[0]}")
     if not isinstance(results.get("classes"), list) or len(results["classes"]) < 2:
         raise Unusable("results.json has no list of two or more classes")
-    return results
+    return results | _of_cases(results)
+
+
+def _external(path: Path) -> dict[str, Any]:
+    """The results of an external test."""
+    found = _json(path)
+    for name in ("task", "arm", "run", "dataset", "data_fingerprint", "case"):
+        if not isinstance(found.get(name), str):
+            raise Unusable(f"results.json has no {name}")
+    test = found.get("test")
+    if not isinstance(test, dict) or not all(is_number(test.get(n)) for n in ("n", "patients")):
+        raise Unusable("results.json has no numbers of test cases and patients")
+    if not isinstance(found.get("intervals"), dict):
+        raise Unusable("results.json has no intervals")
+    return found
+
+
+def _of_cases(results: dict[str, Any]) -> dict[str, Any]:
+    """What a case is called and how many were trained on: slices, of runs that do not say."""
+    word, cases = results.get("case"), results.get("train_cases")
+    if not isinstance(word, str) or not 0 < len(word) <= LONGEST_WORD:
+        word, cases = SLICE, None
+    return {"case": word, "train_cases": cases if is_number(cases) else results["train_slices"]}
 
 
 def _cases(path: Path, results: dict[str, Any], split: Any, held_out: str) -> Cases:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+from ctssl_jax.dataset.cases import SLICE, plural
 from ctssl_jax.report.comparison.compare import Cell, Comparison, Task
 from ctssl_jax.report.comparison.folds import without_auc
 from ctssl_jax.report.comparison.recipes import tuned
@@ -31,7 +32,7 @@ def _size_sentence(task: Task) -> str:
     marked = [part for run in task.runs() for part in run.parts() if leakage(part.results)]
     folds = f"cross-validated in {task.folds} folds, " if task.folds else ""
     said = [
-        f"{count(task.test_cases)} test cases from {patients(task)}, {folds}"
+        f"{count(task.test_cases)} test {tested(task)} from {patients(task)}, {folds}"
         f"{seeds} {'seed' if seeds == '1' else 'seeds'} at each size.",
         "Test data was seen in training: results below are marked." if marked else "",
         slice_labels(task),
@@ -39,6 +40,11 @@ def _size_sentence(task: Task) -> str:
         unfinished(task),
     ]
     return " ".join(filter(None, said))
+
+
+def tested(task: Task) -> str:
+    """What the test counts."""
+    return "cases" if task.word == SLICE else plural(task.word)
 
 
 def _single_encoders(task: Task) -> str:
@@ -56,7 +62,31 @@ def _single_encoders(task: Task) -> str:
 def slice_labels(task: Task) -> str:
     """Says so where labels of scans were given to slices."""
     parts = (part for run in task.runs() for part in run.parts())
-    return OF_SCANS if any(part.data.get("labels_of") == "scan" for part in parts) else ""
+    got = any(part.data.get("labels_of") == "scan" for part in parts)
+    return OF_SCANS if got and task.word == SLICE else ""
+
+
+def annotated(word: str) -> str:
+    """The cases that are trained on, by what one is called: "annotated scans"."""
+    return "training slices" if word == SLICE else f"annotated {plural(word)}"
+
+
+def trained_on(cell: Cell) -> str:
+    """How many of them: "41 scans"."""
+    return f"{sizes(cell.sizes('cases'))} {plural(cell.word)}"
+
+
+def training_sizes(task: Task) -> str:
+    """What the training sizes count."""
+    if task.word == SLICE:
+        return (
+            "Training sizes count slices. Slices of one patient are alike, so the number of "
+            "patients is the more honest size."
+        )
+    return (
+        f"Training sizes, AUC and all other figures count {plural(task.word)}, as the labels do; "
+        "intervals are over patients."
+    )
 
 
 def unfinished(task: Task) -> str:
@@ -115,7 +145,7 @@ def _gap(cell: Cell) -> str:
 
 
 def _slices(cells: list[Cell]) -> str:
-    return f"{listed(sizes(cell.sizes('slices')) for cell in cells)} training slices"
+    return f"{listed(sizes(cell.sizes('cases')) for cell in cells)} {annotated(cells[0].word)}"
 
 
 def verdict(cell: Cell) -> tuple[str, str]:
@@ -168,12 +198,12 @@ def tuning(task: Task) -> str:
     for cell in task.cells:
         for found in filter(None, (tuned(part) for run in cell.runs for part in run.parts())):
             if is_number(found.get("lr")):
-                at = f"{rate(found['lr'])} at {sizes(cell.sizes('slices'))}"
+                at = f"{rate(found['lr'])} at {sizes(cell.sizes('cases'))}"
                 chosen[arm_name(cell.arm)] += [] if at in chosen[arm_name(cell.arm)] else [at]
     if not chosen:
         return ""
     said = "; ".join(f"{name} {listed(rates)}" for name, rates in chosen.items())
-    return f"Learning rates chosen on validation, at numbers of training slices: {said}."
+    return f"Learning rates chosen on validation, at numbers of {annotated(task.word)}: {said}."
 
 
 def leakage(results: Mapping[str, Any]) -> str:

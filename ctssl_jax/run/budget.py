@@ -38,8 +38,8 @@ class Budget(NamedTuple):
         return round(step / self.steps_per_epoch, 3) if rest else whole
 
 
-def budget(config: FinetuneConfig, slices: int) -> Budget:
-    """What a config means on a training subset of `slices`.
+def budget(config: FinetuneConfig, items: int) -> Budget:
+    """What a config means on a training subset of so many slices or cases, whichever it learns.
 
     Raises:
       ConfigError: the batch does not divide over the devices, or training ends before the
@@ -47,8 +47,8 @@ def budget(config: FinetuneConfig, slices: int) -> Budget:
     """
     devices = len(sharding.all_devices())
     sharding.check_batch(config.batch_size)
-    batch_size = min(config.batch_size, max(devices, slices // devices * devices))
-    steps_per_epoch = math.ceil(slices / batch_size)
+    batch_size = min(config.batch_size, max(devices, items // devices * devices))
+    steps_per_epoch = math.ceil(items / batch_size)
     total_steps = config.steps or config.epochs * steps_per_epoch
     frozen = config.encoder_run or config.freeze.scratch
     freeze = config.freeze if frozen else FreezeConfig(epochs=0)

@@ -93,7 +93,7 @@ def open_run(
     data |= {"encoder": encoder} if encoder else {}
     told = (  # where the manifest has them
         *("source_kind", "origin", "note", "canvas"),
-        *("patients_known", "labels_of", "positive"),
+        *("patients_known", "labels_of", "positive", "case", "cases", "options"),
     )
     data |= {key: dataset.manifest[key] for key in told if key in dataset.manifest}
 

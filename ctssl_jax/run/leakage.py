@@ -7,6 +7,7 @@ every result of it says so.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ctssl_jax.hosts import distributed
 from ctssl_jax.run import folder as run_folder
 
 SEEN = "seen.npy"
+LEARNT = "learnt.npy"
 ACCEPT = "to run all the same, with every result marked, set --config.data.accept_leakage=true"
 UNKNOWN = "unknown"
 
@@ -106,6 +108,37 @@ def write_seen(
     save_signatures(workdir / SEEN, [*seen, load_file(earlier)] if encoder_run else seen)
 
 
+def write_learnt(
+    workdir: Path, dataset: Dataset, rows: Mapping[str, Int[np.ndarray, " m"]]
+) -> None:
+    """Leaves the signatures of the labelled slices that a run learns from and is chosen by."""
+    if distributed.is_first():
+        of = [load_signatures(dataset.path, split).take(own) for split, own in rows.items()]
+        save_signatures(workdir / LEARNT, of)
+
+
+def learnt_of(run: Path, dataset: Dataset) -> dict[str, int] | str:
+    """What of a dataset a fine-tuned run has learnt from, as `require_unseen` counts it.
+
+    "unknown" if the run left no signatures, as older versions did not.
+    """
+    if not (run / LEARNT).exists():
+        return UNKNOWN
+    splits = dataset.manifest["splits"]
+    new = Signatures.concatenate(load_signatures(dataset.path, split) for split in splits)
+    return _counts(load_file(run / LEARNT), new, "all", _not_duplicates(dataset))
+
+
+def _counts(
+    seen: Signatures, held_out: Signatures, name: str, apart: frozenset[Name]
+) -> dict[str, int]:
+    """Patients, series, equal and nearly equal slices that both have."""
+    counts = Counter(dict.fromkeys(("patients", "series", "exact", "near"), 0))
+    for finding in compare(("pre-training", seen), (name, held_out), apart):
+        counts[finding.check] = finding.count
+    return dict(counts)
+
+
 def require_unseen(
     dataset: Dataset, splits: tuple[str, ...], encoder_run: str, accept: bool
 ) -> Stamp | str | None:
@@ -126,12 +159,9 @@ def require_unseen(
         return UNKNOWN
     seen = load_file(file)
     held_out = Signatures.concatenate(load_signatures(dataset.path, split) for split in splits)
-    counts = Counter(dict.fromkeys(("patients", "series", "exact", "near"), 0))
-    apart = _not_duplicates(dataset)
-    for finding in compare(("pre-training", seen), (" and ".join(splits), held_out), apart):
-        counts[finding.check] = finding.count
-    if not counts.total():
-        return dict(counts)
+    counts = _counts(seen, held_out, " and ".join(splits), _not_duplicates(dataset))
+    if not sum(counts.values()):
+        return counts
     if not accept:
         found = ", ".join(f"{count} {_noun(check)}" for check, count in counts.items() if count)
         raise DataError(

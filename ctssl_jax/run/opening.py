@@ -15,6 +15,7 @@ from jaxtyping import Array, Key
 from ctssl_jax import data
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import Dataset
+from ctssl_jax.dataset.cases import case_word
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import Start, TrainState
@@ -183,10 +184,14 @@ def results_header(opened: Labelled, workdir: Path) -> dict[str, Any]:
         "encoder_run": run_folder.run_hash(config.encoder_run),
         "encoder": opened.encoder,
         "fraction": train.fraction,
+        "case": case_word(opened.dataset.manifest),
+        "train_cases": len(train.cases),
         "train_slices": len(train.rows),
         "train_patients": train.patients,
+        "val_cases": len(val.cases),
         "val_slices": len(val.rows),
         "val_patients": val.patients,
+        "annotated_cases": len(train.cases) + len(val.cases),
         "annotated_slices": len(train.rows) + len(val.rows),
         "seed": config.seed,
         "subset_seed": config.subset_seed,

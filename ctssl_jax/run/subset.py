@@ -1,4 +1,8 @@
-"""Which part of a labelled training split a run sees: the small-data axis of the study."""
+"""Which part of a labelled training split a run sees: the small-data axis of the study.
+
+What is drawn are cases, or patients with all their cases: scans where a label is of a scan, never
+some of its slices.
+"""
 
 from typing import Any, NamedTuple
 
@@ -7,23 +11,38 @@ from jaxtyping import Int, Shaped
 
 from ctssl_jax import data
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, SubsetBy
+from ctssl_jax.dataset.cases import SLICE, CaseTable, case_word, plural
 from ctssl_jax.errors import ConfigError, DataError
+
+NO_CASES = CaseTable(np.zeros(0, np.int32), np.zeros(0, str), np.zeros(0, str), ())
 
 
 class Subset(NamedTuple):
     """The part of the training split that a run sees.
 
     Attributes:
-      rows: row numbers in the split, ascending.
+      rows: row numbers of its slices in the split, ascending.
       of: slices in the split.
       patients: of the part.
-      fraction: that was asked for, of the images or patients.
+      fraction: that was asked for, of the cases or patients.
+      cases: of the part.
+      of_cases: cases in the split.
     """
 
     rows: Int[np.ndarray, " m"]
     of: int
     patients: int
     fraction: float
+    cases: CaseTable = NO_CASES
+    of_cases: int = 0
+
+    def counted(self, word: str, split: str) -> str:
+        """In words: "41 of 60 training scans (1,230 slices, 41 patients)"."""
+        slices = "" if word == SLICE else f"{len(self.rows):,} slices, "
+        return (
+            f"{len(self.cases)} of {self.of_cases} {split} {plural(word)} "
+            f"({slices}{self.patients} patients)"
+        )
 
     def record(
         self, config: FinetuneConfig | EvaluateConfig, val: "Subset | None" = None
@@ -41,17 +60,20 @@ class Subset(NamedTuple):
             "seed": config.subset_seed,
             "of": self.of,
             "rows": self.rows.tolist(),
+            **({"cases": len(self.cases)} if np.any(self.cases.names != "") else {}),
         }
 
 
 def training_subset(config: FinetuneConfig | EvaluateConfig, dataset: data.Dataset) -> Subset:
     """The subset that a run's config asks for; raises as `subset`."""
-    labels, patients = data.read_labels(dataset, config.data.split)
-    by = config.subset_by
-    rows = subset(labels, patients, config.fraction, config.subset_seed, by, count=config.count)
-    items = len(set(patients)) if by is SubsetBy.PATIENT else len(labels)
-    fraction = config.count / items if config.count else config.fraction
-    return Subset(rows, len(labels), len(set(patients[rows])), fraction)
+    table, by = data.read_cases(dataset, config.data.split), config.subset_by
+    chosen = subset(
+        *(table.labels, table.patients, config.fraction, config.subset_seed, by),
+        count=config.count,
+        word=_drawn(dataset),
+    )
+    items = len(set(table.patients)) if by is SubsetBy.PATIENT else len(table)
+    return _subset(table, chosen, config.count / items if config.count else config.fraction)
 
 
 def validation_subset(config: FinetuneConfig | EvaluateConfig, dataset: data.Dataset) -> Subset:
@@ -60,20 +82,34 @@ def validation_subset(config: FinetuneConfig | EvaluateConfig, dataset: data.Dat
     Raises:
       ConfigError: it cannot be drawn, or holds a single class.
     """
-    labels, patients = data.read_labels(dataset, config.val_split)
+    table, by = data.read_cases(dataset, config.val_split), config.subset_by
     if not config.val_count:
-        return Subset(np.arange(len(labels)), len(labels), len(set(patients)), 1.0)
-    by = config.subset_by
-    rows = subset(
-        labels, patients, 1.0, config.subset_seed, by, count=config.val_count, name="val_count"
+        return _subset(table, np.arange(len(table)), 1.0)
+    chosen = subset(
+        *(table.labels, table.patients, 1.0, config.subset_seed, by),
+        count=config.val_count,
+        name="val_count",
+        word=_drawn(dataset),
     )
-    if len(set(labels[rows].tolist())) < 2:
+    if len(set(table.labels[chosen].tolist())) < 2:
         raise ConfigError(
             f"val_count={config.val_count}: what is drawn of split {config.val_split!r} holds a "
             "single class; give more, or another subset_by"
         )
-    items = len(set(patients)) if by is SubsetBy.PATIENT else len(labels)
-    return Subset(rows, len(labels), len(set(patients[rows])), config.val_count / items)
+    items = len(set(table.patients)) if by is SubsetBy.PATIENT else len(table)
+    return _subset(table, chosen, config.val_count / items)
+
+
+def _drawn(dataset: data.Dataset) -> str:
+    """What is drawn, in words."""
+    word = case_word(dataset.manifest)
+    return "image" if word == SLICE else word
+
+
+def _subset(table: CaseTable, chosen: Int[np.ndarray, " m"], fraction: float) -> Subset:
+    cases = table.take(chosen)
+    patients = len(set(cases.patients))
+    return Subset(cases.slice_rows(), table.slices, patients, fraction, cases, len(table))
 
 
 def subset(
@@ -84,12 +120,14 @@ def subset(
     by: SubsetBy = SubsetBy.IMAGE,
     count: int = 0,
     name: str = "count",
+    word: str = "image",
 ) -> Int[np.ndarray, " m"]:
-    """Row numbers, ascending, of a part of the records.
+    """The places, ascending, of a part of the cases.
 
-    It has `int(fraction * n)` of n images or patients, or `count` where that is not 0. IMAGE and
+    It has `int(fraction * n)` of n cases or patients, or `count` where that is not 0. IMAGE and
     PATIENT take at least one of each class. Depends on nothing but the arguments; of one seed,
-    smaller subsets are contained in larger ones. `name` is that of `count` in errors.
+    smaller subsets are contained in larger ones. `name` is that of `count` in errors, `word` that
+    of a case.
 
     Raises:
       ConfigError: `fraction` is not in (0, 1], or there are not `count` to take, or fewer than
@@ -105,7 +143,7 @@ def subset(
         )
     if by is not SubsetBy.PATIENT:
         order, least = _image_order(labels, seed, by)
-        return np.sort(order[: _size(len(order), least, fraction, count, "images", name)])
+        return np.sort(order[: _size(len(order), least, fraction, count, plural(word), name)])
     _, owner = np.unique(patients, return_inverse=True)
     votes = np.zeros((owner.max() + 1, labels.max() + 1), np.int64)
     np.add.at(votes, (owner, labels), 1)
@@ -128,7 +166,7 @@ def _size(n: int, least: int, fraction: float, count: int, what: str, name: str)
 def _image_order(
     labels: Int[np.ndarray, " n"], seed: int, by: SubsetBy
 ) -> tuple[Int[np.ndarray, " n"], int]:
-    """The images in the order in which they are taken, and how many must be."""
+    """The cases in the order in which they are taken, and how many must be."""
     if by is SubsetBy.FIRST:
         return np.arange(len(labels)), 1
     if by is SubsetBy.IMAGE_UNSTRATIFIED:

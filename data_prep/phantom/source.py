@@ -1,8 +1,10 @@
 """An embedded CT phantom, to try everything without data: `python -m data_prep.phantom --out=DATA`.
 
 Each patient is a procedural torso (`anatomy`) with scanner noise. Half of the slices, whatever
-their height in the body, hold a lesion: a nodule in the lung or a mass in a soft organ. The
-phantom is a function of its seed and of nothing else.
+their height in the body, hold a lesion: a nodule in the lung or a mass in a soft organ. With
+--lesion_slices it is a phantom of scans: every other patient has a lesion, in so many slices one
+above the other, and the label is the scan's. The phantom is a function of its seed and of nothing
+else.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from jaxtyping import Float, Int16
 
 from ctssl_jax.errors import ConfigError
 from data_prep import command
+from data_prep.cases import Case, CaseOf
 from data_prep.phantom.anatomy import FIELD_OF_VIEW_MM, LENGTH_MM, Mask, Patient, Plane
 from data_prep.pipeline.prepare import Manifest, refuse_taken
 from data_prep.pipeline.prepare import prepare as prepare_source
@@ -25,6 +28,7 @@ from data_prep.source import Item, Place, Slice
 
 CLASSES = ("no lesion", "lesion")
 PADDING = -2000
+VISIBLE_HU = 30.0  # by which a lesion differs from what is under it
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class PhantomSource:
         slices: Slices of each patient.
         size: Rows and columns of a slice.
         seed: Of anatomy, lesions and noise.
+        lesion_slices: Of a scan with a lesion; 0: each slice has a label of its own.
     """
 
     patients: int
     slices: int
     size: int
     seed: int
+    lesion_slices: int = 0
 
     name: ClassVar[str] = "phantom"
     kind: ClassVar[str] = "phantom"
@@ -51,11 +57,13 @@ class PhantomSource:
 
     def options(self) -> dict[str, Any]:
         """See `Source`."""
-        return {"slices": self.slices, "size": self.size, "seed": self.seed}
+        shape = {"slices": self.slices, "size": self.size, "seed": self.seed}
+        return shape | ({"lesion_slices": self.lesion_slices} if self.lesion_slices else {})
 
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
-        return {"patients_known": True}
+        of = CaseOf.SERIES if self.lesion_slices else CaseOf.SLICE
+        return {"patients_known": True, "case": Case(of).told()}
 
     def notes(self) -> list[str]:
         """See `Source`."""
@@ -74,20 +82,35 @@ class PhantomSource:
         """See `Source`."""
         for item in items:
             yield from patient_slices(
-                int(item.patient), slices=self.slices, size=self.size, seed=self.seed
+                int(item.patient),
+                slices=self.slices,
+                size=self.size,
+                seed=self.seed,
+                lesion_slices=self.lesion_slices,
             )
 
 
-def patient_slices(patient: int, *, slices: int, size: int, seed: int) -> Iterator[Slice]:
+def patient_slices(
+    patient: int, *, slices: int, size: int, seed: int, lesion_slices: int = 0
+) -> Iterator[Slice]:
     """Yields one patient's slices from the kidneys to the collar bones."""
     body = Patient(seed * 100_003 + patient)
     rng = np.random.default_rng([seed, patient, 1])
     noise_hu = rng.uniform(9, 22)
     distance, pixel = LENGTH_MM / slices, FIELD_OF_VIEW_MM / size
     labels = rng.permuted(np.arange(slices) % 2)
+    if lesion_slices:
+        ill = lesion_range(patient, slices=slices, seed=seed, lesion_slices=lesion_slices)
+        labels = np.isin(np.arange(slices), ill).astype(int)
     for index in range(slices):
         z = (index + 0.5) / slices
-        image = render(body, z, size, bool(labels[index]), noise_hu, rng)
+        site = _site(patient, seed) if lesion_slices else rng
+        image = render(body, z, size, bool(labels[index]), noise_hu, rng, site)
+        whole = {
+            "label": int(labels.any()),
+            "slice_label": int(labels[index]),
+            "case": f"series {patient}",
+        }
         yield Slice(
             image,
             str(patient),
@@ -95,17 +118,48 @@ def patient_slices(patient: int, *, slices: int, size: int, seed: int) -> Iterat
             index,
             position_mm=z * LENGTH_MM,
             spacing_mm=(distance, pixel, pixel),
-            label=int(labels[index]),
+            **(whole if lesion_slices else {"label": int(labels[index])}),
         )
 
 
+def lesion_range(patient: int, *, slices: int, seed: int, lesion_slices: int) -> range:
+    """Which slices of a scan hold the lesion; none of a patient with an even number."""
+    if patient % 2 == 0:
+        return range(0)
+    start = int(np.random.default_rng([seed, patient, 3]).integers(slices - lesion_slices + 1))
+    return range(start, start + lesion_slices)
+
+
+def lesion_mask(patient: int, index: int, *, slices: int, size: int, seed: int) -> Mask:
+    """Where the lesion of a scan is, in one of the slices that hold it."""
+    body = Patient(seed * 100_003 + patient)
+    plain, lung, soft = body.draw((index + 0.5) / slices, 2 * size)
+    ill = plain.copy()
+    add_lesion(ill, lung, soft, _site(patient, seed))
+    return np.abs(_halved(ill) - _halved(plain)) > VISIBLE_HU
+
+
+def _site(patient: int, seed: int) -> np.random.Generator:
+    """The randomness of a scan's one lesion, anew for each of its slices."""
+    return np.random.default_rng([seed, patient, 4])
+
+
 def render(
-    body: Patient, z: float, size: int, lesion: bool, noise_hu: float, rng: np.random.Generator
+    body: Patient,
+    z: float,
+    size: int,
+    lesion: bool,
+    noise_hu: float,
+    rng: np.random.Generator,
+    site: np.random.Generator,
 ) -> Int16[np.ndarray, "{size} {size}"]:
-    """Returns one slice in HU: anatomy drawn at twice the size, averaged, with noise."""
+    """Returns one slice in HU: anatomy drawn at twice the size, averaged, with noise.
+
+    The lesion is drawn with the randomness of `site`, all else with that of `rng`.
+    """
     fine, lung, soft = body.draw(z, 2 * size)
     if lesion:
-        add_lesion(fine, lung, soft, rng)
+        add_lesion(fine, lung, soft, site)
     image = _halved(fine)
     grain = rng.normal(size=(size, size))
     grain = 0.6 * grain + 0.2 * (np.roll(grain, 1, 0) + np.roll(grain, 1, 1))
@@ -151,8 +205,12 @@ def _halved(plane: Plane) -> Float[np.ndarray, "h2 w2"]:
     return plane.reshape(size, 2, size, 2).mean((1, 3))
 
 
-def write_dicom(folder: Path, *, patients: int, slices: int, size: int, seed: int) -> None:
+def write_dicom(
+    folder: Path, *, patients: int, slices: int, size: int, seed: int, lesion_slices: int = 0
+) -> None:
     """Writes each patient as one DICOM series in a folder of its own, the files in no order.
+
+    Of a phantom of scans a table `labels.csv` of these folders lies beside them.
 
     Stored values alternate between the two ways of scanners: unsigned 12-bit with the intercept
     -1024, and signed with padding -2000 outside the scanner's circle.
@@ -163,6 +221,7 @@ def write_dicom(folder: Path, *, patients: int, slices: int, size: int, seed: in
         slices: Slices of each patient.
         size: Rows and columns of a slice.
         seed: Of anatomy, lesions and noise.
+        lesion_slices: As in `PhantomSource`.
     """
     axis = (np.arange(size) - (size - 1) / 2) / (size / 2)
     outside = np.hypot(*np.meshgrid(axis, axis)) > 1
@@ -171,7 +230,8 @@ def write_dicom(folder: Path, *, patients: int, slices: int, size: int, seed: in
         home.mkdir(parents=True)
         signed = patient % 2 == 1
         shuffled = np.random.default_rng([seed, patient, 2]).permutation(slices)
-        for item in patient_slices(patient, slices=slices, size=size, seed=seed):
+        shape = {"slices": slices, "size": size, "seed": seed, "lesion_slices": lesion_slices}
+        for item in patient_slices(patient, **shape):
             stored = item.image + 1024
             if signed:
                 stored[outside] = PADDING
@@ -182,6 +242,9 @@ def write_dicom(folder: Path, *, patients: int, slices: int, size: int, seed: in
             dataset.save_as(
                 home / f"{shuffled[item.slice_index]:04d}.dcm", enforce_file_format=True
             )
+    if lesion_slices:
+        rows = [f"patient{patient:03d},{CLASSES[patient % 2]}" for patient in range(patients)]
+        (folder / "labels.csv").write_text("\n".join(["folder,label", *rows]) + "\n")
 
 
 def dicom_of(stored: np.ndarray, item: Slice, name: str, signed: bool) -> Any:
@@ -234,6 +297,7 @@ def prepare(
     seed: int = 0,
     val: float = 0.2,
     test: float = 0.2,
+    lesion_slices: int = 0,
 ) -> Manifest:
     """Writes the phantom as a dataset folder.
 
@@ -245,9 +309,10 @@ def prepare(
         seed: Of anatomy, lesions, noise and split.
         val: Share of the patients in the split val.
         test: Share of the patients in the split test.
+        lesion_slices: As in `PhantomSource`.
     """
     return prepare_source(
-        make_source(patients, slices, size, seed),
+        make_source(patients, slices, size, seed, lesion_slices),
         out,
         key=PUBLIC_KEY,
         fractions=split_fractions(val, test),
@@ -255,13 +320,17 @@ def prepare(
     )
 
 
-def make_source(patients: int, slices: int, size: int, seed: int) -> PhantomSource:
-    """The source; raises ConfigError where a number is too small."""
+def make_source(
+    patients: int, slices: int, size: int, seed: int, lesion_slices: int = 0
+) -> PhantomSource:
+    """The source; raises ConfigError where a number is too small or too large."""
+    if not 0 <= lesion_slices <= slices:
+        raise ConfigError(f"--lesion_slices={lesion_slices}: must be 0 to --slices={slices}")
     if min(patients, slices) < 1 or size < 16:
         raise ConfigError(
             f"--patients={patients} --slices={slices} --size={size}: at least 1, 1 and 16"
         )
-    return PhantomSource(patients, slices, size, seed)
+    return PhantomSource(patients, slices, size, seed, lesion_slices)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,11 +346,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slices", type=int, default=24, help="slices of each patient")
     parser.add_argument("--size", type=int, default=96, help="rows and columns in pixels")
     parser.add_argument(
+        "--lesion_slices",
+        type=int,
+        default=0,
+        help="a phantom of scans: every other patient has a lesion, in so many slices, and labels "
+        "are of scans; 0: half of all slices have one, and labels of their own",
+    )
+    parser.add_argument(
         "--dicom", type=Path, help="write the patients as DICOM series into this new folder as well"
     )
 
     def from_flags(args: argparse.Namespace) -> PhantomSource:
         shape = {"patients": args.patients, "slices": args.slices, "size": args.size}
+        shape["lesion_slices"] = args.lesion_slices
         source = make_source(**shape, seed=args.seed)
         if args.dicom:
             refuse_taken(args.dicom, "--dicom")

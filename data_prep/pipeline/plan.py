@@ -23,6 +23,7 @@ class SplitPlan:
     series: set[str] = field(default_factory=set)
     labels: Counter[int] = field(default_factory=Counter)
     digests: list[str] = field(default_factory=list)
+    cases: dict[str, int] = field(default_factory=dict)
 
     def add(self, part: str, group: Group) -> None:
         """Takes a group of a part into the last shard, or a new one if that is full."""
@@ -38,6 +39,7 @@ class SplitPlan:
         self.series.add(group.series)
         self.labels.update({int(label): n for label, n in group.labels.items()})
         self.digests.append(group.digest)
+        self.cases.update(group.cases)
 
     def summary(self, classes: int) -> dict[str, Any]:
         """What the manifest says of it."""
@@ -47,6 +49,11 @@ class SplitPlan:
             "series": len(self.series),
             "labels": [self.labels[label] for label in range(classes)],
         }
+
+    def cases_summary(self, classes: int) -> dict[str, Any]:
+        """What it says of its cases, where these are not the slices."""
+        labels = Counter(self.cases.values())
+        return {"count": len(self.cases), "labels": [labels[label] for label in range(classes)]}
 
 
 def assign(
@@ -85,6 +92,24 @@ def assign(
     return assigned
 
 
+def _require_whole_cases(parts: Iterable[tuple[str, Part]]) -> None:
+    """Raises DataError if a case is of several patients, labels or splits."""
+    seen: dict[str, tuple[str, int, str]] = {}
+    broken = dict.fromkeys(("patients", "labels", "splits"), 0)
+    for _, part in parts:
+        for group in part.groups:
+            for case, label in group.cases.items():
+                now = (group.patient, label, group.split)
+                for what, one, other in zip(broken, seen.setdefault(case, now), now, strict=True):
+                    broken[what] += one != other
+    for what, count in broken.items():
+        if count:
+            raise DataError(
+                f"{count} cases have slices of several {what}: a case is one thing with one label; "
+                "say in --labels or by --case what it is"
+            )
+
+
 def _require_all(fractions: Mapping[str, float], found: set[str], patients: int) -> None:
     """Raises DataError if a split that is to have patients has none."""
     empty = [split for split, share in fractions.items() if share > 0 and split not in found]
@@ -103,7 +128,13 @@ def make_plan(
     fractions: Mapping[str, float],
     seed: int,
 ) -> dict[str, SplitPlan]:
-    """Assigns patients to splits, as `assign` does, and groups to shards."""
+    """Assigns patients to splits, as `assign` does, and groups to shards.
+
+    Raises:
+        DataError: Also if the slices of a case are not of one patient, label and split.
+    """
+    parts = list(parts)
+    _require_whole_cases(parts)
     split_of = assign(parts, patients, fractions, seed)
     plan: dict[str, SplitPlan] = defaultdict(SplitPlan)
     for name, part in parts:

@@ -35,6 +35,7 @@ from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save
 from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import sealed
 from data_prep import audit, names
+from data_prep.cases import Case
 from data_prep.patients import PatientBy, joined, one_person_with
 from data_prep.pipeline import gate, records
 from data_prep.pipeline.exclude import Excluded
@@ -86,6 +87,7 @@ def prepare(
     max_rejected: float = 1.0,
     beam: str | None = None,
     show_paths: bool = False,
+    show_cases: bool = False,
     excluded: Excluded | None = None,
     not_duplicates: Collection[Name] = (),
     patient_by: PatientBy = PatientBy.AUTO,
@@ -104,6 +106,7 @@ def prepare(
         max_rejected: Largest share of images that may be damaged or irregular, as a fraction.
         beam: Options of an Apache Beam pipeline that does the work of steps 2 and 4.
         show_paths: Whether to print the paths of what was rejected.
+        show_cases: Whether to print where each case is.
         excluded: Whose patients are left out.
         not_duplicates: Pairs of slices that the audit is not to count; see `not_duplicates`.
         patient_by: What counts as a patient.
@@ -134,6 +137,9 @@ def prepare(
             named += len(known_as)
             parts.leave_out(alike | known_as)
         quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
+        if show_cases:
+            for case, path in parts.places():
+                print(f"case {case}: {names.shown(path)}")
         patients = index.patients(key)
         if patient_by is PatientBy.JOINED:
             patients = joined(index.studies(), patients)
@@ -150,7 +156,10 @@ def prepare(
         manifest = _assemble(context, plan, folder)
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
         manifest.update(
-            source.facts(), patients_known=known, labels_of=gate.labels_of(source, parts)
+            {"case": Case().told()} | dict(source.facts()),
+            patients_known=known,
+            labels_of=gate.labels_of(source, parts),
+            options=dict(source.options()),
         )
         if excluded:
             manifest["excluded_patients"] = excluded.summary(named, len(alike))
@@ -294,6 +303,7 @@ def _units(context: Context, index: Index) -> Iterator[Unit]:
     """
     source = context.source
     shared = [source.name, source.intensity, dict(source.options()), context.canvas, __version__]
+    shared.append(sorted(records.features()))
     for name, stamp, items in index.units():
         text = json.dumps([*shared, stamp, [astuple(item) for item in items]])
         digest = hmac.new(context.key, text.encode(), hashlib.sha256).hexdigest()
@@ -307,6 +317,7 @@ class Parts:
         self._context = context
         # The first item of each, by which what is left out of it is told.
         self._items = {unit.part: unit.items[0].number for unit in _units(context, index)}
+        self._index = index
         self._names = sorted(self._items)
         self.left_out = frozenset[str]()
 
@@ -349,6 +360,23 @@ class Parts:
 
         return Signatures.concatenate(described(*one) for one in self if one[1].slices)
 
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Each case by its pseudonym, and the file or folder of its slices."""
+        found: dict[str, str] = {}
+        for unit in _units(self._context, self._index):
+            part = finished(self._context, unit.part)
+            assert part is not None, "every unit was read"
+            cases = {case for group in part.groups for case in group.cases}
+            own: dict[str, list[str]] = {case: [] for case in cases}
+            for item in unit.items:
+                name = f"case {item.case} of {item.patient}"
+                own.get(pseudonym(self._context.key, name), []).append(item.path)
+            every = [item.path for item in unit.items]
+            for case, paths in own.items():
+                together = [*(paths or every), *filter(None, [found.get(case)])]
+                found[case] = os.path.commonpath(together)
+        yield from sorted(found.items())
+
     def tiles(self, findings: Iterable[Finding]) -> list[Tile]:
         """The middle slices of up to `TILES` series: irregular ones first, then evenly chosen."""
         found: dict[str, list[str]] = defaultdict(list)
@@ -389,7 +417,7 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
     target = folder / records.NAME / records.VERSION
     for made in (target, folder / "signatures", folder / "statistics"):
         made.mkdir(parents=True)
-    source = context.source
+    source, classes = context.source, len(context.source.classes)
     statistics = {}
     for split, planned in plan.items():
         shards = [context.shards / shard.digest for shard in planned.shards]
@@ -414,7 +442,8 @@ def _assemble(context: Context, plan: Mapping[str, SplitPlan], folder: Path) -> 
         "intensity": source.intensity,
         "classes": list(source.classes),
         **({"canvas": context.canvas} if context.canvas else {}),
-        "splits": {split: p.summary(len(source.classes)) for split, p in plan.items()},
+        "splits": {split: p.summary(classes) for split, p in plan.items()},
+        "cases": {split: p.cases_summary(classes) for split, p in plan.items() if p.cases},
         "records": f"{records.NAME}/{records.VERSION}",
         "statistics": statistics,
         "fingerprint": hashlib.sha256("\n".join(digests).encode()).hexdigest(),

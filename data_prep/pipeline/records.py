@@ -52,6 +52,8 @@ def features() -> tfds.features.FeaturesDict:
             "spacing_mm": tensor(shape=(3,), dtype=np.float32),
             "thickness_mm": np.float32,
             "label": np.int64,
+            "case": tfds.features.Text(),
+            "slice_label": np.int64,
             "source_kind": tfds.features.Text(),
         }
     )
@@ -62,8 +64,8 @@ def _serializer() -> example_serializer.ExampleSerializer:
     return example_serializer.ExampleSerializer(features().get_serialized_info())
 
 
-def encode(item: Slice, patient: str, series: str, source_kind: str) -> bytes:
-    """One record; `patient` and `series` are the pseudonyms that take the place of the slice's."""
+def encode(item: Slice, patient: str, series: str, source_kind: str, case: str = "") -> bytes:
+    """One record; `patient`, `series` and `case` are pseudonyms in place of the slice's names."""
     example = {
         "image": item.image,
         "patient": patient,
@@ -73,6 +75,8 @@ def encode(item: Slice, patient: str, series: str, source_kind: str) -> bytes:
         "spacing_mm": np.asarray(item.spacing_mm, np.float32),
         "thickness_mm": item.thickness_mm,
         "label": item.label,
+        "case": case,
+        "slice_label": item.slice_label,
         "source_kind": source_kind,
     }
     encoded = features().encode_example(example)

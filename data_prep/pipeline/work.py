@@ -56,7 +56,8 @@ class Unit(NamedTuple):
 class Group:
     """Records `start` to `stop` of a part: of one patient and series, in one split of the source.
 
-    `split` is "" where the source leaves it open; `size` is in bytes.
+    `split` is "" where the source leaves it open; `size` is in bytes. `cases` has the label of each
+    case by its pseudonym; it is empty where each slice is a case of its own.
     """
 
     patient: str
@@ -66,6 +67,7 @@ class Group:
     stop: int
     size: int = 0
     labels: dict[str, int] = field(default_factory=dict)
+    cases: dict[str, int] = field(default_factory=dict)
     digest: str = ""
 
     @property
@@ -185,6 +187,7 @@ class _Maker:
             item = shrink(item, self._context.canvas)
         patient = pseudonym(self._context.key, item.patient)
         series = pseudonym(self._context.key, item.series)
+        case = pseudonym(self._context.key, f"case {item.case}") if item.case else ""
         group = self._part.groups[-1] if self._part.groups else None
         if group is None or (group.patient, group.series, group.split) != (
             patient,
@@ -195,14 +198,18 @@ class _Maker:
             start = self._part.slices
             group = Group(patient, series, item.split, start, start)
             self._part.groups.append(group)
-        record = records.encode(item, patient, series, self._context.source.kind)
+        record = records.encode(item, patient, series, self._context.source.kind, case)
         self._writer.write(record)
         group.stop += 1
         group.size += len(record)
         self._labels[item.label] += 1
+        if case and group.cases.setdefault(case, item.label) != item.label:
+            raise Unusable("slices of one case have different labels")
         self._hash.update(
             f"{patient} {series} {item.slice_index} {item.label} {item.image.shape} ".encode()
         )
+        if case:
+            self._hash.update(f"{case} {item.slice_label} ".encode())
         self._hash.update(np.ascontiguousarray(item.image, "<i2").tobytes())
 
     def _end_group(self) -> None:

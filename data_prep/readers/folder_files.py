@@ -85,6 +85,10 @@ class Files:
             return True
         return path not in self._masks and not image_file.is_unwanted(Path(path))
 
+    def is_slice(self, path: str) -> bool:
+        """Whether a file is a single slice, and no volume."""
+        return self._reads(path) is not Format.VOLUME
+
     def part(self, item: Item) -> Item:
         """An item with what reads it; one without a patient, where paths name them, has a flaw."""
         reads = self._reads(item.path) if item.path in self._seen else Format.VOLUME

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int16, Int32
 
+from data_prep.cases import Case
 from data_prep.origin import Origin
 from data_prep.patients import NO_MATCH
 from data_prep.pipeline.records import to_hu
@@ -44,6 +45,7 @@ class ImageSource:
         listed: The items. Only the process that lists them needs them: they do not pickle.
         hu_offset: What is subtracted from 16-bit values to make HU; None: they are grey.
         values: AUTO, or HU if what that makes is HU by the user's word.
+        case: What a label is of.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ImageSource:
     known: Mapping[str, Any] = field(default_factory=lambda: {"patients_known": False})
     hu_offset: int | None = None
     values: Values = Values.AUTO
+    case: Case = Case()
 
     kind: ClassVar[str] = "image"
 
@@ -68,9 +71,10 @@ class ImageSource:
 
     def options(self) -> Mapping[str, Any]:
         """See `Source`."""
+        case = {} if self.case == Case() else {"case": self.case.of.value}
         if self.hu_offset is None:
-            return {}
-        return {"hu_offset": self.hu_offset, "values": self.values.value}
+            return case
+        return {"hu_offset": self.hu_offset, "values": self.values.value, **case}
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
@@ -109,7 +113,14 @@ class ImageSource:
                 continue
             assert item.part is not None, "`numbered` gave it"
             yield Slice(
-                image, item.patient, item.patient, item.part[1], label=item.label, split=item.split
+                image,
+                item.patient,
+                item.patient,
+                item.part[1],
+                label=item.label,
+                split=item.split,
+                case=self.case.name(item, item.patient, item.patient),
+                slice_label=item.slice_label,
             )
         if masks:
             found = "masks among the images"

@@ -1,7 +1,8 @@
 """The table of --labels: which row speaks of which file, scan, study or patient.
 
 What its rows are about, a column says: `file` (or a folder, for all files in it), or an identifier
-of DICOM. Whatever is ambiguous is refused with its line and column.
+of DICOM. A column `case` beside `file` says which files are one case; without `file` it stands in
+for it. Whatever is ambiguous is refused with its line and column.
 """
 
 import os
@@ -18,6 +19,8 @@ from data_prep.spelling import alike, is_missing
 NAME = "--labels"
 # The first of these that is there says what a row is about.
 KEYS = ("file", "sop", "series", "study", "accession", "patient")
+# What may stand in for `file`, where there is none.
+STAND_INS = ("case", "folder", "volume", "scan")
 _OTHERS = {
     "file": ("filename", "filepath", "path"),
     "label": ("class",),
@@ -42,12 +45,13 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What a row says: the name of its class, its patient and split; "" for what it does not."""
+    """What a row says: the names of class, patient, split and case; "" for what it does not."""
 
     line: int
     label: str
     patient: str = ""
     split: str = ""
+    case: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,14 @@ class LabelTable:
         entries: By file relative to the source, or by identifier.
         classes: Names of the classes.
         has_patients: Whether it has a column of patients beside `by`.
+        has_cases: Whether it has a column of cases beside `by`.
     """
 
     by: str
     entries: Mapping[str, Entry]
     classes: Sequence[str]
     has_patients: bool
+    has_cases: bool = False
 
     @property
     def unlabelled(self) -> int:
@@ -72,37 +78,50 @@ class LabelTable:
         return sum(not entry.label for entry in self.entries.values())
 
 
-def read_label_table(path: Path, root: Path) -> LabelTable:
+def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
     """Reads the table of a source.
 
     Args:
         path: CSV file with a column `label`, one of `KEYS`, and perhaps `patient` and `split`.
         root: The source, which files are relative to.
+        name: What errors call the table.
 
     Raises:
         DataError: With the line and column of what is missing, ambiguous or contradicts itself.
     """
-    rows = read_table(path, ("label",), NAME, _OTHERS)
+    rows = read_table(path, ("label",), name, _OTHERS)
     by = next((column for column in KEYS if column in rows[0].cells), "")
+    named = next((column for column in STAND_INS if column in rows[0].cells), "")
+    if by in ("", "patient") and named:  # a patient may stand beside a case
+        rows, by = [_by_file(row, named) for row in rows], "file"
     if not by:
-        read_table(path, ("file",), NAME, _OTHERS)  # says what it has instead
+        read_table(path, ("file",), name, _OTHERS)  # says what it has instead
     entries: dict[str, Entry] = {}
     for row in rows:
         if is_missing(row[by]):
-            raise DataError(f"{NAME}, line {row.line}, column {by}: it is empty")
-        about = _file(row, root) if by == "file" else row[by]
-        entry = _entry(row, by)
+            raise DataError(f"{name}, line {row.line}, column {by}: it is empty")
+        about = _file(row, root, name) if by == "file" else row[by]
+        entry = _entry(row, by, name)
         first = entries.setdefault(about, entry)
         if differing := _differing(first, entry):
             raise DataError(
-                f"{NAME}: line {row.line} says of a {by} what line {first.line} does not, in the "
+                f"{name}: line {row.line} says of a {by} what line {first.line} does not, in the "
                 f"column {differing}: keep one"
             )
+    has_cases = by != "patient" and any(entry.case for entry in entries.values())
     has_patients = by != "patient" and any(entry.patient for entry in entries.values())
-    _require_splits(entries.values())
+    _require_splits(entries.values(), name)
     lines = {entry.label: entry.line for entry in reversed(entries.values()) if entry.label}
-    require_one_spelling(lines, lambda name: f"{shown(name)} ({NAME}, line {lines[name]}, label)")
-    return LabelTable(by, entries, ordered(lines), has_patients)
+    require_one_spelling(
+        lines, lambda label: f"{shown(label)} ({name}, line {lines[label]}, label)"
+    )
+    return LabelTable(by, entries, ordered(lines), has_patients, has_cases)
+
+
+def _by_file(row: Row, named: str) -> Row:
+    """The row with what stands in for its column `file` there."""
+    others = {column: cell for column, cell in row.cells.items() if column != named}
+    return Row(row.line, {**others, "file": row[named]})
 
 
 def ordered(classes: Iterable[str]) -> list[str]:
@@ -122,21 +141,21 @@ def require_one_spelling(names: Iterable[str], told: Callable[[str], str]) -> No
         raise DataError(f"one class in {len(group)} spellings: {spellings}: write it in one way")
 
 
-def _entry(row: Row, by: str) -> Entry:
-    require_text(row, [column for column in ("label", "patient", "split") if column != by], NAME)
-    label, patient, split = (
+def _entry(row: Row, by: str, name: str) -> Entry:
+    require_text(row, [c for c in ("label", "patient", "split", "case") if c != by], name)
+    label, patient, split, case = (
         "" if is_missing(row.get(column)) else row.get(column)
-        for column in ("label", "patient", "split")
+        for column in ("label", "patient", "split", "case")
     )
     if split and split.casefold() not in SPLITS:
         raise DataError(
-            f"{NAME}, line {row.line}, column split: it must hold train, val or test in all rows"
+            f"{name}, line {row.line}, column split: it must hold train, val or test in all rows"
         )
     split = SPLITS.get(split.casefold(), "")
-    return Entry(row.line, label, "" if by == "patient" else patient, split)
+    return Entry(row.line, label, "" if by == "patient" else patient, split, case)
 
 
-def _file(row: Row, root: Path) -> str:
+def _file(row: Row, root: Path, table: str) -> str:
     """The path that a row names, relative to the source, with slashes.
 
     Raises:
@@ -144,7 +163,7 @@ def _file(row: Row, root: Path) -> str:
     """
     cell = row["file"]
     if "\0" in cell:
-        raise DataError(f"{NAME}, line {row.line}, column file: no name of a file")
+        raise DataError(f"{table}, line {row.line}, column file: no name of a file")
     if "\\" in cell and not os.path.lexists(root / cell):
         cell = cell.replace("\\", "/")
     name = os.path.normpath(cell)
@@ -152,7 +171,7 @@ def _file(row: Row, root: Path) -> str:
         name = os.path.relpath(name, root)
     if os.path.isabs(name) or PurePosixPath(name).parts[:1] == ("..",) or name[1:3] == ":/":
         raise DataError(
-            f"{NAME}, line {row.line}, column file: it is not in --source: give paths relative to "
+            f"{table}, line {row.line}, column file: it is not in --source: give paths relative to "
             "--source"
         )
     return name
@@ -160,15 +179,15 @@ def _file(row: Row, root: Path) -> str:
 
 def _differing(first: Entry, entry: Entry) -> str:
     """The column in which two rows about the same thing differ; "" if they do not."""
-    columns = ("label", "patient", "split")
+    columns = ("label", "patient", "split", "case")
     return next((c for c in columns if getattr(first, c) != getattr(entry, c)), "")
 
 
-def _require_splits(entries: Collection[Entry]) -> None:
+def _require_splits(entries: Collection[Entry], name: str) -> None:
     """Raises DataError if some rows name a split and some do not."""
     without = [entry.line for entry in entries if not entry.split]
     if without and len(without) < len(entries):
         raise DataError(
-            f"{NAME}, line {without[0]}, column split: it is empty; it must hold train, val or "
+            f"{name}, line {without[0]}, column split: it is empty; it must hold train, val or "
             "test in all rows, or in none"
         )

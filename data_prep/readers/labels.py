@@ -59,6 +59,8 @@ class Labelled:
         by_table: Whether a table names the patient of each.
         by_file: Whether each row or class is one of a single file, not of a folder or an identifier
             that files share.
+        column: Of the table, that says what its rows are about; "" without one.
+        has_cases: Whether another column says which files are one case.
     """
 
     items: Sequence[Item]
@@ -67,6 +69,8 @@ class Labelled:
     notes: Sequence[str] = field(default=())
     by_file: bool = True
     by_table: bool = False
+    column: str = ""
+    has_cases: bool = False
 
 
 Describe = Callable[[str], File]
@@ -217,7 +221,15 @@ class _Join:
         self.by_table = self.by_table and bool(entry.patient)
         # A slice without a label is still needed to know its series whole: see `folder`.
         left_out = bool(self._table.classes) and not entry.label and not file.is_dicom
-        self._append(file.path, file.patient, entry, wanted, NO_LABEL if left_out else None)
+        flaw = NO_LABEL if left_out else None
+        self._append(file.path, file.patient, entry, wanted, flaw, self._case(entry, about, wanted))
+
+    def _case(self, entry: Entry, about: str, wanted: bool) -> str:
+        """What names the case of a file, where its row speaks of more than that file."""
+        if entry.case:
+            return f"case {entry.case}"
+        by = "folder" if self._table.by == "file" else self._table.by
+        return "" if wanted else f"{by} {about}"
 
     def lose(self, about: str, path: str, flaw: tuple[str, bool]) -> None:
         """Adds a row that speaks of nothing that is there."""
@@ -234,15 +246,24 @@ class _Join:
         notes = [f"{left_out} files are not in --labels and were left out"] * bool(left_out)
         notes += [f"{without} rows of --labels give no label and were left out"] * bool(without)
         classes = self._table.classes
-        return Labelled(self.items, classes, self.known, notes, by_file, self.by_table)
+        column, has_cases = self._table.by, self._table.has_cases
+        return Labelled(
+            self.items, classes, self.known, notes, by_file, self.by_table, column, has_cases
+        )
 
     def _append(
-        self, path: str, patient: str, entry: Entry, wanted: bool, flaw: tuple[str, bool] | None
+        self,
+        path: str,
+        patient: str,
+        entry: Entry,
+        wanted: bool,
+        flaw: tuple[str, bool] | None,
+        case: str = "",
     ) -> None:
         number = self._numbers.get(entry.label, -1)
         patient = entry.patient or patient
         item = Item(0, path, patient, number, entry.split, None, entry.line, wanted, flaw)
-        self.items.append(item)
+        self.items.append(replace(item, case=case))
 
 
 def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Describe) -> Labelled:

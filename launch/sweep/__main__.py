@@ -165,8 +165,8 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         ends = sweep.in_rounds(todo, lambda cells: in_turn(cells, workdir, supervisor))
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
     else:  # JAX is left to the children
-        if config.base.data.path == main.PHANTOM:
-            main.prepare_phantom()
+        if config.base.data.path in main.PHANTOMS:
+            main.prepare_phantom(config.base.data.path)
         _require_folds(config)
         todo = sweep.todo()
         sweep.renew(todo)

@@ -22,6 +22,7 @@ from ctssl_jax.run.encoder import weights_digest
 COLUMNS = (
     *("task", "arm", "classifier", "fraction", "train_slices", "train_patients", "seed"),
     *("test_split", "best_epoch", "val_auc", "test_auc", "test_f1", "test_accuracy", "test_slices"),
+    *("case", "train_cases", "test_cases"),
     *("best_step", "total_steps", "encoder_run", "config_hash", "run"),
 )
 CLASSIFIERS = ("finetuned", "knn", "linear")
@@ -221,6 +222,8 @@ def _rows(run: Path) -> Iterator[dict[str, Any]]:
     if "test" not in results:  # of frozen features, or of one that only validated
         parts = [(name, results[name]) for name in CLASSIFIERS if name in results]
     for classifier, part in parts:
+        if "val" not in part:  # an external test, of `ctssl_jax.predict`
+            return
         test = part["test"]
         yield common | {
             "classifier": classifier,
@@ -228,5 +231,6 @@ def _rows(run: Path) -> Iterator[dict[str, Any]]:
             "test_auc": test["auc"],
             "test_f1": test["f1"],
             "test_accuracy": test["accuracy"],
-            "test_slices": test["n"],
+            "test_cases": test["n"],
+            "test_slices": test.get("slices", test["n"]),
         }

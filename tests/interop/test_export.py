@@ -1,11 +1,13 @@
 """What is exported gives PyTorch's networks the numbers that ours give, and says how."""
 
+import dataclasses
 import hashlib
 import json
 import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
@@ -16,12 +18,17 @@ from safetensors.torch import load_file as load_torch
 from ctssl_jax.augment import Intensity, IntensityMode
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.interop import __main__ as command
+from ctssl_jax.interop import case_head
 from ctssl_jax.interop.export import Layout, export, named_tensors, read
 from ctssl_jax.interop.foreign import import_encoder
 from ctssl_jax.interop.recipe import Recipe
+from ctssl_jax.interop.weights import Weights
+from ctssl_jax.methods import Cases
+from ctssl_jax.methods.cases import Learn, Pooling
 
 ROOT = Path(__file__).parents[2]
-FILES = {"encoder.safetensors", "input.json", "parity.npz", "model_card.md", "SHA256SUMS"}
+TIMM = {"config.json", "model.safetensors", "README.md"}
+FILES = {"encoder.safetensors", "input.json", "parity.npz", "model_card.md", "SHA256SUMS"} | TIMM
 
 
 def code(document, number=0):
@@ -167,7 +174,8 @@ def test_again_it_is_the_same_but_for_what_is_asked(one_channel, tmp_path):
     again, first = (
         set((folder / "SHA256SUMS").read_text().splitlines()) for folder in (tmp_path, out)
     )
-    assert [line.split()[1] for line in again - first] == ["model_card.md"]
+    changed = {line.split()[1] for line in again - first}
+    assert changed == {"model_card.md", "README.md"}
     text = (tmp_path / "model_card.md").read_text()
     assert "Of the weights: CC BY 4.0." in text
     assert 'load_file("encoder_3ch.safetensors")' in text  # torchvision's stem takes three
@@ -233,3 +241,41 @@ def comes_back(run, file, folder):
 def test_what_was_exported_comes_back_bit_for_bit(one_channel, tmp_path):
     run, out = one_channel
     comes_back(run, out / "encoder.safetensors", tmp_path)
+
+
+def test_timm_opens_the_folder_by_itself(one_channel):
+    _, out = one_channel
+    network = timm_models.create_model(f"local-dir:{out}", pretrained=True).eval()
+    parity = np.load(out / "parity.npz")
+    equal(network(torch.from_numpy(parity["input"])), parity["features"])
+    assert (out / "README.md").read_text().startswith("---\nlibrary_name: timm\n")
+
+
+HEADS = [(pooling.value, "cases") for pooling in Pooling]
+
+
+@pytest.mark.parametrize(("pooling", "learn"), [*HEADS, ("top_k", "slices")])
+def test_the_head_of_cases_gives_pytorch_the_same(pooling, learn):
+    """The module that is written, on features that it is given."""
+    method = Cases(classes=2, pooling=Pooling(pooling), learn=Learn(learn), hidden=4, top_k=2)
+    params = {"head": runs.filled(jax.eval_shape(lambda: head_of(method)))}
+    weights = Weights(
+        Path("run"), {}, None, Recipe("hu", Intensity()), params, {}, ("a", "b"), None
+    )
+    weights = dataclasses.replace(weights, method=method)
+    made: dict = {}
+    exec(compile(case_head.code(weights), "case_head.py", "exec"), made)
+    module = made["CaseHead"]()
+    tensors = {name: torch.from_numpy(v) for name, v in case_head.tensors(weights).items()}
+    module.load_state_dict(tensors, strict=True)
+    for n in (1, 2, 7):
+        features = np.random.default_rng(n).standard_normal((n, 16), np.float32)
+        logits, shares = case_head.case_logits(method, params["head"], features)
+        theirs, of_slices = module(torch.from_numpy(features))
+        np.testing.assert_allclose(theirs.detach().numpy(), logits, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(of_slices.detach().numpy(), shares, rtol=1e-4, atol=1e-5)
+
+
+def head_of(method):
+    bag = jnp.zeros((1, 1, 16))
+    return method._head(bag.dtype).init(jax.random.key(0), bag, jnp.ones((1, 1), bool))["params"]

@@ -252,3 +252,18 @@ def test_every_method_has_its_own_name():
     for arm in names:
         assert any(arm == name.lower() for name in vars(methods))
     assert arm_name("resnet from elsewhere") == "resnet from elsewhere"
+
+
+def test_the_page_counts_what_the_labels_are_of(tmp_path):
+    """In the task's own word: on the axis, in sentences and in tables."""
+    two_arms(tmp_path / "runs")
+    for run in find_runs([tmp_path / "runs"]):
+        edit_json(run.folder / "results.json", case="nodule", train_cases=41, train_slices=205)
+        edit_json(run.folder / "data.json", case={"of": "folder", "word": "nodule"})
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    html = (tmp_path / "out/report.html").read_text()
+    assert "41 nodules" in html
+    assert "41 annotated nodules" in html
+    assert "Training sizes, AUC and all other figures count nodules" in html
+    assert "training slices" not in html
+    assert "205" not in html.split("<h2>Data")[0].split("</style>")[1]

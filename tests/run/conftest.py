@@ -1,43 +1,16 @@
 """Tiny runs as the commands make them, once for all tests here, which damage copies of them."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
+import tiny
 
-TINY = Path(__file__).parents[1] / "methods"
 OPTIM = {"lr": 0.003, "clip_norm": 0.0, "warmup_epochs": 0.0}
 OPTIM |= {"weight_decay": 0.0, "weight_decay_end": 0.0}
 
 
 @pytest.fixture(scope="session")
-def tiny_modules():
-    """`tests/methods/tiny.py`, importable."""
-    sys.path.insert(0, str(TINY))
-    import tiny
-
-    return tiny
-
-
-@pytest.fixture
-def tiny_encoder(tiny_modules, monkeypatch):
-    """Every config builds the tiny encoder, on one device."""
-    _patch(tiny_modules, monkeypatch)
-
-
-def _patch(tiny, patch):
-    import jax
-
-    from ctssl_jax.config import EncoderConfig
-    from ctssl_jax.hosts import sharding
-
-    patch.setattr(EncoderConfig, "build", lambda self, precision: tiny.ENCODER)
-    patch.setattr(sharding, "all_devices", lambda: jax.devices()[:1])
-
-
-@pytest.fixture(scope="session")
-def configs(tiny_modules, phantom_path):
+def configs(phantom_path):
     """A pre-training, a fine-tuning and an evaluation of a few steps each."""
     from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
     from ctssl_jax.data import DataConfig
@@ -50,7 +23,7 @@ def configs(tiny_modules, phantom_path):
         batch_size=8,
         epochs=1.0,  # four steps of 32 slices
         data=data,
-        method=tiny_modules.METHODS["simclr"],
+        method=tiny.METHODS["simclr"],
         optim=OptimConfig(name=OptimizerName.SGD, **OPTIM),
         log_every=1,
         checkpoint_every=2,
@@ -62,7 +35,7 @@ def configs(tiny_modules, phantom_path):
         epochs=2,
         bn_images=0,
         data=data,
-        method=Supervised(view=tiny_modules.view(64)),
+        method=Supervised(view=tiny.view(64)),
         freeze=FreezeConfig(epochs=0),
         checkpoint_every_epochs=1,
     )
@@ -71,14 +44,14 @@ def configs(tiny_modules, phantom_path):
 
 
 @pytest.fixture(scope="session")
-def runs(tiny_modules, configs, tmp_path_factory):
+def runs(configs, tmp_path_factory):
     """Finished runs by kind; those on labels are of the pre-training's encoder."""
     from ctssl_jax import evaluate, finetune, pretrain
 
     place = tmp_path_factory.mktemp("tiny")
     made = {name: place / name for name in configs}
     with pytest.MonkeyPatch.context() as patch:
-        _patch(tiny_modules, patch)
+        tiny.patch_runs(patch)
         pretrain.run(configs["pretraining"], made["pretraining"])
         of = {"encoder_run": str(made["pretraining"])}
         finetune.run(dataclasses.replace(configs["finetuning"], **of), made["finetuning"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from ctssl_jax import finetune, pretrain
 from ctssl_jax.errors import ConfigError, DataError, StorageError
@@ -143,13 +144,13 @@ EVERY = pytest.mark.parametrize(
 
 
 @EVERY
-def test_an_encoder_is_what_was_saved_or_refused(runs, tiny_modules, tmp_path, every):
+def test_an_encoder_is_what_was_saved_or_refused(runs, tmp_path, every):
     def read(run):
-        return checkpoint.load_encoder(run, tiny_modules.ENCODER, 1)
+        return checkpoint.load_encoder(run, tiny.ENCODER, 1)
 
     wanted = read(runs["pretraining"])
     assert jax.tree.map(np.shape, wanted) == jax.tree.map(
-        np.shape, abstract_encoder(tiny_modules.ENCODER, 1)
+        np.shape, abstract_encoder(tiny.ENCODER, 1)
     )
     step = f"checkpoints/{checkpoint.latest_step(runs['pretraining'])}"
     for part in ("encoder", "meta"):

@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import pytest
+import tiny
 
 from ctssl_jax import evaluate, finetune
 from ctssl_jax.ablation import AblationConfig
@@ -21,7 +22,7 @@ from launch.sweep import folder
 pytestmark = pytest.mark.usefixtures("tiny_encoder")
 
 
-def trained_on(run, tiny):
+def trained_on(run):
     """The same run after more training: the same config, other weights."""
     params, stats = checkpoint.load_encoder(run, tiny.ENCODER, 1)
     params = jax.tree.map(lambda leaf: leaf * 1.5, params)
@@ -34,13 +35,13 @@ def pretraining(runs, tmp_path):
     return shutil.copytree(runs["pretraining"], tmp_path / "pretraining")
 
 
-def test_its_sum_is_of_the_weights_alone(pretraining, tiny_modules):
+def test_its_sum_is_of_the_weights_alone(pretraining):
     before = encoder.weights_digest(str(pretraining))
-    params, stats = checkpoint.load_encoder(pretraining, tiny_modules.ENCODER, 1)
+    params, stats = checkpoint.load_encoder(pretraining, tiny.ENCODER, 1)
     shutil.rmtree(pretraining / "checkpoints")
     checkpoint.save_start(pretraining, Start({"encoder": params}, {"encoder": stats}))
     assert encoder.weights_digest(str(pretraining)) == before  # as an import, at another step
-    trained_on(pretraining, tiny_modules)
+    trained_on(pretraining)
     assert encoder.weights_digest(str(pretraining)) != before
     assert encoder.weights_digest("") is None
 
@@ -78,8 +79,8 @@ def test_an_unfinished_run_is_refused_and_marked_where_it_is_accepted(
         assert leakage(read_run(tmp_path / "run").results) == "encoder of an unfinished run"
 
 
-def test_a_run_does_not_go_on_from_other_weights(runs, configs, pretraining, tiny_modules):
-    trained_on(pretraining, tiny_modules)
+def test_a_run_does_not_go_on_from_other_weights(runs, configs, pretraining):
+    trained_on(pretraining)
     for name, run in (("finetuning", finetune.run), ("evaluation", evaluate.run)):
         before = (runs[name] / "results.json").read_bytes()
         config = dataclasses.replace(configs[name], encoder_run=str(pretraining))
@@ -88,9 +89,7 @@ def test_a_run_does_not_go_on_from_other_weights(runs, configs, pretraining, tin
         assert (runs[name] / "results.json").read_bytes() == before
 
 
-def test_cells_whose_encoder_has_changed_are_run_anew(
-    configs, pretraining, tiny_modules, tmp_path, capsys
-):
+def test_cells_whose_encoder_has_changed_are_run_anew(configs, pretraining, tmp_path, capsys):
     grid = AblationConfig(
         base=configs["finetuning"],
         base_config="configs/finetune_covid_ct.py:smoke",
@@ -110,7 +109,7 @@ def test_cells_whose_encoder_has_changed_are_run_anew(
 
     first = start()
     assert start() == first
-    trained_on(pretraining, tiny_modules)
+    trained_on(pretraining)
     assert folder.state(cell, tmp_path / "grid") == folder.CHANGED
     capsys.readouterr()
     second = start()

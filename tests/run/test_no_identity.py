@@ -12,6 +12,7 @@ import stat
 import zipfile
 
 import pytest
+import tiny
 
 from ctssl_jax import evaluate, finetune, pretrain
 from ctssl_jax.ablation import AblationConfig
@@ -25,19 +26,18 @@ MARKS = (HOST, USER, PLACE, "Yellowbird", "MRN7741903")
 
 
 @pytest.fixture(scope="module")
-def written(tiny_modules, configs, phantom_path, tmp_path_factory):
+def written(configs, phantom_path, tmp_path_factory):
     """All that runs of every kind, a sweep and a report write, on a machine and in places so named.
 
     With a umask that lets everybody read and write.
     """
-    from conftest import _patch
 
     place = tmp_path_factory.mktemp("identity") / PLACE
     data = shutil.copytree(phantom_path, place / "data")
     found = os.uname()
     named = os.uname_result((found.sysname, HOST, *found[2:]))
     with pytest.MonkeyPatch.context() as patch:
-        _patch(tiny_modules, patch)
+        tiny.patch_runs(patch)
         patch.setattr(socket, "gethostname", lambda: HOST)
         patch.setattr(platform, "node", lambda: HOST)
         patch.setattr(os, "uname", lambda: named)

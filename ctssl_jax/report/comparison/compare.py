@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ctssl_jax.dataset.cases import SLICE
 from ctssl_jax.report.comparison.folds import pool, unpool
 from ctssl_jax.report.comparison.pairs import Pair, Place, Sampled, all_pairs, interval
 from ctssl_jax.report.comparison.recipes import (
@@ -95,8 +96,13 @@ class Cell:
         """Plain mean and range of a test metric over the runs."""
         return mean_and_range(np.array(self.test(metric)))
 
+    @property
+    def word(self) -> str:
+        """What a case is called."""
+        return str(self.runs[0].results["case"])
+
     def sizes(self, unit: str) -> list[int]:
-        """The distinct numbers of training "slices" or "patients", small to large."""
+        """The distinct numbers of training "cases", "slices" or "patients", small to large."""
         parts = [part for run in self.runs for part in run.parts()]
         counts: list[Any] = [run.results.get(f"train_{unit}") for run in parts]
         return sorted({int(count) for count in counts if is_number(count)})
@@ -106,7 +112,8 @@ class Cell:
 class Task:
     """All cells that may be compared: one task, one data fingerprint, one set of test cases.
 
-    `folds` is how many folds it was cross-validated in, 0 where it was not.
+    `word` is what a case is called, a scan or a slice. `folds` is how many folds it was
+    cross-validated in, 0 where it was not.
     `pairs` sets every two arms of a size against each other; `robustness` follows each arm over the
     sizes and is None where there are no two of them.
     """
@@ -121,6 +128,7 @@ class Task:
     pairs: tuple[Pair, ...]
     robustness: Robustness | None
     folds: int = 0
+    word: str = SLICE
 
     def arms(self) -> list[str]:
         """Arms with a cell, scratch first, then the methods in their usual order."""
@@ -259,6 +267,7 @@ def _task(runs: list[Run]) -> Task:
         pairs=pairs,
         robustness=robustness(sampled, pairs, claimed=SPARK),
         folds=len(runs[0].folds),
+        word=results["case"],
     )
 
 

@@ -135,7 +135,7 @@ def _together(runs: list[Run]) -> Run:
     shared, _ = _parted(first)
     means = {  # exact where all are equal
         name: float(mean(run.results[name] for run in runs))
-        for name in ("fraction", "train_slices")
+        for name in ("fraction", "train_cases", "train_slices")
     }
     test = Scored(cases.labels, cases.patients, cases.scores).metrics() | {"auc": _auc(cases)}
     return replace(

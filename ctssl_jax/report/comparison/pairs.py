@@ -68,9 +68,9 @@ class Sampled:
         """Of the test cases, in one order for all runs."""
         return np.stack([run.cases.scores for run in self.runs if run.cases is not None])
 
-    def slices(self) -> float:
-        """Training slices, mean over the runs."""
-        return float(np.mean([run.results["train_slices"] for run in self.runs]))
+    def size(self) -> float:
+        """Training cases, mean over the runs."""
+        return float(np.mean([run.results["train_cases"] for run in self.runs]))
 
 
 @dataclass(frozen=True)

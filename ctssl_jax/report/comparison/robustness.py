@@ -25,7 +25,7 @@ from ctssl_jax.statistics import Interval, Training, drop, slope
 
 @dataclass(frozen=True)
 class Course:
-    """One arm over all sizes: AUC gained per doubling of the training slices, and lost in all."""
+    """One arm over all sizes: AUC gained per doubling of the training cases, and lost in all."""
 
     arm: str
     slope: Interval
@@ -73,7 +73,7 @@ def robustness(
         for arm in arms
         if all((fraction, arm) in sampled for fraction in fractions)
     }
-    by_arm = {arm: of for arm, of in by_arm.items() if of[0].slices() < of[-1].slices()}
+    by_arm = {arm: of for arm, of in by_arm.items() if of[0].size() < of[-1].size()}
     if not by_arm:
         return None
     ends = fractions[0], fractions[-1]
@@ -86,7 +86,7 @@ def robustness(
 
 
 def _course(arm: str, of: list[Sampled]) -> Course:
-    sizes = np.array([place.slices() for place in of])
+    sizes = np.array([place.size() for place in of])
     rise, _, again = interval(of, slope(sizes))
     loss, *_ = interval(of, drop(sizes))
     return Course(arm, rise, loss, again, pretrainings(of))

@@ -21,7 +21,7 @@ from ctssl_jax.report.figures.theme import (
     style,
 )
 from ctssl_jax.report.runs import Run
-from ctssl_jax.report.words import legend_name
+from ctssl_jax.report.words import annotated, legend_name
 
 METRICS = {"auc": "Test AUC", "f1": "Test F1", "accuracy": "Test accuracy"}
 COLUMNS = 3
@@ -39,7 +39,7 @@ SMALL_PANELS = {
 
 
 def against_size(task: Task, metrics: tuple[str, ...], theme: Theme) -> bytes:
-    """Test scores against the number of training slices: mean, seeds and interval of every arm."""
+    """Test scores against the number of training cases: mean, seeds and interval of every arm."""
     with new_figure(theme, height=4.2 if len(metrics) == 1 else 3.6) as figure:
         panels = figure.subplots(ncols=len(metrics), squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
@@ -47,7 +47,7 @@ def against_size(task: Task, metrics: tuple[str, ...], theme: Theme) -> bytes:
             _draw_metric(axes, task, metric, theme, WIDTH / len(metrics))
         legend(figure, panels[0], len(task.arms()))
         figure.supxlabel(
-            "training slices, and their share of the training set",
+            f"{annotated(task.word)}, and their share of the training set",
             fontsize=11,
             color=theme.soft,
         )
@@ -56,7 +56,7 @@ def against_size(task: Task, metrics: tuple[str, ...], theme: Theme) -> bytes:
 
 def _draw_metric(axes: Any, task: Task, metric: str, theme: Theme, width: float) -> None:
     arms = task.arms()
-    centres = {cell.fraction: float(np.mean(cell.sizes("slices"))) for cell in task.cells}
+    centres = {cell.fraction: float(np.mean(cell.sizes("cases"))) for cell in task.cells}
     step = _dodge(np.array(sorted(set(centres.values()))), len(arms))
     axes.set_xscale("log")
     for index, (arm, (colour, marker)) in enumerate(arm_looks(arms, theme).items()):
@@ -124,7 +124,7 @@ def _draw_arm(
 
 
 def _dodge(sizes: Float[np.ndarray, " n"], arms: int) -> float:
-    """Distance in log slices between arms at one size, so that no bar hides another."""
+    """Distance in log cases between arms at one size, so that no bar hides another."""
     if len(sizes) < 2:
         return 0.05
     logs = np.log(sizes)

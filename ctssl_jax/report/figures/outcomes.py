@@ -26,7 +26,7 @@ from ctssl_jax.report.figures.theme import (
     style,
 )
 from ctssl_jax.report.names import arm_name
-from ctssl_jax.report.words import legend_name, percent, sizes
+from ctssl_jax.report.words import legend_name, percent, trained_on
 
 Looks = dict[str, tuple[str, str]]
 """Colour and marker of each arm."""
@@ -88,7 +88,7 @@ def _squares_of_sizes(
             draw(axes, cells, looks)
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            set_title(axes, f"{sizes(cells[0].sizes('slices'))} slices", size=9.5)
+            set_title(axes, trained_on(cells[0]), size=9.5)
             axes.tick_params(labelsize=8.5)
         figure.supxlabel(across, fontsize=9.5, color=theme.soft)
         figure.supylabel(up, fontsize=9.5, color=theme.soft)

@@ -24,7 +24,7 @@ from ctssl_jax.statistics import Interval
 
 MEAN = "mean"
 """In the column `seed`: of the mean over pre-trainings, each the mean of its fine-tunings."""
-PLACE = ("start", "pretrainings", "fraction", "train_slices")
+PLACE = ("start", "pretrainings", "fraction", "train_cases", "train_slices")
 RUN = ("seed", "encoder")
 """Columns that tell runs apart; `encoder` is the beginning of its run's hash."""
 
@@ -111,8 +111,9 @@ def pretraining(run: Run) -> str:
     return _csv(("step", *columns), rows)
 
 
-def _place(cell: Cell) -> tuple[str, int, float, float]:
-    return cell.arm, cell.pretrainings, cell.fraction, float(np.mean(cell.sizes("slices")))
+def _place(cell: Cell) -> tuple[str, int, float, float, float]:
+    cases, slices = (float(np.mean(cell.sizes(unit))) for unit in ("cases", "slices"))
+    return cell.arm, cell.pretrainings, cell.fraction, cases, slices
 
 
 def _ends(interval: Interval) -> list[float | str]:

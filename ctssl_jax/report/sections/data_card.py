@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ctssl_jax.dataset.cases import SLICE, case_word, plural
 from ctssl_jax.report.names import arm_name
 from ctssl_jax.report.runs import Run, is_number
 from ctssl_jax.report.words import OF_SCANS, count, short
@@ -25,7 +26,7 @@ LONGEST = 400
 
 @dataclass(frozen=True)
 class DataCard:
-    """One dataset; `splits` are rows of (split, slices, patients, series, slices by class)."""
+    """One dataset; `splits` are rows of (split, slices, patients, series, labels by class)."""
 
     name: str
     used_for: str
@@ -52,7 +53,7 @@ def _card(fingerprint: str, runs: list[Run]) -> DataCard:
         "Prepared from": text(data.get("source_kind")),
         "Reduced to": _reduced(data.get("canvas")),
         **_origin(data.get("origin")),
-        "Labels": OF_SCANS if data.get("labels_of") == "scan" else "",
+        "Labels": _labels(data),
         "Note": text(data.get("note")),
         "Fewer slices": _filters(runs),
         "Leakage between splits": " ".join(dict.fromkeys(map(audit_words, audits))),
@@ -67,6 +68,12 @@ def _card(fingerprint: str, runs: list[Run]) -> DataCard:
     )
 
 
+def _labels(data: Mapping[str, Any]) -> str:
+    if case_word(data) != SLICE:
+        return f"Each is of one {case_word(data)[:LONGEST]}."
+    return OF_SCANS if data.get("labels_of") == "scan" else ""
+
+
 def _origin(origin: Any) -> dict[str, str]:
     known = origin if isinstance(origin, dict) else {}
     return {"Licence": text(known.get("licence")), "To be cited": text(known.get("citation"))}
@@ -77,13 +84,23 @@ def _reduced(canvas: Any) -> str:
 
 
 def _splits(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    splits, classes = data.get("splits"), data.get("classes")
+    splits, classes, cases = data.get("splits"), data.get("classes"), data.get("cases")
     rows = []
     for name, split in splits.items() if isinstance(splits, dict) else ():
         if isinstance(split, dict):
+            known = cases.get(name) if isinstance(cases, dict) else None
+            of_cases = known if isinstance(known, dict) else split
             shown = (_whole(split.get(what)) for what in ("slices", "patients", "series"))
-            rows.append((text(name), *shown, _by_class(split.get("labels"), classes)))
+            labels = _by_class(of_cases.get("labels"), classes)
+            rows.append((text(name), *shown, _with_count(known, case_word(data), labels)))
     return rows
+
+
+def _with_count(cases: Any, word: str, labels: str) -> str:
+    """The labels, after the number of cases where these are no slices."""
+    if not isinstance(cases, dict) or not is_number(cases.get("count")):
+        return labels
+    return f"{_whole(cases['count'])} {plural(word)[:LONGEST]}: {labels}"
 
 
 def _by_class(labels: Any, classes: Any) -> str:

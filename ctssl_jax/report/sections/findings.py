@@ -1,5 +1,6 @@
 """What the page says of pairs of arms and of robustness. The template calls these by name."""
 
+from ctssl_jax.dataset.cases import plural
 from ctssl_jax.report.comparison.compare import Task
 from ctssl_jax.report.comparison.pairs import PERMUTATIONS, Pair
 from ctssl_jax.report.comparison.robustness import Claim, Course, Robustness
@@ -16,11 +17,12 @@ from ctssl_jax.report.words import (
 
 
 def training_sizes(task: Task) -> dict[float, str]:
-    """Fraction to number of training slices in words, small to large."""
-    slices: dict[float, set[int]] = {}
+    """Fraction to number of training cases in words, small to large."""
+    cases: dict[float, set[int]] = {}
     for cell in task.cells:
-        slices.setdefault(cell.fraction, set()).update(cell.sizes("slices"))
-    return {fraction: f"{sizes(sorted(counts))} slices" for fraction, counts in slices.items()}
+        cases.setdefault(cell.fraction, set()).update(cell.sizes("cases"))
+    word = plural(task.word)
+    return {fraction: f"{sizes(sorted(counts))} {word}" for fraction, counts in cases.items()}
 
 
 def named(arm: str) -> str:

@@ -8,12 +8,12 @@ from ctssl_jax.report.figures import curves as figures
 from ctssl_jax.report.figures import outcomes as outcome_figures
 from ctssl_jax.report.figures import tables
 from ctssl_jax.report.figures.picture import Numbers, Picture, drawn
-from ctssl_jax.report.words import legend_name, number, sizes
+from ctssl_jax.report.words import annotated, legend_name, number, sizes
 
 
 @dataclass(frozen=True)
 class TaskPictures:
-    """What is shown of one task; `confusions` are one for each training size, with its slices."""
+    """What is shown of one task; `confusions` are one for each training size, in words."""
 
     auc: Picture
     others: Picture
@@ -38,8 +38,8 @@ def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
         others=_against_size(task, title, ("f1", "accuracy"), f"f1-accuracy-{number}"),
         roc=drawn(
             f"roc-{number}",
-            f"{title}: ROC curves of every start, one panel for each number of training slices. "
-            "Their areas are the AUC of the table.",
+            f"{title}: ROC curves of every start, one panel for each number of "
+            f"{annotated(task.word)}. Their areas are the AUC of the table.",
             partial(outcome_figures.roc_of_sizes, task),
             tables.roc(task),
         ),
@@ -55,7 +55,7 @@ def _against_size(task: Task, title: str, metrics: tuple[str, ...], name: str) -
     told = [
         f"{figures.METRICS[metric]} of {legend_name(task, arm)}: "
         + ", ".join(
-            f"{number(cell.mean(metric))} at {sizes(cell.sizes('slices'))}"
+            f"{number(cell.mean(metric))} at {sizes(cell.sizes('cases'))}"
             for cell in task.cells
             if cell.arm == arm
         )
@@ -64,7 +64,7 @@ def _against_size(task: Task, title: str, metrics: tuple[str, ...], name: str) -
     ]
     return drawn(
         name,
-        f"{title}: means by number of training slices. {'; '.join(told)}.",
+        f"{title}: means by number of {annotated(task.word)}. {'; '.join(told)}.",
         partial(figures.against_size, task, metrics),
         tables.against_size(task, metrics),
     )
@@ -76,8 +76,9 @@ def _calibration(task: Task, title: str, name: str) -> Picture | None:
         return None
     return drawn(
         name,
-        f"{title}: calibration of every start, one panel for each number of training slices: the "
-        f"observed share of {task.classes[1]} against its predicted chance.",
+        f"{title}: calibration of every start, one panel for each number of "
+        f"{annotated(task.word)}: the observed share of {task.classes[1]} against its "
+        "predicted chance.",
         partial(outcome_figures.calibration_of_sizes, task),
         tables.calibration(task),
     )
@@ -88,13 +89,13 @@ def _confusions(task: Task, title: str, name: str) -> list[tuple[str, Picture]]:
     fractions = sorted({cell.fraction for cell in task.cells})
     for place, fraction in enumerate(fractions, start=1):
         cells = [cell for cell in task.cells if cell.fraction == fraction]
-        slices = sizes(cells[0].sizes("slices"))
+        size = f"{sizes(cells[0].sizes('cases'))} {annotated(task.word)}"
         picture = drawn(
             f"{name}-{place}",
-            f"{title}: confusion matrices of every start with {slices} training slices: the share "
+            f"{title}: confusion matrices of every start with {size}: the share "
             "of each true class that is given to each class.",
             partial(outcome_figures.confusion_of_size, cells, task.classes),
             tables.confusions(cells, task.classes),
         )
-        found.append((slices, picture))
+        found.append((size, picture))
     return found

@@ -1,6 +1,7 @@
 import hashlib
 import hmac
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
 def test_record_comes_back_as_it_went_in(tmp_path):
     image = np.random.default_rng(0).integers(-1024, 3000, (6, 5)).astype(np.int16)
     item = Slice(image, "Jane", "1.2.3", 7, -3.5, (2.5, 0.5, 0.75), 3.0, label=1, split="val")
-    fields = decode(encode(item, "p", "s", "dicom"))
+    item = replace(item, case="a scan", slice_label=0)
+    fields = decode(encode(item, "p", "s", "dicom", "c"))
     np.testing.assert_array_equal(fields.pop("image"), image)
     np.testing.assert_array_equal(fields.pop("spacing_mm"), [2.5, 0.5, 0.75])
     assert fields == {
@@ -37,6 +39,8 @@ def test_record_comes_back_as_it_went_in(tmp_path):
         "position_mm": -3.5,
         "thickness_mm": 3.0,
         "label": 1,
+        "case": b"c",
+        "slice_label": 0,
         "source_kind": b"dicom",
     }
 

@@ -1,0 +1,41 @@
+"""Classification of scans, nodules or whatever one label is of: bags of slices.
+
+    python -m data_prep.folder --source=SCANS --labels=scans.csv --out=data/task
+    python -m ctssl_jax.main --config=configs/finetune_cases.py --config.encoder_run=RUN
+
+Without `encoder_run` it trains from scratch. A step sees `batch_size` cases of `method.slices`
+slices each; validation and test see all slices. `method.pooling`: mean, max, top_k or attention.
+:frozen: features of a frozen encoder, once, and then minutes; :demo and :smoke run on the phantom.
+"""
+
+from configs import downstream, phantom
+from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.methods import Cases
+from ctssl_jax.optim.freezing import FreezeConfig
+
+
+def get_config(preset: str = "") -> FinetuneConfig:
+    """The configuration; presets: frozen, demo, smoke."""
+    config = FinetuneConfig(task="cases", method=Cases(), batch_size=8)
+    config.data.path = "data/task"
+    config.method.view.hflip = 0.5
+    match preset:
+        case "":
+            return downstream.as_meant(config)
+        case "frozen":
+            return frozen(downstream.as_meant(config))
+        case "demo":
+            return phantom.cases_demo(config)
+        case "smoke":
+            return phantom.cases_smoke(config)
+    raise phantom.unknown_preset(preset, "frozen", "demo", "smoke")
+
+
+def frozen(config: FinetuneConfig) -> FinetuneConfig:
+    """The encoder learns nothing, so that there is nothing to augment or to unfreeze."""
+    method = config.method
+    assert isinstance(method, Cases), "it is of this file"
+    method.frozen, method.view.hflip = True, 0.0
+    config.freeze, config.batch_size = FreezeConfig(epochs=0), 32
+    config.optim.lr, config.steps, config.validate_every = 1e-3, 500, 20
+    return config

@@ -1,0 +1,65 @@
+"""Tests of runs on other data: what `ctssl_jax.predict` found on labelled scans."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ctssl_jax.dataset.cases import plural
+from ctssl_jax.report.names import arm_name
+from ctssl_jax.report.runs import Run, is_number
+from ctssl_jax.report.words import count, number, short
+
+LONGEST = 60
+METRICS = {
+    "auc": "AUC",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "brier": "Brier score",
+}
+
+
+@dataclass(frozen=True)
+class ExternalTest:
+    """One row: which network, on what, and each metric with its interval in words."""
+
+    task: str
+    start: str
+    run: str
+    data: str
+    cases: str
+    metrics: dict[str, tuple[str, str]]
+    warning: str
+
+
+def external_tests(runs: list[Run]) -> list[ExternalTest]:
+    """The external tests among runs, in their order."""
+    return [_row(run.external) for run in runs if run.external and not run.problem]
+
+
+def _row(found: dict[str, Any]) -> ExternalTest:
+    test, word = found["test"], plural(str(found["case"])[:LONGEST])
+    kind = "another dataset" if found.get("external") else "the run's own dataset"
+    return ExternalTest(
+        task=str(found["task"])[:LONGEST],
+        start=arm_name(str(found["arm"])),
+        run=short(found["run"]),
+        data=f"{str(found['dataset'])[:LONGEST]} ({kind}, data {short(found['data_fingerprint'])})",
+        cases=f"{count(test['n'])} {word} of {count(test['patients'])} patients",
+        metrics={title: _ends(found["intervals"].get(name)) for name, title in METRICS.items()},
+        warning=_learnt(found.get("learnt_from")),
+    )
+
+
+def _ends(values: Any) -> tuple[str, str]:
+    if not isinstance(values, list) or len(values) != 3 or not is_number(values[0]):
+        return "–", ""
+    estimate, low, high = values
+    known = is_number(low) and is_number(high)
+    return number(estimate), f"{number(low)}–{number(high)}" if known else ""
+
+
+def _learnt(learnt: Any) -> str:
+    """What is told of cases that the network has learnt from."""
+    if not isinstance(learnt, dict):
+        return "not known whether the network has learnt from these"
+    known = sum(value for value in learnt.values() if is_number(value))
+    return "leakage: the network has learnt from some of these" if known else ""

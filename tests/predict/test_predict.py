@@ -1,0 +1,210 @@
+"""A fine-tuned network on scans that were never prepared, from the command line."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ctssl_jax.predict.__main__ import main
+from ctssl_jax.report import write_report
+
+
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def command(tuned, out, **flags):
+    words = {"run": tuned.run, "out": out, **flags}
+    return main([f"--{name}={value}" for name, value in words.items()])
+
+
+@pytest.fixture(scope="module")
+def exported(tuned, tmp_path_factory):
+    """The DICOM of the test patients, as a hospital would export it, with a damaged scan."""
+    source = tmp_path_factory.mktemp("export") / "in"
+    for folder in tuned.folders("test"):
+        shutil.copytree(folder, source / folder.name)
+    broken = source / "broken"
+    shutil.copytree(tuned.folders("val")[0], broken)
+    for path in broken.glob("*.dcm"):
+        path.write_bytes(path.read_bytes()[:-99])
+    return source
+
+
+@pytest.fixture(scope="module")
+def predicted(tuned, exported, tmp_path_factory):
+    out = tmp_path_factory.mktemp("predicted") / "out"
+    assert command(tuned, out, source=exported, key=tuned.key, workers=0, pictures=1) == 0
+    return out
+
+
+def test_new_scans_get_what_the_runs_own_test_gave_them(tuned, predicted):
+    """Case for case, although four devices predict what one has tested."""
+    expected, found = tuned.rows("test"), table(predicted / "cases.csv")
+    assert {row["case"] for row in found} == set(expected)
+    for row in found:
+        theirs = expected[row["case"]]
+        for column, name in (("score_0", "no lesion"), ("score_1", "lesion")):
+            ours = float(row[f"probability_{name}"])
+            assert ours == pytest.approx(float(theirs[column]), abs=2e-5)
+        assert (row["patient"], row["slices"]) == (theirs["patient"], theirs["slices"])
+        called = float(row["probability_lesion"]) >= float(row["threshold"])
+        assert row["decision"] == ("lesion" if called else "no lesion")
+        assert row["unlike"] in ("yes", "no")
+        assert len(row["top_slices"].split()) == 5
+
+
+def test_a_bad_scan_is_listed_and_the_rest_go_on(predicted):
+    reasons = {row["reason"] for row in table(predicted / "dataset" / "rejected.csv")}
+    assert reasons == {"cut off"}
+
+
+def test_slices_add_up_to_their_case(predicted):
+    slices = table(predicted / "slices.csv")
+    for row in table(predicted / "cases.csv"):
+        own = [each for each in slices if each["case"] == row["case"]]
+        assert [int(each["slice"]) for each in own] == list(range(int(row["slices"])))
+        assert sum(float(each["share"]) for each in own) == pytest.approx(1, abs=1e-4)
+        p = float(row["probability_lesion"])
+        drives = [float(each["drives"]) for each in own]
+        assert sum(drives) == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
+        order = np.argsort(-np.array(drives), kind="stable")[:5]
+        assert row["top_slices"] == " ".join(map(str, order))
+        positions = [float(each["position_mm"]) for each in own]
+        assert (np.diff(positions) > 0).all()
+
+
+def test_a_picture_is_drawn_of_each_asked_case(predicted):
+    (picture,) = (predicted / "pictures").iterdir()
+    likeliest = max(
+        table(predicted / "cases.csv"), key=lambda row: float(row["probability_lesion"])
+    )
+    assert picture.stem == likeliest["case"]
+    image = np.asarray(Image.open(picture))
+    assert image.shape == (2 * 192 + 2 * 2 + 48, 5 * 192 + 4 * 2, 3)
+    assert (image[:192, ..., 0] == image[:192, ..., 2]).all()  # grey above the maps
+    bars = image[-1].reshape(-1, 3)  # of six slices one is not shown
+    warm = (bars[:, 0] > 200) & (bars[:, 2] < 50)
+    assert warm.mean() == pytest.approx(5 / 6, abs=0.01)
+
+
+def test_scans_are_not_taken_for_those_of_an_earlier_source(tuned, exported, predicted, capfd):
+    flags = {"source": exported, "key": tuned.key, "workers": 0}
+    assert command(tuned, predicted, **flags) == 2
+    assert "dataset is there: give --data=" in capfd.readouterr().err
+    before = table(predicted / "cases.csv")
+    assert command(tuned, predicted, data=predicted / "dataset") == 0
+    assert table(predicted / "cases.csv") == before
+
+
+def test_nothing_written_leads_back_to_a_file_or_name(predicted):
+    for path in predicted.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for secret in (b"patient00", b"phantom-0-", b"/in/", b"Phantom"):
+                assert secret not in content, path.name
+
+
+def test_show_paths_leads_back_on_the_screen_alone(tuned, exported, tmp_path, capfd):
+    code = command(tuned, tmp_path / "o", source=exported, key=tuned.key, workers=0) or main(
+        [
+            f"--run={tuned.run}",
+            f"--out={tmp_path / 'p'}",
+            f"--source={exported}",
+            f"--key={tuned.key}",
+            "--workers=0",
+            "--show_paths",
+        ]
+    )
+    assert code == 0
+    lines = [row for row in capfd.readouterr().out.splitlines() if row.startswith("case ")]
+    shown = dict(line.removeprefix("case ").split(": ") for line in lines)
+    assert shown.keys() == set(tuned.rows("test"))
+    assert sorted(path[-10:] for path in shown.values()) == sorted(
+        folder.name for folder in tuned.folders("test")
+    )
+
+
+def test_labelled_scans_are_an_external_test_that_the_report_reads(
+    tuned, exported, tmp_path, capfd
+):
+    runs, labels = tmp_path / "runs", tmp_path / "labels.csv"
+    rows = (tuned.dicom / "labels.csv").read_text().splitlines()
+    known = {folder.name for folder in tuned.folders("test")}
+    labels.write_text("\n".join(row for row in rows if row.split(",")[0] in {"folder", *known}))
+    flags = {"source": exported, "key": tuned.key, "workers": 0, "labels": labels}
+    assert command(tuned, runs / "external", **flags) == 0
+    results = json.loads((runs / "external" / "results.json").read_text())
+    own = json.loads((tuned.run / "results.json").read_text())
+    assert results["external"]
+    assert results["case"] == "scan"
+    assert results["test"]["auc"] == pytest.approx(own["test"]["auc"], abs=1e-6)
+    estimate, low, high = results["intervals"]["auc"]
+    assert low <= estimate <= high
+    # The patients of its test were not learnt from.
+    assert not any(results["learnt_from"].values())
+    assert "external test: AUC" in capfd.readouterr().out
+    shutil.copytree(tuned.run, runs / "own")
+    write_report([runs], tmp_path / "report")
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "External test" in html
+    assert "annotated scans" in html
+
+
+def test_what_was_learnt_from_is_told(tuned, tmp_path, capfd):
+    assert command(tuned, tmp_path / "o", data=tuned.data) == 0
+    said = capfd.readouterr().out
+    assert "WARNING: the network has learnt from some of these" in said
+    assert "test on the run's own dataset" in said
+    assert len(table(tmp_path / "o" / "cases.csv")) == 10
+
+
+def test_features_of_any_encoder_and_neighbours(tuned, tmp_path):
+    words = [f"--run={tuned.run}", f"--data={tuned.data}", f"--out={tmp_path}", "--features"]
+    case = next(iter(tuned.rows("test")))
+    assert main([*words, f"--neighbours={case}"]) == 0
+    with np.load(tmp_path / "features.npz") as arrays:
+        assert arrays["features"].shape == (10, 512)
+        assert arrays["slice_features"].shape == (60, 512)
+        of_case = arrays["slice_features"][arrays["slice_case"] == case]
+        place = arrays["case"].tolist().index(case)
+        np.testing.assert_allclose(of_case.mean(axis=0), arrays["features"][place], rtol=1e-5)
+    nearest = table(tmp_path / "neighbours" / f"{case}.csv")
+    assert nearest[0] == {"case": case, "distance": "0.000000"}
+    assert len(nearest) == 6
+    assert (tmp_path / "neighbours" / f"{case}.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--data=none"], 3, "none: no such dataset"),
+        (["--source=none"], 3, "--source=none does not exist"),
+        (["--data={data}", "--labels=x.csv"], 2, "--labels is of --source"),
+        (["--data={data}", "--pictures=abc"], 2, "no case abc"),
+        (["--data={data}", "--neighbours=abc"], 2, "--neighbours needs --features"),
+        (["--data={data}", "--threshold_at=0"], 2, "--threshold_at=0.0: must be above 0"),
+        (["--data={data}", "--run={data}"], 3, "no run at"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tuned, tmp_path, capfd, words, code, said):
+    flags = [word.format(data=tuned.data) for word in words]
+    assert main([f"--run={tuned.run}", f"--out={tmp_path / 'o'}", *flags]) == code
+    errors = capfd.readouterr().err.strip().splitlines()
+    assert len([line for line in errors if line.startswith("ctssl_jax.predict: ")]) == 1
+    assert said in errors[-1]
+
+
+def test_grey_images_are_refused_by_a_network_of_hounsfield_units(tuned, tmp_path, capfd):
+    for k in range(4):
+        grey = np.random.default_rng(k).integers(0, 255, (32, 32), np.uint8)
+        home = tmp_path / "in" / "scan"
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey).save(home / f"{k}.png")
+    flags = {"source": tmp_path / "in", "key": tuned.key, "workers": 0}
+    assert command(tuned, tmp_path / "o", **flags) == 3
+    assert "its slices are grey8, those that the run learnt from hu" in capfd.readouterr().err
