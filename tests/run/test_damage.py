@@ -196,7 +196,7 @@ def test_best_weights_are_what_was_saved_or_refused(runs, configs, tmp_path, eve
             best.close()
 
     method = dataclasses.replace(configs["finetuning"].method, classes=2)
-    encoder = configs["finetuning"].encoder.build(None)
+    encoder = configs["finetuning"].encoder.build(configs["finetuning"].precision)
     initial = jax.jit(lambda key: method.init(encoder, key, 1))(jax.random.key(0))
     state = TrainState(0, initial.params, initial.batch_stats, (), ())
     wanted = read(runs["finetuning"])
