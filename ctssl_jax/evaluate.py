@@ -161,7 +161,7 @@ def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, P
     channels = config.intensity.channels
     if config.encoder_run:
         return load_encoder(Path(config.encoder_run), encoder, channels)
-    init = jax.jit(lambda key: init_encoder(encoder, key, STRIDE, channels))
+    init = sharding.jit_init(lambda key: init_encoder(encoder, key, STRIDE, channels))
     return init(jax.random.key(config.seed))
 
 

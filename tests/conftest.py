@@ -39,3 +39,19 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "all_devices", lambda: jax.devices()[:1])
         yield
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder():
+    """Runs of a module have four convolutions in place of a ResNet, which takes long to compile."""
+    import jax.numpy as jnp
+    from tiny import TinyEncoder
+
+    from ctssl_jax.config import EncoderConfig
+
+    def build(config, precision):
+        return TinyEncoder(depth=config.depth, dtype=jnp.dtype(precision.value))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EncoderConfig, "build", build)
+        yield

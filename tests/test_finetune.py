@@ -25,7 +25,7 @@ from ctssl_jax.metrics import (
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.subset import Subset, subset, training_subset, validation_subset
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "tiny_encoder")
 
 
 def smoke(phantom_path, **changes):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from ctssl_jax import train
 from ctssl_jax.errors import ConfigError, DivergedError, Preempted
@@ -22,7 +23,7 @@ from ctssl_jax.metrics import MetricWriter, read_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.run.checkpoint import Checkpoints, load_encoder
-from ctssl_jax.train import Due, fit, init_state, make_step
+from ctssl_jax.train import Due, fit, init_state
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -31,41 +32,16 @@ STEPS = 12
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
-def spark_step(total_steps=STEPS):
-    """The very program of the run folders below, so that it is compiled once."""
-    encoder = SMOKE.encoder.build(SMOKE.precision)
-    lr = lr_schedule(SMOKE.optim, 32 / SMOKE.batch_size, total_steps)
-    weight_decay = weight_decay_schedule(SMOKE.optim, total_steps)
-    tx = make_optimizer(SMOKE.optim, lr, weight_decay)
-    step = make_step(
-        SMOKE.method,
-        encoder,
-        tx,
-        SMOKE.intensity,
-        "hu",
-        total_steps=total_steps,
-        steps_per_epoch=32 / SMOKE.batch_size,
-        schedules={"lr": lr, "weight_decay": weight_decay},
-    )
-    return step, encoder, tx
-
-
 def test_four_devices_give_the_loss_of_one():
+    """Of SparK; of the other methods `tests/methods/test_contract.py`."""
     assert jax.device_count() == 4
-    step, encoder, tx = spark_step()
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(-1000, 600, (8, 64, 64), dtype=np.int16),
-        "index": np.arange(8, dtype=np.int32),
-        "label": np.zeros(8, np.int32),
-    }
     found = []
     for devices in (jax.devices(), jax.devices()[:1]):
+        state, step = tiny.training(tiny.METHODS["spark"], STEPS)
         mesh = sharding.make_mesh(devices)
-        key = sharding.replicate(jax.random.key(3), mesh)
-        state = init_state(SMOKE.method, encoder, tx, 1, jax.random.key(0))
-        state = sharding.replicate(state, mesh)
-        state, metrics = sharding.jit_step(step, mesh)(state, sharding.put_batch(batch, mesh), key)
+        state, key = sharding.replicate((state, jax.random.key(3)), mesh)
+        batch = sharding.put_batch(tiny.host_batch(), mesh)
+        state, metrics = sharding.jit_step(step, mesh)(state, batch, key)
         found.append((jax.device_get(metrics), jax.device_get(state.batch_stats)))
     (four, four_stats), (one, one_stats) = found
     assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -120,7 +96,9 @@ def runs(tmp_path_factory, phantom_path):
 
 
 def whole_state(workdir: Path):
-    _, encoder, tx = spark_step()
+    lr = lr_schedule(SMOKE.optim, 32 / SMOKE.batch_size, STEPS)
+    tx = make_optimizer(SMOKE.optim, lr, weight_decay_schedule(SMOKE.optim, STEPS))
+    encoder = SMOKE.encoder.build(SMOKE.precision)
     template = jax.eval_shape(
         lambda key: init_state(SMOKE.method, encoder, tx, 1, key), jax.random.key(0)
     )

@@ -15,7 +15,7 @@ from data_prep import audit
 from data_prep.not_duplicates import read_not_duplicates
 from data_prep.source import Slice
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "tiny_encoder")
 
 
 @pytest.fixture(scope="module")

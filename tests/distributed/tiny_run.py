@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "methods")]
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
 from ctssl_jax import command, main  # noqa: E402
 

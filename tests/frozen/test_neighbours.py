@@ -14,7 +14,7 @@ from ctssl_jax.frozen.features import Features
 from ctssl_jax.frozen.neighbours import NEAREST, QUERIES, TILE, draw_neighbours, nearest
 from ctssl_jax.run.pictures import GAP
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "tiny_encoder")
 
 
 def random_features(dataset, split, seed, rows=None):

@@ -1,15 +1,9 @@
 """Where arrays lie, and what microbatches are."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-
 import tiny
 
 from ctssl_jax.augment import Intensity

@@ -34,7 +34,7 @@ from launch.sweep import folder
 from launch.sweep.command_line import command_line
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "tiny_encoder")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from data_prep import duplicates
 from data_prep.audit import audit
 from data_prep.source import Slice
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "tiny_encoder")
 
 CONFIGS = ("spark", "finetune_covid_ct", "evaluate")
 RUNS = {"spark": pretrain.run, "finetune_covid_ct": finetune.run, "evaluate": evaluate.run}
