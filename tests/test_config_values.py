@@ -7,11 +7,10 @@ import copy
 import dataclasses
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax
 import pytest
+from tiny import ENCODER, METHODS
 
 from ctssl_jax import finetune, pretrain
 from ctssl_jax.ablation import AblationConfig
@@ -25,9 +24,6 @@ from ctssl_jax.config import (
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import UserError, printable
 from ctssl_jax.run.budget import budget
-
-sys.path.insert(0, str(Path(__file__).parent / "methods"))
-from tiny import ENCODER, METHODS
 
 NUMBERS = (0, -1, 1, 3, 10**24, -(2**31) - 1, 0.5, 1e300, math.nan, math.inf, -math.inf)
 OTHERS = (

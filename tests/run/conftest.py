@@ -1,29 +1,32 @@
 """Tiny runs as the commands make them, once for all tests here, which damage copies of them."""
 
 import dataclasses
-import sys
-from pathlib import Path
+import functools
 
 import pytest
 
-TINY = Path(__file__).parents[1] / "methods"
 OPTIM = {"lr": 0.003, "clip_norm": 0.0, "warmup_epochs": 0.0}
 OPTIM |= {"weight_decay": 0.0, "weight_decay_end": 0.0}
 
 
 @pytest.fixture(scope="session")
 def tiny_modules():
-    """`tests/methods/tiny.py`, importable."""
-    sys.path.insert(0, str(TINY))
+    """`tests/tiny.py`."""
     import tiny
 
     return tiny
 
 
+@pytest.fixture(scope="session")
+def use_tiny(tiny_modules):
+    """A function of a `MonkeyPatch`: every config builds the tiny encoder, on one device."""
+    return functools.partial(_patch, tiny_modules)
+
+
 @pytest.fixture
-def tiny_encoder(tiny_modules, monkeypatch):
-    """Every config builds the tiny encoder, on one device."""
-    _patch(tiny_modules, monkeypatch)
+def tiny_on_one_device(use_tiny, monkeypatch):
+    """Runs of a test are of the tiny encoder, on one device."""
+    use_tiny(monkeypatch)
 
 
 def _patch(tiny, patch):
@@ -71,14 +74,14 @@ def configs(tiny_modules, phantom_path):
 
 
 @pytest.fixture(scope="session")
-def runs(tiny_modules, configs, tmp_path_factory):
+def runs(use_tiny, configs, tmp_path_factory):
     """Finished runs by kind; those on labels are of the pre-training's encoder."""
     from ctssl_jax import evaluate, finetune, pretrain
 
     place = tmp_path_factory.mktemp("tiny")
     made = {name: place / name for name in configs}
     with pytest.MonkeyPatch.context() as patch:
-        _patch(tiny_modules, patch)
+        use_tiny(patch)
         pretrain.run(configs["pretraining"], made["pretraining"])
         of = {"encoder_run": str(made["pretraining"])}
         finetune.run(dataclasses.replace(configs["finetuning"], **of), made["finetuning"])

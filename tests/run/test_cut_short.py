@@ -21,7 +21,7 @@ from ctssl_jax.run import lock as run_lock
 from ctssl_jax.run.checkpoint import BestWeights, Checkpoints
 from ctssl_jax.run.opening import open_labelled, open_pretraining
 
-pytestmark = pytest.mark.usefixtures("tiny_encoder")
+pytestmark = pytest.mark.usefixtures("tiny_on_one_device")
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link")
 LIMIT = 80  # more file operations than a start has
 KILLED, OTHER = 9, 1

@@ -23,7 +23,7 @@ from ctssl_jax.run import checkpoint
 from ctssl_jax.run import folder as run_folder
 
 pytestmark = [
-    pytest.mark.usefixtures("tiny_encoder"),
+    pytest.mark.usefixtures("tiny_on_one_device"),
     # Orbax drops the coroutines of a restore that fails.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -18,7 +18,7 @@ from ctssl_jax.run import folder as run_folder
 from launch.sweep import __main__ as sweep
 from launch.sweep import folder
 
-pytestmark = pytest.mark.usefixtures("tiny_encoder")
+pytestmark = pytest.mark.usefixtures("tiny_on_one_device")
 
 
 def trained_on(run, tiny):

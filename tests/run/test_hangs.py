@@ -9,7 +9,7 @@ from ctssl_jax import data, evaluate, finetune, main
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.run import lock as run_lock
 
-pytestmark = pytest.mark.usefixtures("tiny_encoder")
+pytestmark = pytest.mark.usefixtures("tiny_on_one_device")
 AFTER_S = 1.0
 
 

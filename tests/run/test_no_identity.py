@@ -19,25 +19,23 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.report import write_report
 from launch.sweep import __main__ as sweep
 
-pytestmark = pytest.mark.usefixtures("tiny_encoder")
+pytestmark = pytest.mark.usefixtures("tiny_on_one_device")
 HOST, USER, PLACE = "canaryhost", "canaryuser", "Canary^Yellowbird_MRN7741903"
 MARKS = (HOST, USER, PLACE, "Yellowbird", "MRN7741903")
 
 
 @pytest.fixture(scope="module")
-def written(tiny_modules, configs, phantom_path, tmp_path_factory):
+def written(use_tiny, configs, phantom_path, tmp_path_factory):
     """All that runs of every kind, a sweep and a report write, on a machine and in places so named.
 
     With a umask that lets everybody read and write.
     """
-    from conftest import _patch
-
     place = tmp_path_factory.mktemp("identity") / PLACE
     data = shutil.copytree(phantom_path, place / "data")
     found = os.uname()
     named = os.uname_result((found.sysname, HOST, *found[2:]))
     with pytest.MonkeyPatch.context() as patch:
-        _patch(tiny_modules, patch)
+        use_tiny(patch)
         patch.setattr(socket, "gethostname", lambda: HOST)
         patch.setattr(platform, "node", lambda: HOST)
         patch.setattr(os, "uname", lambda: named)
