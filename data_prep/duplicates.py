@@ -30,7 +30,7 @@ from ctssl_jax import command
 from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from ctssl_jax.files import read_json, whole_file
+from ctssl_jax.files import open_ordinary, read_json, whole_file
 
 FORMAT = 1
 THRESHOLD = 6  # bits of 64
@@ -80,7 +80,7 @@ def load_features(
     """
     again = f"evaluate the encoder on this dataset, with --config.data.split={split}"
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with open_ordinary(path) as stream, np.load(stream, allow_pickle=False) as arrays:
             features, record = arrays[f"{split}_features"], arrays[f"{split}_record"]
         of = read_json(path.parent / "results.json")["data_fingerprint"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:

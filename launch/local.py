@@ -30,7 +30,7 @@ from ctssl_jax import command
 from ctssl_jax.errors import ConfigError, DeviceError
 from ctssl_jax.hosts.cluster import TOKEN
 
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
 POLL_S = 0.1
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

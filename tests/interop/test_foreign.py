@@ -265,6 +265,8 @@ def test_what_differs_is_named_and_refused(tmp_path, good, capsys):
     refused(tmp_path, counter, "bn1.num_batches_tracked (3,), not ()", capsys)
     bad = changed(bn1__bias=np.full(64, np.nan, np.float32))
     refused(tmp_path, bad, "bn1.bias holds numbers that are not finite", capsys)
+    negative = changed(bn1__running_var=np.full(64, -1e-9, np.float32))
+    refused(tmp_path, negative, "bn1.running_var holds a negative variance", capsys)
     whole = changed(bn1__bias=np.ones(64, np.int32))
     refused(tmp_path, whole, "bn1.bias is I32", capsys)
     refused(tmp_path, good, "its metadata are not as exported", capsys, metadata={METADATA: "[]"})

@@ -50,12 +50,19 @@ def complete(kind, data, workdir, encoder):
     return time.monotonic() - began
 
 
+def is_last(step):
+    """Whether a folder is the last checkpoint; a kill may leave one more of those before it."""
+    return step.name.isdecimal() and not [
+        other for other in step.parent.iterdir() if int(other.name) > int(step.name)
+    ]
+
+
 def outcome(run):
     """What must be the same: arrays by their sums, results, predictions, and metrics but times."""
     found = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.name in JSON or (path.name == "metadata" and path.parent.name == "meta"):
+        if path.name in JSON or (path.name == "metadata" and is_last(path.parents[1])):
             found[name] = read_json(path)
         elif path.name in ("predictions.csv", "results.csv", "seen.npy", "STATUS"):
             found[name] = path.read_bytes()
