@@ -31,6 +31,7 @@ def smoke(scans, **method):
     config = importlib.import_module("configs.finetune_cases").get_config("smoke")
     config.data.path, config.data.canvas, config.method.view.size = str(scans), 32, 32
     config.steps, config.freeze.epochs = 3, 0
+    config.method.view.hflip = 0.0 if method.get("frozen") else 0.5
     for name, value in method.items():
         setattr(config.method, name, value)
     config.validate()

@@ -22,6 +22,8 @@ from ctssl_jax.nn.normalisation import batch_norm_mask
 from ctssl_jax.nn.pooling import GatedAttention, mean_of_slices, top_of_slices
 from ctssl_jax.nn.resnet import ResNet
 
+RANDOM = ("hflip", "vflip", "rotate", "jitter", "blur", "noise")  # probabilities of a view
+
 
 class Pooling(enum.Enum):
     """How the feature vectors of slices become that of their case; see `nn.pooling`.
@@ -128,6 +130,13 @@ class Cases(Supervised):
         for name in ("slices", "top_k", "hidden"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"method.{name}={getattr(self, name)}: must be at least 1")
+        random = [name for name in RANDOM if getattr(self.view, name)]
+        if self.frozen and random:
+            raise ConfigError(
+                f"method.frozen=true and method.view.{random[0]}={getattr(self.view, random[0])}: "
+                "features are computed once, without augmentation: take the preset :frozen, or "
+                "set it to 0"
+            )
         if self.learn is Learn.SLICES and self.pooling is Pooling.ATTENTION:
             raise ConfigError(
                 "method.learn=slices and method.pooling=attention: a loss of single slices teaches "

@@ -35,7 +35,7 @@ from ctssl_jax.dataset.signatures import Signatures, load_file, of_records, save
 from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import sealed
 from data_prep import audit, names
-from data_prep.cases import Case
+from data_prep.cases import Case, CaseOf
 from data_prep.patients import PatientBy, joined, one_person_with
 from data_prep.pipeline import gate, records
 from data_prep.pipeline.exclude import Excluded
@@ -156,7 +156,8 @@ def prepare(
         manifest = _assemble(context, plan, folder)
         manifest.update(quality.summary(), split={"fractions": dict(fractions), "seed": seed})
         manifest.update(
-            {"case": Case().told()} | dict(source.facts()),
+            {"case": Case(CaseOf.SERIES if manifest["cases"] else CaseOf.SLICE).told()}
+            | dict(source.facts()),
             patients_known=known,
             labels_of=gate.labels_of(source, parts),
             options=dict(source.options()),
