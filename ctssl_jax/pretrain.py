@@ -108,6 +108,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     places = sharding.state_shardings(abstract, mesh, config.shard_state)
     name = type(config.method).__name__
     checkpoints = Checkpoints(workdir, method=name, keep=config.keep_checkpoints)
+    supervisor.beat()  # the data are open; what follows compiles
     state, unfinished = start_or_resume(checkpoints, program.init, key, start, batches, places)
     done = int(state.step)
     writer = run_folder.writer(workdir, done)

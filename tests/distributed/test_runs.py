@@ -236,7 +236,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path, ask):
 
 
 def test_a_hang_is_ended_with_the_stacks_and_6(tmp_path, ask):
-    changes = {"changes": {"hang_after_s": 10.0}, "pause": ["training", 6, 600]}
+    changes = {"changes": {"hang_after_s": 20.0}, "pause": ["training", 6, 600]}
     group = tiny(tmp_path / "run", {**ask, **changes}, processes=1)
     assert group.end() == [6], group.text
     assert "no step for" in group.text
