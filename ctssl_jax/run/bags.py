@@ -69,46 +69,25 @@ def bag_batches(
     draw: Draw,
     batch_size: int,
     seed: int,
+    features: Float[np.ndarray, "r d"] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Endless shuffled batches of `batch_size` cases of a split, read as images.
+    """Endless shuffled batches of `batch_size` cases of a split.
 
     Every case comes once per epoch, each epoch in another order, as in `data.labelled_batches`.
+    With `features`, given by row number of the split, these stand in place of `image`.
     """
     source = dataset.source(split)
     own = data.read_fields(dataset, split).slice_labels
 
     def read(rows: Int[np.ndarray, " n"]) -> Batch:
-        image = data.read_images(source, rows, reading)
-        return {"image": image, "slice_label": np.where(rows >= 0, own[rows], -1)}
-
-    share = {"process_index": process_index, "process_count": process_count}
-    order = _order(dataset, cases, batch_size, seed)
-    load = _loader(cases, slices, draw, batch_size, seed, read, **share)
-    return data.read_ahead(order.map_with_index(load), reading)
-
-
-def feature_batches(
-    dataset: Dataset,
-    reading: DataConfig,
-    *,
-    features: Float[np.ndarray, "r d"],
-    split: str,
-    cases: CaseTable,
-    slices: int,
-    draw: Draw,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.IterDataset:
-    """The same batches with `features` in place of `image`, given by row number of the split."""
-    own = data.read_fields(dataset, split).slice_labels
-
-    def read(rows: Int[np.ndarray, " n"]) -> Batch:
+        slice_label = np.where(rows >= 0, own[rows], -1)
+        if features is None:
+            image = data.read_images(source, rows, reading)
+            return {"image": image, "slice_label": slice_label}
         found = np.where((rows >= 0)[:, None], features[rows], 0.0).astype(np.float32)
-        return {"features": found, "slice_label": np.where(rows >= 0, own[rows], -1)}
+        return {"features": found, "slice_label": slice_label}
 
     share = {"process_index": process_index, "process_count": process_count}
     order = _order(dataset, cases, batch_size, seed)

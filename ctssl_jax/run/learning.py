@@ -18,7 +18,7 @@ from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import TrainState
 from ctssl_jax.methods.cases import Cases, Learn
 from ctssl_jax.methods.supervised import Supervised
-from ctssl_jax.run.bags import bag_batches, feature_batches
+from ctssl_jax.run.bags import bag_batches
 from ctssl_jax.run.prediction import Predictor, slice_features
 from ctssl_jax.run.subset import Subset
 
@@ -113,6 +113,4 @@ def batches(
     if not isinstance(method, Cases):
         return data.labelled_batches(dataset, config.data, indices=subset.rows, **common)
     common |= {"cases": subset.cases, "slices": method.slices, "draw": method.draw}
-    if features is None:
-        return bag_batches(dataset, config.data, **common)
-    return feature_batches(dataset, config.data, features=features, **common)
+    return bag_batches(dataset, config.data, features=features, **common)

@@ -9,7 +9,7 @@ from memory import write_slices
 from ctssl_jax.data import DataConfig, labelled_batches, open_dataset, read_cases
 from ctssl_jax.errors import DataError
 from ctssl_jax.methods.cases import Draw
-from ctssl_jax.run.bags import bag_batches, drawn_slices, feature_batches
+from ctssl_jax.run.bags import bag_batches, drawn_slices
 from data_prep.source import Slice
 
 LENGTHS = (5, 1, 12, 3, 2, 7)
@@ -153,7 +153,7 @@ def test_features_take_the_place_of_images(dataset):
     cases = read_cases(dataset, "train")
     features = np.arange(cases.slices, dtype=np.float32)[:, None] * [1.0, 10.0]
     settings = {"split": "train", "cases": cases, "slices": 4, "draw": Draw.EVEN}
-    stream = feature_batches(
+    stream = bag_batches(
         dataset, DATA, features=features.astype(np.float32), batch_size=4, seed=0, **settings
     )
     images = take(batches(dataset), 3)
