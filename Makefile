@@ -43,6 +43,8 @@ smoke: install
 	  $(RUN) -m ctssl_jax.main --config=configs/$$method.py:smoke --workdir=$(SMOKE)/$$method; \
 	done
 	$(RUN) -m launch.sweep --config=configs/ablation.py:smoke --config.frozen=true --config.encoders=$(SMOKE)/simclr --workdir=$(SMOKE)/ablation
+	$(RUN) -m ctssl_jax.main --config=configs/finetune_cases.py:smoke --workdir=$(SMOKE)/cases
+	$(RUN) -m ctssl_jax.predict --run=$(SMOKE)/cases --data=data/phantom_scans --out=$(SMOKE)/predictions --pictures=1
 	$(RUN) -m ctssl_jax.report $(SMOKE) --out=$(SMOKE)/report
 	$(RUN) -m pytest tests/test_jax_interface.py
 

@@ -168,12 +168,12 @@ def test_a_regex_holds_for_dicom_and_volumes(tmp_path, export, key_file, capsys,
         words = [f"--source={source}", f"--out={out}", f"--patient_regex={regex}", *flags]
         code = command.main(words)
         shown = capsys.readouterr()
-        rows = [line.split()[1:4] for line in shown.out.splitlines() if line.startswith("train")]
+        rows = [line.split()[1:5] for line in shown.out.splitlines() if line.startswith("train")]
         return code, rows, shown.out + shown.err
 
     for command in (dicom, folder):
         code, rows, shown = prepared(command, root, "(p[0-9])/")
-        assert (code, rows) == (0, [["6", "2", "3"]]), shown
+        assert (code, rows) == (0, [["3", "6", "2", "3"]]), shown
         code, _, shown = prepared(command, root, "^(q)")
         assert (code, "matches no file" in shown) == (2, True), shown
         code, _, shown = prepared(command, root, "(p1)/")
@@ -181,7 +181,7 @@ def test_a_regex_holds_for_dicom_and_volumes(tmp_path, export, key_file, capsys,
     for name in ("p1/a", "p1/b", "p2/c"):
         write_volume(tmp_path / "volumes" / f"{name}.nii.gz")
     code, rows, shown = prepared(volumes, tmp_path / "volumes", "(p[0-9])/")
-    assert (code, rows) == (0, [["12", "2", "3"]]), shown
+    assert (code, rows) == (0, [["3", "12", "2", "3"]]), shown
 
 
 def test_blank_patients_of_a_table_are_refused(tmp_path):
