@@ -29,6 +29,7 @@ from typing import IO, BinaryIO
 from ctssl_jax import command
 from ctssl_jax.errors import ConfigError, DeviceError
 from ctssl_jax.hosts.cluster import TOKEN
+from ctssl_jax.hosts.signals import heard
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
@@ -161,7 +162,7 @@ def _forwarding(processes: Sequence[Process]) -> Iterator[None]:
         for process in processes:
             process.popen.send_signal(number)  # does nothing to one that has ended
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in heard(FORWARDED)}
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Four fake CPU devices and one compilation cache for the whole suite, before JAX starts."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def phantom_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "phantom"
     phantom.prepare(path, patients=6, slices=8, size=64, val=0.17, test=0.17)
     return path
+
+
+@pytest.fixture
+def no_nohup():
+    """A test and its processes hear SIGHUP, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
 
@@ -36,14 +36,22 @@ CODES = {
 }
 
 
+def heard(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those that are heard: all, but SIGHUP where it is ignored, as under nohup.
+
+    A shell has SIGINT ignored in what it runs in the background; who sends it there means it.
+    """
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in numbers if not (number is signal.SIGHUP and nohup)]
+
+
 def end_at_signals() -> None:
     """From now on a signal ends the program with its code: comes first, before long imports.
 
-    What is ignored stays so, as SIGHUP under nohup. `Supervisor.listen` takes over.
+    `Supervisor.listen` takes over.
     """
-    for number, code in CODES.items():
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, functools.partial(_end, code))
+    for number in heard(CODES):
+        signal.signal(number, functools.partial(_end, CODES[number]))
 
 
 def _end(code: int, number: int, frame: FrameType | None) -> None:
@@ -94,8 +102,7 @@ class Supervisor:
             return
         inbox, outbox = socket.socketpair()
         outbox.setblocking(False)
-        heard = [n for n in CODES if signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._interrupt_wait) for number in heard}
+        before = {number: signal.signal(number, self._interrupt_wait) for number in heard(CODES)}
         # Python's C handler writes the signal's number there even while the main thread is busy.
         wakeup = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._hear, args=(inbox,), name="signals", daemon=True).start()

@@ -14,6 +14,7 @@ from ctssl_jax.errors import Interrupted, Preempted
 from ctssl_jax.hosts import signals
 from ctssl_jax.hosts.signals import Supervisor
 
+pytestmark = pytest.mark.usefixtures("no_nohup")
 ROOT = Path(__file__).parents[2]
 
 
@@ -190,15 +191,18 @@ def test_the_same_signal_told_again_is_no_second_one(left, capsys):
     assert capsys.readouterr().err.count("saving after this step") == 1
 
 
-def test_what_is_ignored_stays_ignored(left):
-    """As under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_nohup_is_heeded_and_an_interrupt_is_heard_in_the_background(left):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `command &`
     try:
         with Supervisor(left).listen():
             os.kill(os.getpid(), signal.SIGHUP)
             assert not left.happened.wait(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert left.happened.wait(10)
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGINT, before)
+    assert left.codes == [130]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ elif what == "catch":
     def caught(code, frame):
         mark(f"caught{code}-")
         sys.exit(75)
-    for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         signal.signal(each, caught)
     mark("ready")
     time.sleep(60)
@@ -144,6 +144,7 @@ def test_others_have_time_to_end_by_themselves(start, tmp_path):
 
 
 @pytest.mark.parametrize("number", local.FORWARDED)
+@pytest.mark.usefixtures("no_nohup")
 def test_signals_reach_all_processes_once(start, tmp_path, number):
     launcher = start("catch,catch")
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
