@@ -7,7 +7,7 @@ One damaged file in a hundred may be every slice of a patient. Beside images, th
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from data_prep.pipeline.scan import Index
+from data_prep.pipeline.index import Index
 from data_prep.pipeline.work import Part
 from data_prep.source import EXCLUDED, EXCLUDED_BY_CONTENT, Item
 

@@ -45,7 +45,7 @@ from data_prep.pipeline.progress import Progress
 from data_prep.pipeline.quality import TILES, Quality, Tile, write_report
 from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import Beam, GaveUp, Inline, Pool, Runner
-from data_prep.pipeline.scan import Index, place_all
+from data_prep.pipeline.index import Index, place_all
 from data_prep.pipeline.work import (
     Context,
     Group,
