@@ -19,7 +19,7 @@ from data_prep.pipeline import gate
 from data_prep.pipeline.losses import Losses
 from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Inline, Pool, Runner
-from data_prep.pipeline.index import place_all
+from data_prep.pipeline.scan import place_all
 from data_prep.source import EXCLUDED, Finding, Item, Place, Rejected, Slice, Source, Unusable
 
 LIST_SECONDS, SCAN_SECONDS, READ_SECONDS = 10.0, 20.0, 20.0

@@ -9,8 +9,8 @@ from pathlib import Path
 from data_prep import patients
 from data_prep.patients import PatientBy, Study
 from data_prep.pipeline import losses
-from data_prep.pipeline.quality import Quality
 from data_prep.pipeline.index import Index
+from data_prep.pipeline.quality import Quality
 from data_prep.pipeline.work import Part
 from data_prep.source import Source
 

@@ -2,30 +2,13 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from data_prep.names import from_bytes, to_bytes
 from data_prep.patients import Study
 from data_prep.pipeline.records import pseudonym
-from data_prep.source import Item, Place, Rejected, Source, Unusable
-
-
-def place_all(source: Source, items: Sequence[Item]) -> list[Place | Unusable]:
-    """Where each item belongs, or why it is not to be read."""
-    placed: list[Place | Unusable] = []
-    for item in items:
-        try:
-            item.require_sound()
-            place = source.place(item)
-            if not place.patient:
-                raise Unusable("no patient")
-            placed.append(place)
-        except Unusable as error:
-            placed.append(error)
-        except Exception as error:  # a damaged header may raise anything
-            placed.append(Unusable(f"the reader failed ({type(error).__name__})"))
-    return placed
+from data_prep.source import Item, Place, Rejected
 
 
 class Index:
