@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctssl_jax.errors import ConfigError, DataError, DeviceError, Interrupted
-from ctssl_jax.hosts import platform
+from ctssl_jax.hosts import platform, sharding
 from launch.benchmark import __main__ as benchmark
 from launch.benchmark import compare, parts, reading, startup, steps, worker
 
@@ -21,8 +21,10 @@ def config_of(name):
     return importlib.import_module(f"configs.{name}").get_config("smoke")
 
 
-def test_the_timed_step_is_one_of_training():
+def test_the_timed_step_is_one_of_training(monkeypatch):
     config = config_of("spark")
+    # Nothing is compiled here, so that there is nothing to tell the compiler.
+    monkeypatch.setattr(sharding, "jit_init", lambda init, places: init)
 
     def run():
         step, state, batch, key = steps.prepare(config)
