@@ -62,7 +62,8 @@ def trained():
 def test_all_methods_are_checked_and_are_methods(name):
     assert isinstance(tiny.METHODS[name], Method)
     shipped = {cls for cls in vars(methods).values() if isinstance(cls, type)}
-    shipped -= {Method, methods.Supervised, methods.Out, methods.Progress, methods.TrainState}
+    shipped = {cls for cls in shipped if not issubclass(cls, methods.Supervised)}
+    shipped -= {Method, methods.Out, methods.Progress, methods.TrainState}
     assert shipped == {type(method) for method in tiny.METHODS.values()}
 
 
