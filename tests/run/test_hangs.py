@@ -21,7 +21,7 @@ PLACES = {
     "opening pre-training data": ("pretraining", data, "open_dataset"),
     "opening labelled data": ("finetuning", data, "open_dataset"),
     "opening data of frozen features": ("evaluation", data, "open_dataset"),
-    "reading labels": ("finetuning", data, "read_labels"),
+    "reading labels": ("finetuning", data, "read_fields"),
     "evaluation": ("evaluation", evaluate, "features"),
     "prediction": ("finetuning", finetune, "_test_once"),
 }
