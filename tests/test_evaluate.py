@@ -205,7 +205,7 @@ def test_k_is_chosen_on_validation_where_test_would_choose_another(
     def direction(degrees):
         return [np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), 0.0]
 
-    def planted(embed, dataset, reading, split, mesh):
+    def planted(embed, dataset, reading, split, mesh, beat):
         labels, patients = data.read_labels(dataset, split)
         x = np.tile([0.0, 0.0, 1.0], (len(labels), 1))  # nobody's neighbour
         if split == "train":
