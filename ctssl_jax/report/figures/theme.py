@@ -13,8 +13,8 @@ from ctssl_jax.report.names import arm_order, known_arms
 
 WIDTH = 6.6
 """Of every figure, in inches."""
-LEGEND = 80
-"""Letters that fit in a row of a legend; a line and the gap take the room of five."""
+LEGEND = 78
+"""Letters that fit in a row of a legend; a line and the gaps take the room of seven."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -119,7 +119,7 @@ def legend(figure: Any, axes: Any, columns: int) -> None:
         handles,
         labels,
         loc="outside upper left",
-        ncols=max(1, min(columns, LEGEND // (longest + 5))),
+        ncols=max(1, min(columns, LEGEND // (longest + 7))),
         frameon=False,
         handletextpad=0.5,
         columnspacing=1.5,
