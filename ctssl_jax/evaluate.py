@@ -109,8 +109,7 @@ def run(
             "tried": [[setting, score] for setting, score in choice.tried.items()],
             "converged": choice.fitted.converged,
             "val": choice.val.metrics(),
-            "test": scored.metrics()
-            | ({"slices": tested.slices} if np.any(tested.names != "") else {}),
+            "test": scored.metrics(tested),
         }
         predictions = {config.val_split: choice.val, config.test_split: scored}
         if distributed.is_first():

@@ -353,12 +353,8 @@ def _test_once(
         )
         scored[split] = Scored(labels, own.patients, scores)
         if split == config.val_split and distributed.is_first():
-            means = [features[np.searchsorted(rows, each)].mean(axis=0) for each in own.rows]
-            likeness.save_reference(workdir, np.stack(means))
+            likeness.save_reference(workdir, own.means(features, rows))
     if distributed.is_first():
         write_predictions(workdir / "predictions.csv", scored, cases)
-    if not config.read_test:
-        return None
-    tested = cases[config.test_split]
-    counted = {"slices": tested.slices} if np.any(tested.names != "") else {}
-    return scored[config.test_split].metrics() | counted
+    split = config.test_split
+    return scored[split].metrics(cases[split]) if config.read_test else None

@@ -201,10 +201,14 @@ class Scored(NamedTuple):
     patients: Shaped[np.ndarray, " n"]
     scores: Float[np.ndarray, "n k"]
 
-    def metrics(self) -> dict[str, Any]:
-        """AUC, F1 and accuracy, with the number of cases `n` and of `patients`."""
+    def metrics(self, cases: CaseTable | None = None) -> dict[str, Any]:
+        """AUC, F1 and accuracy, with the number of cases `n` and of `patients`.
+
+        Where it is given the `cases` and these are not slices, with the number of `slices`, too.
+        """
         found = classification_metrics(self.labels, self.scores)
-        return {**found, "n": len(self.labels), "patients": len(set(self.patients))}
+        counts = {"n": len(self.labels), "patients": len(set(self.patients))}
+        return found | counts | ({"slices": cases.slices} if cases and cases.named else {})
 
 
 def write_predictions(
@@ -219,7 +223,7 @@ def write_predictions(
     counts them.
     """
     known = cases or {}
-    named = any(np.any(table.names != "") for table in known.values())
+    named = any(table.named for table in known.values())
     columns = [f"score_{k}" for k in range(next(iter(scored.values())).scores.shape[1])]
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from ctssl_jax.errors import DataError
 
@@ -42,6 +42,17 @@ class CaseTable(NamedTuple):
     def records(self) -> Int[np.ndarray, " c"]:
         """The smallest row number of each case, which names it within its split."""
         return np.array([rows.min() for rows in self.rows], np.int64)
+
+    @property
+    def named(self) -> bool:
+        """Whether any case is something else than a slice."""
+        return bool(np.any(self.names != ""))
+
+    def means(
+        self, features: Float[np.ndarray, "n d"], rows: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "c d"]:
+        """The mean feature vector of each case, given those of slices `rows`, ascending."""
+        return np.stack([features[np.searchsorted(rows, own)].mean(axis=0) for own in self.rows])
 
     def take(self, chosen: Int[np.ndarray, " m"]) -> "CaseTable":
         """The cases at the given places."""

@@ -16,6 +16,7 @@ from ctssl_jax.augment import views as augment
 from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.errors import DivergedError
+from ctssl_jax.files import whole_file
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import PyTree
 from ctssl_jax.nn.resnet import ResNet, pool
@@ -40,7 +41,7 @@ class Features(NamedTuple):
 
     def of_cases(self, cases: CaseTable) -> "Features":
         """Those of cases: the mean over the slices of each; of whole splits alone."""
-        x = np.stack([self.x[rows].mean(axis=0) for rows in cases.rows])
+        x = cases.means(self.x, np.arange(len(self.x)))
         return Features(x, cases.labels, cases.patients, cases.records.astype(np.int32))
 
 
@@ -54,10 +55,8 @@ def save_embeddings(path: Path, **splits: Features) -> None:
         arrays[f"{name}_features"] = split.x.astype(np.float32)
         arrays[f"{name}_record"] = split.records.astype(np.int32)
         arrays[f"{name}_label"] = split.labels.astype(np.int32)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    temporary.rename(path)
 
 
 def make_embed(

@@ -17,6 +17,7 @@ from ctssl_jax.augment import views as augment
 from ctssl_jax.config import EvaluateConfig
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.canvas import to_canvas
+from ctssl_jax.files import whole_file
 from ctssl_jax.frozen.features import Features
 from ctssl_jax.run.pictures import save_grid
 
@@ -63,12 +64,11 @@ def draw_neighbours(
             for rank, (_, record, label, distance) in enumerate(tiles)
         ]
     save_grid(shown, workdir / "figures" / "neighbours.png")
-    temporary = workdir / "figures" / "neighbours.tmp"
-    with temporary.open("w", newline="") as file:
+    table = workdir / "figures" / "neighbours.csv"
+    with whole_file(table) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["query", "rank", "record", "label", "distance"])
         writer.writerows(rows)
-    temporary.rename(workdir / "figures" / "neighbours.csv")
 
 
 def _shown(dataset: Dataset, split: str, record: int) -> int:

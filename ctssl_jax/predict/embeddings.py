@@ -12,6 +12,7 @@ from ctssl_jax.data import Dataset, on_canvas
 from ctssl_jax.files import whole_file
 from ctssl_jax.predict.network import SplitCases
 from ctssl_jax.predict.tables import write_csv
+from ctssl_jax.run.likeness import unit
 from ctssl_jax.run.pictures import save_grid
 
 NEAREST = 5
@@ -63,9 +64,8 @@ def draw_neighbours(
     `neighbours/CASE.csv` names them, with their distances.
     """
     places = [(split, place) for split, of in enumerate(names) for place in range(len(of))]
-    means = np.concatenate([one.means() for one in seen]).astype(np.float64)
-    unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    apart = 1 - unit @ unit[places.index(query)]
+    means = unit(np.concatenate([one.means() for one in seen]))
+    apart = 1 - means @ means[places.index(query)]
     apart[places.index(query)] = -1.0  # itself comes first, before whatever equals it
     order = np.argsort(apart, kind="stable")[: 1 + NEAREST]
     tiles = []

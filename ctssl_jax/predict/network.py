@@ -19,7 +19,7 @@ from ctssl_jax.methods.base import PyTree, TrainState
 from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.metrics import duration
 from ctssl_jax.nn.resnet import ResNet
-from ctssl_jax.run.prediction import make_predictor, pool_cases, slice_features
+from ctssl_jax.run.prediction import head_here, make_predictor, pool_cases, slice_features
 
 TOLD_EVERY_S = 10.0
 
@@ -46,7 +46,7 @@ class SplitCases:
 
     def means(self) -> Float[np.ndarray, "c d"]:
         """The mean feature vector of each case."""
-        return np.stack([self.of(place).mean(axis=0) for place in range(len(self.cases))])
+        return self.cases.means(self.features, self.rows)
 
 
 class Said(NamedTuple):
@@ -104,7 +104,7 @@ def say(
     """What the network says of each case of a split."""
     predict = make_predictor(config, encoder, dataset, sharding.make_mesh())
     found = pool_cases(predict, state, seen.features, seen.rows, seen.cases)
-    head = host_head(state)
+    head = head_here(state)
     logits = np.asarray(config.method.slice_logits(head, jnp.asarray(seen.features)))
     said = []
     for place, (own, shares) in enumerate(zip(found.probabilities, found.shares, strict=True)):
@@ -113,11 +113,6 @@ def say(
         scores = of_case[:, target] - of_case[:, 0 if target else -1]
         said.append(Said(own, shares, scores, target))
     return said
-
-
-def host_head(state: TrainState) -> PyTree:
-    """The parameters of the head, on one device."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state.params["head"])
 
 
 def slopes(

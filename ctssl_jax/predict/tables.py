@@ -80,12 +80,13 @@ def write_cases(
     probabilities = [f"probability_{name}" for name in model.classes]
     header = ["case", "patient", "slices", *probabilities, "threshold", "decision", "top_slices"]
     rows, unlike = [], 0
+    farthest = np.inf if reference is None else limit(reference)
     for seen, said, names in found:
         apart = np.full(len(said), np.nan)
         if reference is not None:
             apart = distances(reference, seen.means())
         for place, (own, name) in enumerate(zip(said, names, strict=True)):
-            far = reference is not None and apart[place] > limit(reference)
+            far = apart[place] > farthest
             unlike += int(far)
             rows.append(
                 [

@@ -9,9 +9,10 @@ scan; it is no measure of whether the network is right.
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from ctssl_jax.errors import StorageError
+from ctssl_jax.files import open_ordinary, whole_file
 
 FILE = "reference.npz"
 TIMES = 2.0
@@ -22,10 +23,8 @@ MOST = 1024  # that are kept
 def save_reference(run: Path, means: Float[np.ndarray, "n d"]) -> None:
     """Leaves the mean feature vectors of validation cases, evenly chosen if they are many."""
     chosen = np.linspace(0, len(means) - 1, min(MOST, len(means))).astype(int)
-    temporary = run / f"{FILE}.tmp"
-    with temporary.open("wb") as file:
+    with whole_file(run / FILE) as temporary, temporary.open("wb") as file:
         np.savez(file, features=means[chosen].astype(np.float32))
-    temporary.rename(run / FILE)
 
 
 def read_reference(run: Path) -> Float[np.ndarray, "n d"] | None:
@@ -37,7 +36,7 @@ def read_reference(run: Path) -> Float[np.ndarray, "n d"] | None:
     if not (run / FILE).exists():
         return None
     try:
-        with (run / FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_ordinary(run / FILE) as file, np.load(file, allow_pickle=False) as arrays:
             found = arrays["features"]
     except (OSError, KeyError, ValueError) as error:
         raise StorageError(f"{run / FILE} cannot be read: repeat the run that made it") from error
@@ -48,23 +47,17 @@ def distances(
     reference: Float[np.ndarray, "n d"], means: Float[np.ndarray, "c d"]
 ) -> Float[np.ndarray, " c"]:
     """Cosine distance of each case to the nearest of the reference."""
-    return (1 - _unit(means) @ _unit(reference).T).min(axis=1)
+    return (1 - unit(means) @ unit(reference).T).min(axis=1)
 
 
 def limit(reference: Float[np.ndarray, "n d"]) -> float:
     """The distance beyond which a case is unlike."""
-    apart = 1 - _unit(reference) @ _unit(reference).T
+    apart = 1 - unit(reference) @ unit(reference).T
     np.fill_diagonal(apart, np.inf)
     return float(TIMES * apart.min(axis=1).max())
 
 
-def is_unlike(
-    reference: Float[np.ndarray, "n d"], means: Float[np.ndarray, "c d"]
-) -> Bool[np.ndarray, " c"]:
-    """Whether each case is."""
-    return distances(reference, means) > limit(reference)
-
-
-def _unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Each vector by its length, in float64."""
     x = x.astype(np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

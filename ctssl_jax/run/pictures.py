@@ -15,6 +15,7 @@ from ctssl_jax.augment import views as augment
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.canvas import to_canvas
+from ctssl_jax.files import whole_file
 from ctssl_jax.hosts import distributed
 from ctssl_jax.methods.base import TrainState
 from ctssl_jax.nn.resnet import ResNet
@@ -62,9 +63,8 @@ def save_grid(rows: list[Float[np.ndarray, "b h w"]], path: Path) -> None:
     grid = grid[: grid.shape[0] - GAP, : grid.shape[1] - GAP]
     grid = np.nan_to_num(grid, nan=0.5)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(np.round(grid * 255).astype(np.uint8)).save(temporary, format="png")
-    temporary.rename(path)
+    with whole_file(path) as temporary:
+        Image.fromarray(np.round(grid * 255).astype(np.uint8)).save(temporary, format="png")
 
 
 class Slices(NamedTuple):

@@ -106,6 +106,11 @@ def slice_features(
     return np.concatenate(found)[: len(rows)]  # the rest is padding of the last batch
 
 
+def head_here(state: TrainState) -> PyTree:
+    """The parameters of the head, on one device of this host."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state.params["head"])
+
+
 def pool_cases(
     predict: Predictor,
     state: TrainState,
@@ -114,7 +119,7 @@ def pool_cases(
     cases: CaseTable,
 ) -> Predicted:
     """What the network says of cases, given the features of `rows`, ascending, of their split."""
-    head = jax.tree.map(lambda leaf: leaf.addressable_data(0), state.params["head"])
+    head = head_here(state)
     device = jax.tree.leaves(head)[0].device
     scores: dict[int, Float[np.ndarray, " k"]] = {}
     shares: dict[int, Float[np.ndarray, " _"]] = {}

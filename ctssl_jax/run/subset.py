@@ -60,7 +60,7 @@ class Subset(NamedTuple):
             "seed": config.subset_seed,
             "of": self.of,
             "rows": self.rows.tolist(),
-            **({"cases": len(self.cases)} if np.any(self.cases.names != "") else {}),
+            **({"cases": len(self.cases)} if self.cases.named else {}),
         }
 
 
