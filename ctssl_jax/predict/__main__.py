@@ -8,10 +8,15 @@
 `--source` is DICOM, NIfTI or images, which `data_prep.folder` prepares into OUT/dataset as the
 run's own data were, with its refusals; one bad scan does not keep the others. Writes cases.csv,
 slices.csv and pictures; with labels it is an external test, results.json, which the report reads.
-A killed command goes on with the scans that it has prepared; `--data=OUT/dataset` takes them again.
+Killed while it prepares, the same command goes on; later `--data=OUT/dataset` takes what is there.
 
 Exit codes: 0 done; 2 usage; 3 a run or scans that cannot be used; 5 something cannot be written.
 """
+
+if __name__ == "__main__":
+    from ctssl_jax.hosts import signals
+
+    signals.end_at_signals()
 
 import argparse
 import os

@@ -206,7 +206,14 @@ def test_nohup_is_heeded_and_an_interrupt_is_heard_in_the_background(left):
 
 
 @pytest.mark.parametrize(
-    "module", ["ctssl_jax.main", "launch.sweep", "ctssl_jax.report", "ctssl_jax.interop"]
+    "module",
+    [
+        "ctssl_jax.main",
+        "launch.sweep",
+        "ctssl_jax.report",
+        "ctssl_jax.interop",
+        "ctssl_jax.predict",
+    ],
 )
 def test_from_the_first_instruction_on_a_signal_ends_with_its_code(module):
     """Before anything else of ours is imported: the import is held up, and the signal comes."""
