@@ -130,10 +130,11 @@ def make_plan(
 ) -> dict[str, SplitPlan]:
     """Assigns patients to splits, as `assign` does, and groups to shards.
 
+    `parts` are gone through more than once, and not kept: they may be many.
+
     Raises:
         DataError: Also if the slices of a case are not of one patient, label and split.
     """
-    parts = list(parts)
     _require_whole_cases(parts)
     split_of = assign(parts, patients, fractions, seed)
     plan: dict[str, SplitPlan] = defaultdict(SplitPlan)
