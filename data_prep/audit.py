@@ -13,7 +13,6 @@ the same only if both were prepared with the same key.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
@@ -29,7 +28,7 @@ from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manif
 from ctssl_jax.dataset.splits import folds_of
 from ctssl_jax.dataset.verdict import Finding, Verdict
 from ctssl_jax.errors import DataError, StorageError
-from ctssl_jax.files import sealed, whole_file
+from ctssl_jax.files import sealed, write_json
 from data_prep.not_duplicates import read_not_duplicates
 from data_prep.show_pairs import Shown, require_own_folder, write_pairs
 
@@ -137,8 +136,7 @@ def _counts(rows: Signatures, classes: int) -> dict[str, Any]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(sealed(content), indent=1) + "\n")
+        write_json(path, sealed(content))
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 

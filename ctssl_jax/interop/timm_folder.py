@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from ctssl_jax.interop.weights import Weights
+from ctssl_jax.nn.resnet import ResNet
 
 CONFIG, MODEL, README = "config.json", "model.safetensors", "README.md"
 
@@ -35,7 +36,7 @@ def config(weights: Weights) -> str:
     content: dict[str, Any] = {
         "architecture": f"resnet{weights.depth}",
         "num_classes": classes,
-        "num_features": 512 if weights.depth < 50 else 2048,
+        "num_features": ResNet(depth=weights.depth).widths[-1],
         "model_args": {"in_chans": channels},
         "pretrained_cfg": pretrained,
     }

@@ -9,13 +9,12 @@ import errno
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -38,6 +37,7 @@ TOLERANCE = 2e-3
 """How far results.json may be from the AUC of its own predictions, which are rounded in the CSV."""
 
 
+Content = TypeVar("Content")
 PREDICTIONS = "predictions.csv"
 LONGEST_WORD = 40
 """For a case, as in "scan"."""
@@ -241,24 +241,19 @@ def _order(run: Run) -> tuple[Any, ...]:
 
 
 def _text(path: Path) -> str:
-    with _usable(path):
-        return files.read_text(path)
-    raise AssertionError("unreachable")
+    return _read(path, files.read_text)
 
 
 def _json(path: Path, *, missing_is_empty: bool = False) -> dict[str, Any]:
     if missing_is_empty and not path.exists():
         return {}
-    with _usable(path):
-        return files.read_json(path)
-    raise AssertionError("unreachable")
+    return _read(path, files.read_json)
 
 
-@contextmanager
-def _usable(path: Path) -> Iterator[None]:
-    """Says as the `problem` of a run what is wrong with one of its files."""
+def _read(path: Path, read: Callable[[Path], Content]) -> Content:
+    """What `read` makes of a file of a run; raises as the run's `problem` what is wrong with it."""
     try:
-        yield
+        return read(path)
     except FileNotFoundError:
         raise Unusable(f"{path.name} is missing") from None
     except files.Damaged as error:
@@ -378,9 +373,9 @@ def _cases(path: Path, results: dict[str, Any], split: Any, held_out: str) -> Ca
 def _require_sum(path: Path, results: dict[str, Any]) -> None:
     """Compares a file with the sum that results.json has of it; one of an older run has none."""
     sums = results.pop("files", {})
-    with _usable(path):
-        if isinstance(sums, dict) and path.name in sums and files.sha256(path) != sums[path.name]:
-            raise files.Damaged("is damaged, or was changed after it was written")
+    known = isinstance(sums, dict) and path.name in sums
+    if known and _read(path, files.sha256) != sums[path.name]:
+        raise Unusable(f"{path.name} is damaged, or was changed after it was written")
 
 
 def _called(

@@ -361,11 +361,7 @@ def _unreadable(run: Path, error: Exception) -> StorageError:
 
 def _require_equal_trees(wanted: PyTree, found: PyTree, run: Path) -> None:
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {
-            "/".join(str(getattr(key, "key", key)) for key in path): tuple(leaf.shape)
-            for path, leaf in leaves
-        }
+        return {name: tuple(leaf.shape) for name, leaf in digests.named(tree).items()}
 
     ours, theirs = shapes(wanted), shapes(found)
     for name in sorted(ours.keys() | theirs.keys()):

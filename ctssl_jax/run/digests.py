@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Shaped
 
+from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import PyTree
 
 Digests = Mapping[str, str]
@@ -65,8 +65,8 @@ def whole(leaf: Any) -> Shaped[np.ndarray, "..."]:
         return np.asarray(leaf.addressable_data(0))
     if leaf.is_fully_addressable:
         return np.asarray(leaf)
-    everywhere = jax.sharding.NamedSharding(leaf.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
-    return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(leaf).addressable_data(0))
+    everywhere = sharding.replicate(leaf, leaf.sharding.mesh)  # type: ignore[attr-defined]
+    return np.asarray(everywhere.addressable_data(0))
 
 
 @cache

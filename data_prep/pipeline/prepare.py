@@ -11,7 +11,6 @@ was killed, and the result is the same, byte for byte. The dataset folder is who
 """
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.errors import DataError, StorageError
-from ctssl_jax.files import sealed
+from ctssl_jax.files import sealed, write_json
 from data_prep import audit, names
 from data_prep.cases import Case, CaseOf
 from data_prep.patients import PatientBy, joined, one_person_with
@@ -142,7 +141,7 @@ def prepare(
             manifest["excluded_patients"] = excluded.summary(named, len(alike))
         if notes := [*source.notes(), *told]:
             manifest["note"] = "; ".join(notes)
-        (folder / "manifest.json").write_text(json.dumps(sealed(manifest), indent=1) + "\n")
+        write_json(folder / "manifest.json", sealed(manifest))
         _report(folder, quality, parts, index)
         audit.audit(folder, apart=not_duplicates)
         shutil.rmtree(_refused(out), ignore_errors=True)
