@@ -40,6 +40,7 @@ def test_hang_after_s_holds(configs, tmp_path, monkeypatch, capsys, place):
         codes.append(code)
         told.set()
 
+    data.read_cases.cache_clear()  # what an earlier test read would not be read again
     monkeypatch.setattr(module, name, hang)
     limit = AFTER_S if name != "_test_once" else 5.0  # longer than a compilation before it
     config = dataclasses.replace(configs[kind], hang_after_s=limit)
