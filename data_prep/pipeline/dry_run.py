@@ -12,14 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ctssl_jax.dataset.cases import plural, case_word
 from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy, Study, joined, one_person_with
 from data_prep.pipeline import gate
 from data_prep.pipeline.losses import Losses
+from data_prep.pipeline.plan import require_whole_cases
 from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Inline, Pool, Runner
 from data_prep.pipeline.scan import place_all
+from data_prep.pipeline.work import OF_SEVERAL_LABELS
 from data_prep.source import EXCLUDED, Finding, Item, Place, Rejected, Slice, Source, Unusable
 
 LIST_SECONDS, SCAN_SECONDS, READ_SECONDS = 10.0, 20.0, 20.0
@@ -34,6 +37,8 @@ class _Read(NamedTuple):
     labels: Counter[int]
     rejected: tuple[Rejected, ...]
     findings: tuple[Finding, ...]
+    cases: Mapping[tuple[str, str], tuple[str, int, str]] = {}
+    """Patient, label and split by the names of a case and of a series, all as in the source."""
 
 
 @dataclass
@@ -89,6 +94,14 @@ class _Found:
     def labels(self) -> Counter[int]:
         """How many of these each class has."""
         return sum((read.labels for read in self.reads), Counter[int]())
+
+    @property
+    def cases(self) -> Counter[int]:
+        """How many cases each class has; none where each slice is one."""
+        label_of = {
+            case: label for read in self.reads for (case, _), (_, label, _) in read.cases.items()
+        }
+        return Counter(label_of.values())
 
     @property
     def people(self) -> list[Study]:
@@ -199,11 +212,7 @@ def _lines(found: _Found, excludes: bool) -> list[str]:
     sample = f", read as a sample: {len(found.reads):,}" if part else ""
     lines.append(f"slices: {found.slices:,}{sample}")
     lines.append(f"patients: {len(found.patients):,}{_unknown(scans, found.patients, items)}")
-    labels = found.labels
-    for number, name in enumerate(source.classes):
-        lines.append(f"label {name}: {labels[number]:,} slices{' of the sample' * part}")
-    if source.classes and labels[-1]:
-        lines.append(f"without a label: {labels[-1]:,} slices")
+    lines += _labels(found, " of the sample" * part)
     if excludes:
         lines.append(f"patients excluded by name: {len(found.excluded):,}")
     findings = Counter(row.finding for read in found.reads for row in read.findings)
@@ -211,6 +220,21 @@ def _lines(found: _Found, excludes: bool) -> list[str]:
     lines += _reasons("left out by design", found.unwanted)
     lines += _reasons("findings", findings)
     return lines + [f"note: {note}" for note in source.notes()]
+
+
+def _labels(found: _Found, of: str) -> list[str]:
+    """How many cases and slices each class has; what a case is, where it is not the slice."""
+    cases, labels, lines = found.cases, found.labels, []
+    word = plural(case_word(found.source.facts()))
+    if cases:
+        lines.append(f"cases ({word}): {cases.total():,}{of}")
+    for number, name in enumerate(found.source.classes):
+        of_cases = f"{cases[number]:,} {word}, " if cases else ""
+        lines.append(f"label {name}: {of_cases}{labels[number]:,} slices{of}")
+    if found.source.classes and labels[-1]:
+        of_cases = f"{cases[-1]:,} {word}, " if cases else ""
+        lines.append(f"without a label: {of_cases}{labels[-1]:,} slices")
+    return lines
 
 
 def _refusal(found: _Found, max_rejected: float) -> str:
@@ -230,7 +254,15 @@ def _refusal(found: _Found, max_rejected: float) -> str:
         return ""
     if over := found.losses().over(max_rejected):
         return f"nothing would be left of {over}, {beyond}"
-    return gate.empty_classes(found.source, found.labels.keys())
+    if why := gate.empty_classes(found.source, found.labels.keys()):
+        return why
+    try:
+        require_whole_cases(
+            (case, now) for read in found.reads for (case, _), now in read.cases.items()
+        )
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _listed(source: Source) -> tuple[list[Item], bool]:
@@ -290,17 +322,22 @@ def _read(source: Source, runner: Runner, units: Sequence[Sequence[Item]]) -> li
 
 def _read_unit(source: Source, items: Sequence[Item]) -> _Read:
     labels, rejected, findings = Counter[int](), list[Rejected](), list[Finding]()
+    cases: dict[tuple[str, str], tuple[str, int, str]] = {}
     try:
         for found in source.read(items):
             if isinstance(found, Slice):
                 labels[found.label] += 1
+                now = (found.patient, found.label, found.split)
+                named = (found.case, found.series)
+                if found.case and cases.setdefault(named, now)[1] != found.label:
+                    raise Unusable(OF_SEVERAL_LABELS)
             else:
                 (rejected if isinstance(found, Rejected) else findings).append(found)  # type: ignore[arg-type]
     except Unusable as error:
         return _lost(items, error)
     except Exception as error:
         return _lost(items, Unusable(f"the reader failed ({type(error).__name__})"))
-    return _Read(labels.total(), labels, tuple(rejected), tuple(findings))
+    return _Read(labels.total(), labels, tuple(rejected), tuple(findings), cases)
 
 
 def _lost(items: Sequence[Item], error: Unusable) -> _Read:

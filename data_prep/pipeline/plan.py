@@ -92,21 +92,19 @@ def assign(
     return assigned
 
 
-def _require_whole_cases(parts: Iterable[tuple[str, Part]]) -> None:
-    """Raises DataError if a case is of several patients, labels or splits."""
-    seen: dict[str, tuple[str, int, str]] = {}
-    broken = dict.fromkeys(("patients", "labels", "splits"), 0)
-    for _, part in parts:
-        for group in part.groups:
-            for case, label in group.cases.items():
-                now = (group.patient, label, group.split)
-                for what, one, other in zip(broken, seen.setdefault(case, now), now, strict=True):
-                    broken[what] += one != other
-    for what, count in broken.items():
-        if count:
+def require_whole_cases(found: Iterable[tuple[str, tuple[str, int, str]]]) -> None:
+    """Raises DataError if a case, by its name, is of several patients, labels or splits."""
+    first: dict[str, tuple[str, int, str]] = {}
+    broken: dict[str, set[str]] = {"patients": set(), "labels": set(), "splits": set()}
+    for case, now in found:
+        for what, one, other in zip(broken, first.setdefault(case, now), now, strict=True):
+            if one != other:
+                broken[what].add(case)
+    for what, cases in broken.items():
+        if cases:
             raise DataError(
-                f"{count} cases have slices of several {what}: a case is one thing with one label; "
-                "say in --labels or by --case what it is"
+                f"{len(cases)} cases have slices of several {what}: a case is one thing with one "
+                "label; say in --labels or by --case what it is"
             )
 
 
@@ -135,7 +133,12 @@ def make_plan(
     Raises:
         DataError: Also if the slices of a case are not of one patient, label and split.
     """
-    _require_whole_cases(parts)
+    require_whole_cases(
+        (case, (group.patient, label, group.split))
+        for _, part in parts
+        for group in part.groups
+        for case, label in group.cases.items()
+    )
     split_of = assign(parts, patients, fractions, seed)
     plan: dict[str, SplitPlan] = defaultdict(SplitPlan)
     for name, part in parts:

@@ -25,6 +25,8 @@ from data_prep.pipeline import records
 from data_prep.pipeline.records import pseudonym
 from data_prep.source import Finding, Item, Rejected, Slice, Source, Unusable
 
+OF_SEVERAL_LABELS = "slices of one case have different labels"
+
 
 class Context(NamedTuple):
     """What all tasks of a preparation share; each process gets it once."""
@@ -204,7 +206,7 @@ class _Maker:
         group.size += len(record)
         self._labels[item.label] += 1
         if case and group.cases.setdefault(case, item.label) != item.label:
-            raise Unusable("slices of one case have different labels")
+            raise Unusable(OF_SEVERAL_LABELS)
         self._hash.update(
             f"{patient} {series} {item.slice_index} {item.label} {item.image.shape} ".encode()
         )
