@@ -18,9 +18,13 @@ import pytest
 
 from ctssl_jax.files import read_json
 from ctssl_jax.metrics import read_metrics
+from data_prep import folder
+from data_prep.phantom import source as phantom
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
-KINDS = ("simclr", "moco", "swav", "byol", "spark", "finetune", "evaluate", "sweep")
+METHODS = ("simclr", "moco", "swav", "byol", "spark")
+KINDS = (*METHODS, "finetune", "evaluate", "sweep", "cases", "predict")
+TABLES = ("predictions.csv", "results.csv", "cases.csv", "slices.csv", "seen.npy", "STATUS")
 TIMES = ("images_per_second", "input_wait", "elapsed_s")
 JSON = ("results.json", "config.json", "data.json", "subset.json")
 KILLS = int(os.environ.get("CTSSL_JAX_KILLS", 8))
@@ -64,7 +68,7 @@ def outcome(run):
         name = str(path.relative_to(run))
         if path.name in JSON or (path.name == "metadata" and is_last(path.parents[1])):
             found[name] = read_json(path)
-        elif path.name in ("predictions.csv", "results.csv", "seen.npy", "STATUS"):
+        elif path.name in TABLES or path.parent.name == "pictures":
             found[name] = path.read_bytes()
         elif path.name == "metrics.jsonl":
             rows = read_metrics(path.parent)
@@ -72,21 +76,37 @@ def outcome(run):
     return json.loads(json.dumps(found, default=bytes.hex))
 
 
+@pytest.fixture
+def scans(tmp_path):
+    """The labelled dataset of a few scans, and their DICOM files."""
+    shape = {"patients": 8, "slices": 6, "size": 64, "seed": 0, "lesion_slices": 2}
+    phantom.write_dicom(tmp_path / "dicom", **shape)
+    labels = tmp_path / "dicom" / "labels.csv"
+    (tmp_path / "key").write_bytes(b"0123456789abcdef")
+    words = [f"--source={tmp_path / 'dicom'}", f"--labels={labels}", "--positive=lesion"]
+    words += [f"--out={tmp_path / 'scans'}", f"--key={tmp_path / 'key'}", "--workers=0"]
+    assert folder.main([*words, "--val_fraction=0.25", "--test_fraction=0.25"]) == 0
+    return tmp_path / "scans", tmp_path / "dicom"
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_and_repeated_the_outcome_is_the_same(tmp_path, phantom_path):
+def test_killed_at_any_moment_and_repeated_the_outcome_is_the_same(tmp_path, phantom_path, scans):
     random.seed(os.environ.get("CTSSL_JAX_SEED", "0"))
-    encoder, kills, ended = tmp_path / "simclr", Counter(), Counter()
+    kills, ended = Counter(), Counter()
+    encoder = dict.fromkeys(KINDS, tmp_path / "simclr") | {"predict": tmp_path / "cases"}
+    of = dict.fromkeys(KINDS, phantom_path) | dict(zip(("cases", "predict"), scans, strict=True))
     wanted, lasts = {}, {}
     for kind in KINDS:
-        lasts[kind] = complete(kind, phantom_path, tmp_path / kind, encoder)
+        lasts[kind] = complete(kind, of[kind], tmp_path / kind, encoder[kind])
         wanted[kind] = outcome(tmp_path / kind)
     number = 0
+    tried = os.environ.get("CTSSL_JAX_KINDS", ",".join(KINDS)).split(",")
     while kills.total() < KILLS:
-        kind = KINDS[number % len(KINDS)]
+        kind = tried[number % len(tried)]
         number += 1
         workdir = tmp_path / f"killed{number}"
         for _ in range(4):  # kills of one run at most
-            process = start(kind, phantom_path, workdir, encoder)
+            process = start(kind, of[kind], workdir, encoder[kind])
             try:
                 _, said = process.communicate(timeout=random.uniform(0.3, lasts[kind]))
                 assert process.returncode == 0, f"{kind}: {said[-2000:]}"
@@ -96,6 +116,6 @@ def test_killed_at_any_moment_and_repeated_the_outcome_is_the_same(tmp_path, pha
                 process.communicate()
                 kills[kind] += 1
                 ended["before the folder" if not workdir.exists() else "in the run"] += 1
-        complete(kind, phantom_path, workdir, encoder)
+        complete(kind, of[kind], workdir, encoder[kind])
         assert outcome(workdir) == wanted[kind], kind
         print(f"{kills.total()} kills in {number} runs: {dict(kills)}; {dict(ended)}", flush=True)
