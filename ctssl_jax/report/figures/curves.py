@@ -64,10 +64,10 @@ def _draw_metric(axes: Any, task: Task, metric: str, theme: Theme, width: float)
         cells = [cell for cell in task.cells if cell.arm == arm]
         places = [centres[cell.fraction] * shift for cell in cells]
         _draw_arm(axes, metric, cells, places, colour, marker, theme, legend_name(task, arm))
+    _size_ticks(axes, centres, width)  # first: what is drawn needs limits that are apart
     if metric == "auc" and axes.get_ylim()[0] < 0.52:
         _draw_chance(axes, theme)
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.005))
-    _size_ticks(axes, centres, width)
     set_title(axes, METRICS[metric])
 
 
