@@ -12,10 +12,9 @@ channels as the paper's encoders do and draws one subset for all seeds; cases, c
 nodules, whatever one label is of, with trained or with frozen encoders); demo, smoke (phantom).
 """
 
-from importlib import import_module
-
-from configs import phantom
+from ctssl_jax import presets
 from ctssl_jax.ablation import AblationConfig
+from ctssl_jax.recipes import phantom
 
 TASKS = ("covid_ct", "organsmnist", "hemorrhage")
 
@@ -39,6 +38,6 @@ def get_config(preset: str = "covid_ct") -> AblationConfig:
 def grid(task: str, preset: str, **axes: object) -> AblationConfig:
     """The grid over a task's fine-tuning."""
     name = f"finetune_{task}"
-    base = import_module(f"configs.{name}").get_config(preset)
-    file = f"configs/{name}.py" + (f":{preset}" if preset else "")
+    base = presets.load(name, preset)
+    file = name + (f":{preset}" if preset else "")
     return AblationConfig(base=base, base_config=file, **axes)  # type: ignore[arg-type]

@@ -12,12 +12,12 @@ momentum that go to and fro). :demo and :smoke run on the phantom.
 import dataclasses
 from typing import Any
 
-from configs import contrastive, phantom
 from ctssl_jax.augment import Interpolation
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
 from ctssl_jax.methods import BYOL
 from ctssl_jax.methods.byol import TauSchedule
 from ctssl_jax.optim import Clock, OptimConfig, OptimizerName
+from ctssl_jax.recipes import contrastive, phantom
 
 
 def optim(**numbers: Any) -> OptimConfig:

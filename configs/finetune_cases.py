@@ -8,10 +8,10 @@ slices each; validation and test see all slices. `method.pooling`: mean, max, to
 :frozen: features of a frozen encoder, once, and then minutes; :demo and :smoke run on the phantom.
 """
 
-from configs import downstream, phantom
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.methods import Cases
 from ctssl_jax.optim.freezing import FreezeConfig
+from ctssl_jax.recipes import downstream, phantom
 
 
 def get_config(preset: str = "") -> FinetuneConfig:

@@ -11,10 +11,10 @@ shuffle). :demo and :smoke run on the phantom.
 import dataclasses
 from typing import Any
 
-from configs import contrastive, phantom
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
 from ctssl_jax.methods import MoCo
 from ctssl_jax.optim import Clock, OptimConfig, OptimizerName
+from ctssl_jax.recipes import contrastive, phantom
 
 
 def optim(**numbers: Any) -> OptimConfig:

@@ -7,10 +7,10 @@ biases) at batch 512, without its colour operations. :demo and :smoke run on the
 no :as_run, for nobody ran it there.
 """
 
-from configs import contrastive, phantom
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
 from ctssl_jax.methods import SimCLR
 from ctssl_jax.optim import OptimConfig, OptimizerName
+from ctssl_jax.recipes import contrastive, phantom
 
 
 def optim(name: OptimizerName, lr: float, warmup_epochs: float = 10.0) -> OptimConfig:

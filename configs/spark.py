@@ -8,11 +8,11 @@ rule of the reference (2e-4 * batch / 256, keyu-tian/SparK@a63e386) and bfloat16
 by its own minimum and maximum, ImageNet statistics, fp32). :demo and :smoke run on the phantom.
 """
 
-from configs import phantom
 from ctssl_jax.augment import Intensity, IntensityMode, ViewGroup
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
 from ctssl_jax.methods import SparK
 from ctssl_jax.optim import OptimConfig
+from ctssl_jax.recipes import phantom
 
 
 def get_config(preset: str = "") -> PretrainConfig:

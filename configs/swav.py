@@ -12,10 +12,10 @@ steps, prototypes frozen for 313 epochs, no queue). :demo and :smoke run on the 
 import dataclasses
 from typing import Any
 
-from configs import contrastive, phantom
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
 from ctssl_jax.methods import SwAV
 from ctssl_jax.optim import Clock, OptimConfig, OptimizerName
+from ctssl_jax.recipes import contrastive, phantom
 
 
 def optim(**numbers: Any) -> OptimConfig:

@@ -148,7 +148,9 @@ class Sweep(NamedTuple):
 def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supervisor) -> None:
     """Runs all cells that are not done, or tells what there is to do."""
     if not isinstance(config, AblationConfig):
-        raise ConfigError(f"config is a {type(config).__name__}: give configs/ablation.py")
+        raise ConfigError(
+            f"config is a {type(config).__name__}: give one of a study, as ablation:cases"
+        )
     config.validate()
     grid = list(config.cells())
     if own.cell is not None and not 0 <= own.cell < len(grid):
@@ -300,7 +302,7 @@ def _words(cell: Cell, workdir: Path) -> list[str]:
 def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
     if config_help.asked(argv):
-        defaults = [AblationConfig(base=FinetuneConfig(), base_config="configs/….py")]
+        defaults = [AblationConfig(base=FinetuneConfig(), base_config="NAME")]
         doc = f"{__doc__}\nOwn flags: {Flags().format_usage()}"
         return frame.run(NAME, lambda: print(config_help.help_text(argv, doc, defaults)))
     try:

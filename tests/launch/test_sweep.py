@@ -331,7 +331,7 @@ def test_what_will_not_do_is_named_before_any_run(tmp_path, argv, capsys, flag, 
 
 def test_config_of_another_kind_is_named(capsys, tmp_path):
     assert sweep.command(["sweep", "--config=configs/spark.py:smoke", f"--workdir={tmp_path}"]) == 2
-    assert "give configs/ablation.py" in capsys.readouterr().err
+    assert "give one of a study, as ablation:cases" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
