@@ -8,6 +8,9 @@ ORACLES ?= $(VENV)/.oracles-installed
 
 SMOKE ?= runs/smoke
 
+# What is small runs on the CPU, also where there is a GPU: `make JAX_PLATFORMS=cuda demo` takes that.
+export JAX_PLATFORMS ?= cpu
+
 .PHONY: install demo smoke test check clean
 
 install: $(VENV)/.installed

@@ -94,6 +94,10 @@ def parse(argv: list[str]) -> Command:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
     if config is None:
         raise ConfigError("no --config: give a config, for example --config=spark:demo")
+    if hasattr(config, "follow_batch"):
+        if any(word.partition("=")[0] == "--config.optim.lr" for word in argv):
+            config.optim.lr_batch = 0  # a rate that is given stays
+        config.follow_batch()
     stem = Path(file).stem + (f"-{preset}" if preset else "")
     workdir = Path(values.workdir or Path("runs") / stem)
     try:
