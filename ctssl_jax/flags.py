@@ -93,7 +93,7 @@ def parse(argv: list[str]) -> Command:
     if len(rest) > 1:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
     if config is None:
-        raise ConfigError("no --config: give a config, for example --config=spark:demo")
+        raise ConfigError("no --config: --help lists those that there are")
     if hasattr(config, "follow_batch"):
         if any(word.partition("=")[0] == "--config.optim.lr" for word in argv):
             config.optim.lr_batch = 0  # a rate that is given stays

@@ -106,7 +106,22 @@ def read_header(path: str | os.PathLike[str], folder: str = "") -> Header:
             raise Unusable("no pixel data")
         if not syntax:
             raise Unusable("no transfer syntax")
-        return _header_of(tags, syntax, folder)
+        try:
+            return _header_of(tags, syntax, folder)
+        except (Unusable, Unwanted):
+            raise
+        except Exception as error:  # of an element that is not as the standard has it
+            raise Unusable(f"the header cannot be read{_odd_element(tags)}") from error
+
+
+def _odd_element(tags: pydicom.Dataset) -> str:
+    """The name of the first element whose value pydicom refuses, never the value."""
+    for tag in tags.keys():  # noqa: SIM118 - iterating a dataset reads its values
+        try:
+            _ = tags[tag].value
+        except Exception:
+            return f" ({pydicom.datadict.keyword_for_tag(tag)})"
+    return ""
 
 
 def _require_ct(tags: pydicom.Dataset) -> None:
