@@ -43,6 +43,7 @@ _TAGS = """
     ConvolutionKernel AcquisitionNumber
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905
+_NUMBERS = ("IS", "DS", "US", "SS", "UL", "SL", "FL", "FD")  # value representations
 _OVERLAY_BIT_POSITION = Tag(0x6000, 0x0102)
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 
@@ -115,11 +116,13 @@ def read_header(path: str | os.PathLike[str], folder: str = "") -> Header:
 
 
 def _odd_element(tags: pydicom.Dataset) -> str:
-    """The name of the first element whose value pydicom refuses, never the value."""
+    """The name of the first element that is no number where it should be, never its value."""
     for tag in tags.keys():  # noqa: SIM118 - iterating a dataset reads its values
         try:
-            _ = tags[tag].value
-        except Exception:
+            element = tags[tag]
+            if element.VR in _NUMBERS and element.value is not None:
+                _ = [float(value) for value in np.atleast_1d(element.value)]
+        except Exception:  # pydicom's, of a value that it refuses, or float's
             return f" ({pydicom.datadict.keyword_for_tag(tag)})"
     return ""
 

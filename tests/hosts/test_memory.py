@@ -35,7 +35,8 @@ def test_the_machines_memory_is_parted_over_its_devices(monkeypatch, tmp_path):
 def test_too_much_is_a_warning(monkeypatch, there, warnings):
     monkeypatch.setattr(memory, "there", lambda: there)
     first, *others = memory.in_words(program())
-    assert first.startswith("memory for a step: 0.0 GiB")
+    own = memory.PROCESS / memory.GIB / jax.local_device_count()
+    assert first.startswith(f"memory needed, about: {own:.1f} GiB")
     assert ("16.0 GiB there" in first) == (there == 2**34)
     assert len(others) == warnings
     assert all("set a smaller batch_size" in line for line in others)
