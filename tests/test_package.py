@@ -170,7 +170,8 @@ def test_a_wheelhouse_is_enough_to_install_from(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     wanted = f"{ROOT}[prep,report]"
     pins = ["-c", str(ROOT / "requirements.txt")]
-    made = subprocess.run([*pip, "wheel", "-q", "-w", house, *pins, wanted], timeout=1200)
+    making = [*pip, "wheel", "-q", "-w", house, *pins, wanted]
+    made = subprocess.run(making, capture_output=True, timeout=1200)
     if made.returncode:
         pytest.skip("the wheelhouse cannot be made here")
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
