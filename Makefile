@@ -8,9 +8,6 @@ ORACLES ?= $(VENV)/.oracles-installed
 
 SMOKE ?= runs/smoke
 
-# What is small runs on the CPU, also where there is a GPU: `make JAX_PLATFORMS=cuda demo` takes that.
-export JAX_PLATFORMS ?= cpu
-
 .PHONY: install demo smoke test check clean
 
 install: $(VENV)/.installed
@@ -59,6 +56,9 @@ check: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# What is small runs on the CPU, also where there is a GPU: `make JAX_PLATFORMS=cuda demo` takes that.
+export JAX_PLATFORMS ?= cpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info
