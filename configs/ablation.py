@@ -17,6 +17,7 @@ from typing import Any
 
 from ctssl_jax import presets
 from ctssl_jax.ablation import AblationConfig
+from ctssl_jax.augment import Intensity
 from ctssl_jax.recipes import phantom
 
 TASKS = ("covid_ct", "organsmnist", "hemorrhage")
@@ -36,7 +37,8 @@ def get_config(preset: str = "covid_ct") -> AblationConfig:
         return grid("cases", preset.removeprefix("cases").removeprefix("_"))
     if preset in OWN:
         own = grid("cases", preset.removeprefix("mine").removeprefix("_"), **MINE)
-        own.base.task = "mine"
+        # The input is that of the presets of pre-training, for the arms from scratch as well.
+        own.base.task, own.base.intensity = "mine", Intensity()
         return own
     if preset == "demo":
         return grid("covid_ct", "demo", fractions=(0.1, 0.2, 0.4), seeds=(0, 1, 2))

@@ -267,3 +267,4 @@ def test_an_own_study_goes_with_the_encoders_of_the_presets():
         base, encoder = ablation.get_config(preset).base, load("spark", of)
         assert base.encoder.depth == encoder.encoder.depth
         assert base.method.view.size == encoder.method.view.size
+        assert base.intensity == encoder.intensity

@@ -78,14 +78,10 @@ def require_devices() -> None:
         raise DeviceError(
             f"no device ({reason}): see JAX_PLATFORMS, drivers and whether another process has them"
         ) from None
+    asked = "cpu" in (getattr(jax.config, "jax_platforms", "") or "")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if (
-        jax.default_backend() != "cpu"
-        or hidden
-        or "cpu" in (getattr(jax.config, "jax_platforms", "") or "")
-    ):
-        return
-    if gpus := platform.gpus_of_nvidia():
+    gpus = platform.gpus_of_nvidia()
+    if gpus and jax.default_backend() == "cpu" and not (asked or hidden):
         raise DeviceError(
             f"{len(gpus)} NVIDIA GPUs are here and JAX uses none of them: pip install "
             "'ctssl_jax[cuda]', or set JAX_PLATFORMS=cpu in the environment to go without"

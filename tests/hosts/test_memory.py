@@ -7,10 +7,10 @@ import pytest
 from ctssl_jax.hosts import memory
 
 
-def program(side=1024):
-    """Two arguments, of which one is donated, and a temporary as large as either."""
+def program(side=1024, donated=(0,)):
+    """Two arguments and temporaries as large; the result may take the place of the first."""
     shape = jax.ShapeDtypeStruct((side, side), jnp.float32)
-    step = jax.jit(lambda x, y: jnp.sort(x @ y) @ y, donate_argnums=0)
+    step = jax.jit(lambda x, y: jnp.sort(x @ y) @ y, donate_argnums=donated)
     return step.lower(shape, shape).compile()
 
 
@@ -19,6 +19,7 @@ def test_what_lies_in_the_same_memory_counts_once():
     found = memory.needed(program())
     assert found is not None
     assert 3 * one <= found <= 6 * one
+    assert memory.needed(program(donated=())) == found + one
 
 
 def test_the_machines_memory_is_parted_over_its_devices(monkeypatch, tmp_path):

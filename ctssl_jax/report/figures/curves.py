@@ -149,7 +149,7 @@ def _size_ticks(axes: Any, centres: dict[float, float], width: float) -> None:
 
 
 def pretraining_curves(run: Run, theme: Theme) -> bytes:
-    """Loss above, with what knows nothing where that is logged; schedules, throughput and gauges below.
+    """Loss above, with that of knowing nothing; schedules, throughput and gauges below.
 
     A panel is drawn for what was logged and did not stay the same.
     """
