@@ -57,5 +57,8 @@ check: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# What is small runs on the CPU, also where there is a GPU: `make JAX_PLATFORMS=cuda demo` takes that.
+export JAX_PLATFORMS ?= cpu
+
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -6,18 +6,19 @@ Default: the original's recipe (paper §3.3, appendix B; lr 0.2 * batch / 256, L
 and biases) at batch 512: ResNet-50 at 224 px, one channel, a fixed HU window. The second view's
 solarisation is left out: inverted HU mean nothing.
 :as_run: the paper's released code, quirks included (Adam, batch 64, a learning rate and a target
-momentum that go to and fro). :demo and :smoke run on the phantom.
+momentum that go to and fro). :laptop and :gpu are for data of your own on one
+machine; :demo and :smoke run on the phantom.
 """
 
 import dataclasses
 from typing import Any
 
-from configs import contrastive, phantom
 from ctssl_jax.augment import Interpolation
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
 from ctssl_jax.methods import BYOL
 from ctssl_jax.methods.byol import TauSchedule
 from ctssl_jax.optim import Clock, OptimConfig, OptimizerName
+from ctssl_jax.recipes import contrastive, machine, phantom
 
 
 def optim(**numbers: Any) -> OptimConfig:
@@ -46,7 +47,7 @@ def views(size: int = 224, low: float = 0.08, **numbers: Any) -> dict[str, Any]:
 
 
 def get_config(preset: str = "") -> PretrainConfig:
-    """The configuration; presets: as_run, demo, smoke."""
+    """The configuration; presets: as_run, laptop, gpu, demo, smoke."""
     config = PretrainConfig(
         batch_size=512,
         epochs=1000.0,
@@ -55,6 +56,7 @@ def get_config(preset: str = "") -> PretrainConfig:
         optim=optim(),
         precision=Precision.BFLOAT16,
     )
+    config.optim.lr_batch = config.batch_size
     match preset:
         case "":
             return config
@@ -75,6 +77,12 @@ def get_config(preset: str = "") -> PretrainConfig:
                 cosine_epochs=100.0,  # hard-coded in byol_module.py:172
             )
             return contrastive.as_run(config)
+        case "laptop":
+            # A target of so short a run must move faster: momentum and heads are those of :demo.
+            method = BYOL(tau=0.97, hidden=512, features=128, **views(machine.SIZE))
+            return machine.laptop(config, method, optim(name=OptimizerName.ADAMW, lr=1e-3))
+        case "gpu":
+            return machine.gpu(config, batch_size=128)
         case "demo":
             small = views(64, low=0.3, blur_sigma=(0.1, 0.6))
             method = BYOL(tau=0.97, hidden=512, features=128, **small)
@@ -84,4 +92,4 @@ def get_config(preset: str = "") -> PretrainConfig:
             method = BYOL(tau=0.97, hidden=32, features=16, **views(32, low=0.3))
             adamw = OptimizerName.ADAMW
             return phantom.pretrain_smoke(method, optim(name=adamw, lr=1e-3))
-    raise phantom.unknown_preset(preset, "as_run", "demo", "smoke")
+    raise phantom.unknown_preset(preset, "as_run", "laptop", "gpu", "demo", "smoke")

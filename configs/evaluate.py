@@ -8,9 +8,9 @@ pre-training run had: the defaults are those of configs/spark.py. Whole slices a
 :demo and :smoke run on the phantom.
 """
 
-from configs import phantom
 from ctssl_jax.config import EncoderConfig, EvaluateConfig
 from ctssl_jax.data import DataConfig
+from ctssl_jax.recipes import phantom
 
 
 def get_config(preset: str = "") -> EvaluateConfig:

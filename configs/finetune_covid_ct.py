@@ -8,8 +8,8 @@ convolutions rest for ten epochs, then join at a tenth of the rate and double up
 :as_run: the released notebook, quirks included. :demo and :smoke run on the phantom.
 """
 
-from configs import downstream, phantom
 from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.recipes import downstream, phantom
 
 
 def get_config(preset: str = "") -> FinetuneConfig:

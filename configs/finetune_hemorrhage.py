@@ -8,8 +8,8 @@ images stands in and is not the same task. :as_run: the released notebook, quirk
 the COVID-19 set's mean and std. :demo and :smoke run on the phantom.
 """
 
-from configs import downstream, phantom
 from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.recipes import downstream, phantom
 
 
 def get_config(preset: str = "") -> FinetuneConfig:

@@ -7,8 +7,8 @@
 :as_run: the released notebook, quirks included. :demo and :smoke run on the phantom.
 """
 
-from configs import downstream, phantom
 from ctssl_jax.config import FinetuneConfig, SubsetBy
+from ctssl_jax.recipes import downstream, phantom
 
 
 def get_config(preset: str = "") -> FinetuneConfig:

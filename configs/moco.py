@@ -5,16 +5,17 @@
 Default: the original's recipe (facebookresearch/moco README, MoCo v2, 800 epochs) on CT: ResNet-50
 at 224 px, one channel, a fixed HU window. Sets of fewer than 131,072 slices need a smaller queue.
 :as_run: the paper's released command, quirks included (batch 128, temperature 0.07, linear head, no
-shuffle). :demo and :smoke run on the phantom.
+shuffle). :laptop and :gpu are for data of your own on one
+machine; :demo and :smoke run on the phantom.
 """
 
 import dataclasses
 from typing import Any
 
-from configs import contrastive, phantom
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
 from ctssl_jax.methods import MoCo
 from ctssl_jax.optim import Clock, OptimConfig, OptimizerName
+from ctssl_jax.recipes import contrastive, machine, phantom
 
 
 def optim(**numbers: Any) -> OptimConfig:
@@ -33,7 +34,7 @@ def optim(**numbers: Any) -> OptimConfig:
 
 
 def get_config(preset: str = "") -> PretrainConfig:
-    """The configuration; presets: as_run, demo, smoke."""
+    """The configuration; presets: as_run, laptop, gpu, demo, smoke."""
     original = contrastive.jittered(0.4, count=2)
     config = PretrainConfig(
         batch_size=256,
@@ -43,6 +44,7 @@ def get_config(preset: str = "") -> PretrainConfig:
         optim=optim(),
         precision=Precision.BFLOAT16,
     )
+    config.optim.lr_batch = config.batch_size
     match preset:
         case "":
             return config
@@ -56,9 +58,18 @@ def get_config(preset: str = "") -> PretrainConfig:
                 mask_own=False,
                 view=contrastive.paper_view(count=2),
             )
-            config.optim = optim(lr=0.03 * 128 / 256)
+            config.optim = optim(lr=0.03 * 128 / 256, lr_batch=128)
             config.optim.clock, config.optim.cosine_epochs = Clock.EPOCH, 800.0
             return contrastive.as_run(config)
+        case "laptop":
+            # A queue of 1,024 is a fifth of 5,000 slices; momentum and rate are those of :demo.
+            small = contrastive.view(machine.SIZE, scale=(0.2, 1.0), **original)
+            method = MoCo(queue_size=1024, momentum=0.99, bn_groups=4, hidden=512, view=small)
+            return machine.laptop(config, method, optim(lr=0.06))
+        case "gpu":
+            assert isinstance(config.method, MoCo), "it is of this file"
+            config.method.queue_size = 4096  # a fifth of 20,000 slices
+            return machine.gpu(config, batch_size=256)
         case "demo":
             small = contrastive.view(64, scale=(0.3, 1.0), blur_sigma=(0.1, 0.6), **original)
             method = MoCo(queue_size=256, momentum=0.99, bn_groups=4, hidden=512, view=small)
@@ -67,4 +78,4 @@ def get_config(preset: str = "") -> PretrainConfig:
             tiny = contrastive.view(32, scale=(0.3, 1.0), **original)
             method = MoCo(queue_size=16, momentum=0.99, bn_groups=2, hidden=32, view=tiny)
             return phantom.pretrain_smoke(method, optim(lr=0.03))
-    raise phantom.unknown_preset(preset, "as_run", "demo", "smoke")
+    raise phantom.unknown_preset(preset, "as_run", "laptop", "gpu", "demo", "smoke")

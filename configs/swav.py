@@ -6,16 +6,17 @@ Default: the original's recipe for batches of 256 (facebookresearch/swav README:
 3,840 from epoch 15, no warm-up) with the 500 prototypes that the paper gave CT: ResNet-50, crops of
 2 x 224 and 6 x 96 px, one channel, a fixed HU window.
 :as_run: the paper's released command, quirks included (a learning rate that oscillates every 1,580
-steps, prototypes frozen for 313 epochs, no queue). :demo and :smoke run on the phantom.
+steps, prototypes frozen for 313 epochs, no queue). :laptop and :gpu are for data of your own on one
+machine; :demo and :smoke run on the phantom.
 """
 
 import dataclasses
 from typing import Any
 
-from configs import contrastive, phantom
 from ctssl_jax.config import EncoderConfig, Precision, PretrainConfig
 from ctssl_jax.methods import SwAV
 from ctssl_jax.optim import Clock, OptimConfig, OptimizerName
+from ctssl_jax.recipes import contrastive, machine, phantom
 
 
 def optim(**numbers: Any) -> OptimConfig:
@@ -35,7 +36,7 @@ def optim(**numbers: Any) -> OptimConfig:
 
 
 def get_config(preset: str = "") -> PretrainConfig:
-    """The configuration; presets: as_run, demo, smoke."""
+    """The configuration; presets: as_run, laptop, gpu, demo, smoke."""
     original = contrastive.jittered(0.8)
     config = PretrainConfig(
         batch_size=256,
@@ -48,6 +49,7 @@ def get_config(preset: str = "") -> PretrainConfig:
         optim=optim(),
         precision=Precision.BFLOAT16,
     )
+    config.optim.lr_batch = config.batch_size
     match preset:
         case "":
             return config
@@ -64,6 +66,7 @@ def get_config(preset: str = "") -> PretrainConfig:
             # the released code took steps for epochs: warm-up of 10 steps, cosine of 790
             config.optim = optim(
                 lr=0.15,
+                lr_batch=128,
                 final=0.0,
                 clock=Clock.STEP_AS_EPOCH,
                 warmup_epochs=10.0,
@@ -71,6 +74,18 @@ def get_config(preset: str = "") -> PretrainConfig:
                 cosine_epochs=800.0,
             )
             return contrastive.as_run(config)
+        case "laptop":
+            method = SwAV(
+                prototypes=100,  # three for each slice of a batch, as :demo has one
+                hidden=512,  # of :demo; the original has 2,048, for maps four times as wide
+                queue_size=960,  # thirty batches, as the original's 3,840 are fifteen
+                view=contrastive.view(machine.SIZE, count=2, scale=(0.14, 1.0), **original),
+                small_view=contrastive.view(64, count=4, scale=(0.05, 0.14), **original),
+            )
+            adamw = OptimizerName.ADAMW
+            return machine.laptop(config, method, optim(name=adamw, lr=1e-3))
+        case "gpu":
+            return machine.gpu(config, batch_size=128)
         case "demo":
             small = contrastive.jittered(0.4, blur_sigma=(0.1, 0.6))
             method = SwAV(
@@ -95,4 +110,4 @@ def get_config(preset: str = "") -> PretrainConfig:
             )
             adamw = OptimizerName.ADAMW
             return phantom.pretrain_smoke(method, optim(name=adamw, lr=1e-3))
-    raise phantom.unknown_preset(preset, "as_run", "demo", "smoke")
+    raise phantom.unknown_preset(preset, "as_run", "laptop", "gpu", "demo", "smoke")

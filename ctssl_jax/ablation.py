@@ -16,7 +16,7 @@ from ctssl_jax.run import folder as run_folder
 MOST_FOLDS = 100
 SCRATCH = "scratch"
 RANDOM = "random"  # the arm of frozen features that goes with it
-EVALUATE = "configs/evaluate.py"
+EVALUATE = "evaluate"
 TUNING = "tuning"  # folder of the cells that try learning rates
 
 
@@ -49,7 +49,7 @@ class AblationConfig:
 
     Attributes:
       base: the labelled run that all cells vary.
-      base_config: the file of `configs/`, with :PRESET if wanted, that `base` is of.
+      base_config: the config, by name or file, with :PRESET if wanted, that `base` is of.
       encoders: run folders of pre-trainings, or imports: RUN, whose arm is the run's method, or
         ARM=RUN. Several runs of one arm are its pre-trainings, which differ by their seed alone.
       scratch: an arm without pre-training.

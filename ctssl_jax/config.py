@@ -120,7 +120,7 @@ class ProbeConfig:
     """
 
     path: str = dataclasses.field(default="", metadata={"private": True})
-    every: int = 0
+    every: int = dataclasses.field(default=0, metadata={"elastic": True})
     k: int = 20
     canvas: int = 224
     size: int = 224
@@ -175,12 +175,14 @@ class PretrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
     precision: Precision = Precision.FLOAT32
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    picture_every: int = 1000
-    keep_checkpoints: int = 2
+    log_every: int = dataclasses.field(default=50, metadata={"elastic": True})
+    checkpoint_every: int = dataclasses.field(default=1000, metadata={"elastic": True})
+    picture_every: int = dataclasses.field(default=1000, metadata={"elastic": True})
+    keep_checkpoints: int = dataclasses.field(default=2, metadata={"elastic": True})
     hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
-    display_window_hu: tuple[float, float] = (-1000.0, 500.0)
+    display_window_hu: tuple[float, float] = dataclasses.field(
+        default=(-1000.0, 500.0), metadata={"elastic": True}
+    )
 
     def validate(self) -> None:
         """Raises `ConfigError`: one line with the fields and values that do not fit."""
@@ -198,6 +200,21 @@ class PretrainConfig:
                 f"optim.warmup_epochs={self.optim.warmup_epochs} does not end before "
                 f"epochs={self.epochs}: lower it"
             )
+
+    def follow_batch(self) -> None:
+        """Moves the learning rate from the batch that it is meant for, if any, to this one."""
+        if self.optim.lr_batch:
+            self.optim.lr *= self.batch_size / self.optim.lr_batch
+
+    def rate_in_words(self) -> str:
+        """The learning rate, and whether the batch has moved it, for people."""
+        meant = self.optim.lr_batch
+        if meant in (0, self.batch_size):
+            return f"learning rate {self.optim.lr:.3g}"
+        return (
+            f"learning rate {self.optim.lr:.3g}: {self.optim.lr * meant / self.batch_size:.3g} of "
+            f"batch {meant} times {self.batch_size}/{meant}"
+        )
 
     @property
     def microbatch(self) -> int:
@@ -486,6 +503,22 @@ def digest(values: Any) -> str:
     """By which a run is named: a hash of plain data."""
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def without(values: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of a config but for some fields, which are named as deep as they lie.
+
+    >>> without({"seed": 0, "data": {"split": "train", "prefetch": 4}}, {"data": {"prefetch": 8}})
+    {'seed': 0, 'data': {'split': 'train'}}
+    """
+    kept = {}
+    for name, value in values.items():
+        inner = fields.get(name)
+        if isinstance(value, dict) and isinstance(inner, dict):
+            kept[name] = without(value, inner)
+        elif name not in fields:
+            kept[name] = value
+    return kept
 
 
 def _pop_elastic(config: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -10,15 +10,14 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
 
+from ctssl_jax import presets
 from ctssl_jax.flags import config_argument, define_flags, leaves, parse
 
 WIDTH = 100
-CONFIGS = Path("configs")
 
 
 class Field(NamedTuple):
@@ -112,19 +111,19 @@ def _flags() -> str:
 
 
 def _files(defaults: Sequence[Any]) -> str:
-    """The files of `configs/` that make a config of one of these kinds."""
+    """The configs that come with the package and are of one of these kinds."""
     kinds = {type(config).__name__ for config in defaults}
     lines = []
-    for path in sorted(CONFIGS.glob("*.py")):
-        tree = ast.parse(path.read_text())
+    for name in presets.names():
+        tree = ast.parse(presets.file_of(name).read_text())
         for function in tree.body:
             if not isinstance(function, ast.FunctionDef) or function.name != "get_config":
                 continue
             if function.returns is None or ast.unparse(function.returns) not in kinds:
                 continue
             told = ast.get_docstring(function) or ""
-            presets = re.search(r"[Pp]resets: ([^.]*)", told)
+            known = re.search(r"[Pp]resets: ([^.]*)", told)
             title = (ast.get_docstring(tree) or "").partition("\n")[0]
-            extra = f" Presets: {' '.join(presets[1].split())}." if presets else ""
-            lines.append(_line(f"--config={path}", title + extra))
-    return "\n".join(lines) or "  none here: run from the project's folder, or give a file's path"
+            extra = f" Presets: {' '.join(known[1].split())}." if known else ""
+            lines.append(_line(f"--config={name}", title + extra))
+    return "\n".join(lines)

@@ -265,7 +265,10 @@ def require_canvas(dataset: Dataset, canvas: int, field: str = "data.canvas") ->
 def require_labels(dataset: Dataset, *splits: str) -> None:
     """Raises `DataError` unless each split is there, is labelled and holds two or more classes."""
     if not dataset.classes:
-        raise DataError(f"{dataset.name} has no labels: prepare it with --labels")
+        raise DataError(
+            f"{dataset.name} has no labels, which this run learns from or is scored by: "
+            "data_prep.folder prepares scans and images with --labels"
+        )
     for split in splits:
         slices = len(dataset.source(split))
         labels = np.sum([summary["labels"] for summary in dataset.summaries(split)], axis=0)

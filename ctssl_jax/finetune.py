@@ -150,7 +150,7 @@ def _train(
     state, unfinished = start_or_resume(checkpoints, fresh, key, pretrained, position, places)
     writer = run_folder.writer(workdir, int(state.step))
     check = attend(supervisor, mesh)
-    for line in _opening_lines(config, dataset, drawn, int(state.step)):
+    for line in _opening_lines(config, dataset, drawn, plan, int(state.step)):
         writer.line(line)
     settle = _make_settle(config, encoder, dataset, subset, mesh, check)
     known = learning.NONE
@@ -234,7 +234,7 @@ def _optimizer(
 
 
 def _opening_lines(
-    config: FinetuneConfig, dataset: data.Dataset, drawn: Drawn, step: int
+    config: FinetuneConfig, dataset: data.Dataset, drawn: Drawn, plan: Budget, step: int
 ) -> list[str]:
     """What the log says of a run as it starts or goes on."""
     word, (train, val) = case_word(dataset.manifest), drawn
@@ -242,10 +242,19 @@ def _opening_lines(
         f"{config.task}: {config.arm}, {train.counted(word, 'training')}, "
         f"{len(dataset.classes)} classes, seed {config.seed}, {val.counted(word, 'validation')}"
         + (f", resumed at step {step:,}" if step else ""),
+        f"{plan.total_steps:,} steps of {plan.batch_size} {_learnt(config, word)}, learning rate "
+        f"{config.optim.lr:.3g}, {jax.device_count()} x {jax.devices()[0].device_kind}",
         f"labels in all: {len(train.cases) + len(val.cases)} {plural(word)}, validation's among "
         "them",
         *_notes(config, dataset),
     ]
+
+
+def _learnt(config: FinetuneConfig, word: str) -> str:
+    """What a step is counted in: cases, with their slices, or slices."""
+    if not isinstance(config.method, Cases) or learning.slices_of_one(config.method) == 1:
+        return "slices"
+    return f"{plural(word)} of {learning.slices_of_one(config.method)} slices"
 
 
 def _make_settle(

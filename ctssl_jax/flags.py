@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
+from ctssl_jax import presets
 from ctssl_jax.errors import ConfigError, one_line
 from ctssl_jax.hosts.cluster import Cluster, find_cluster
 
@@ -26,7 +27,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "A file of configs/, with :PRESET if wanted.",
+        "A config by name, or a file of yours, with :PRESET if wanted.",
         flag_values=values,
         sys_argv=argv,
     )
@@ -80,8 +81,7 @@ def parse(argv: list[str]) -> Command:
       ConfigError: an unknown flag or key, a value of the wrong type, no such file or preset.
     """
     file, _, preset = config_argument(argv).partition(":")
-    if file and not Path(file).is_file():
-        raise ConfigError(f"no config file {file}: run from the project's folder, or give its path")
+    argv = _with_file(argv)
     try:
         values, rest = _read(argv)
     except ConfigError:
@@ -93,7 +93,11 @@ def parse(argv: list[str]) -> Command:
     if len(rest) > 1:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
     if config is None:
-        raise ConfigError("no --config: give a file, for example --config=configs/spark.py:demo")
+        raise ConfigError("no --config: --help lists those that there are")
+    if hasattr(config, "follow_batch"):
+        if any(word.partition("=")[0] == "--config.optim.lr" for word in argv):
+            config.optim.lr_batch = 0  # a rate that is given stays
+        config.follow_batch()
     stem = Path(file).stem + (f"-{preset}" if preset else "")
     workdir = Path(values.workdir or Path("runs") / stem)
     try:
@@ -115,11 +119,25 @@ def _read(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
     return values, rest
 
 
+def _with_file(argv: list[str]) -> list[str]:
+    """The command line with the file of what `--config` names; raises `ConfigError` for none."""
+    config, colon, preset = config_argument(argv).partition(":")
+    if not config:
+        return argv
+    place = next(place for place, word in enumerate(argv) if _is_config(word))
+    rest = argv[place + (1 if "=" in argv[place] else 2) :]
+    return [*argv[:place], f"--config={presets.file_of(config)}{colon}{preset}", *rest]
+
+
+def _is_config(word: str) -> bool:
+    return word.startswith("-") and word.lstrip("-").partition("=")[0] == "config"
+
+
 def config_argument(argv: list[str]) -> str:
     """What `--config` was given, or nothing."""
     for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "config":
+        if _is_config(argument):
+            _, equals, value = argument.partition("=")
             return value if equals else following
     return ""
 

@@ -1,7 +1,8 @@
 """The command: a config file, changes to it, and a run folder.
 
-    python -m ctssl_jax.main --config=configs/spark.py:demo [--config.FIELD=VALUE] [--workdir=RUN]
+    python -m ctssl_jax.main --config=spark:demo [--config.FIELD=VALUE] [--workdir=RUN]
 
+A config is one that comes with the package, by name, or a file: `--config=configs/spark.py:demo`.
 Loads and validates the config and dispatches on its type. Repeating a command resumes its run.
 
 Several processes make one run with `--coordinator=HOST:PORT --processes=N --process=I`, or by
@@ -28,7 +29,7 @@ from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.hosts.signals import Supervisor
 
-# As configs/phantom.py names them, with the flags that make them.
+# As recipes/phantom.py names them, with the flags that make them.
 PHANTOM, SCANS = "data/phantom", "data/phantom_scans"
 PHANTOMS = {PHANTOM: (), SCANS: ("--patients=40", "--size=64", "--lesion_slices=2")}
 
@@ -39,7 +40,7 @@ def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:
     from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 
     if not isinstance(config, PretrainConfig | FinetuneConfig | EvaluateConfig):
-        raise ConfigError(f"config is a {type(config).__name__}: run it with launch.sweep")
+        raise ConfigError(f"config is a {type(config).__name__}: run it with `launch.sweep`")
     config.validate()
     provide_phantom(config.data.path)
     run(config, workdir, supervisor)

@@ -8,7 +8,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Key
 from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.augment import views as augment
 from ctssl_jax.errors import DivergedError, Preempted
-from ctssl_jax.hosts import sharding
+from ctssl_jax.hosts import distributed, memory, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Batch, Method, Out, Progress, PyTree, Start, TrainState, started
 from ctssl_jax.metrics import Throughput, Writer, duration
@@ -29,6 +29,7 @@ from ctssl_jax.optim import Schedule
 from ctssl_jax.run.health import Watch, in_words
 
 Metrics = dict[str, jax.Array]
+WORTH_TELLING_S = 60.0  # left to the end, from which on its time is told
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -187,7 +188,7 @@ class Session(NamedTuple):
 
 def fit(
     state: TrainState,
-    step: Step,
+    step: Any,
     batches: Iterator[Batch],
     session: Session,
     pace: Pace,
@@ -217,7 +218,7 @@ def fit(
     key = sharding.replicate(jax.random.key(pace.seed), mesh)
     throughput, watch = Throughput(pace.batch_size), Watch()
     unchecked: list[tuple[jax.Array, jax.Array]] = []
-    votes, alone = sharding.Votes(mesh), sharding.is_alone()
+    votes, alone, foretold = sharding.Votes(mesh), sharding.is_alone(), False
     for item in due if unfinished else ():
         if item.at(start, total_steps):
             item.call(state, start)
@@ -234,6 +235,9 @@ def fit(
             save(state, False)
             raise
         waited = time.monotonic() - asked
+        if number == start + 1:
+            for line in memory.in_words(step.lower(state, batch, key).compile()):
+                writer.line(line)
         state, metrics = step(state, batch, key)
         unchecked.append((metrics["loss"], metrics["grad_norm"]))
         throughput.step(waited)
@@ -262,6 +266,10 @@ def fit(
             writer.line(log_line(number, total_steps, epoch, values, speed, left))
             for line in filter(None, [in_words(values), *watch.read(values)]):
                 writer.line(f"  {line}")
+            if number > start + 1 and left > WORTH_TELLING_S and not foretold:
+                foretold = True
+                at = time.strftime("%a %H:%M", time.localtime(time.time() + left))
+                distributed.say(f"at {speed['images_per_second']:,.1f} img/s done about {at}")
         try:
             for item in now_due:
                 item.call(state, number)

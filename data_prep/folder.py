@@ -1,4 +1,4 @@
-"""Your own folder: `python -m data_prep.folder --source=FOLDER --out=DATASET`.
+"""Your own folder, with labels: `python -m data_prep.folder --source=FOLDER --out=DATASET`.
 
 DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF and BMP, with labels from sub-folders or a table.
 What a file is, its content says. DICOM and volumes are in Hounsfield units and may stand side by

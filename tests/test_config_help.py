@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ctssl_jax import command, config_help, main
+from ctssl_jax import command, config_help, main, presets
 from ctssl_jax.ablation import AblationConfig
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from launch.sweep import __main__ as sweep
 
-NO_CONFIGS = ("__init__", "phantom", "downstream", "contrastive")
-FILES = [path.stem for path in sorted(Path("configs").glob("*.py")) if path.stem not in NO_CONFIGS]
+FILES = presets.names()
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -28,9 +27,9 @@ def test_help_is_what_one_gets(word, capsys):
     told, wrong = capsys.readouterr()
     assert not wrong
     for file in (name for name in FILES if name != "ablation"):
-        presets = re.search(r"presets: ([^.]*)", Path(f"configs/{file}.py").read_text())[1]
-        line = " ".join(told[told.index(f"  --config=configs/{file}.py  ") :].split()[:40])
-        assert f"Presets: {' '.join(presets.split())}" in line
+        known = re.search(r"presets: ([^.]*)", Path(f"configs/{file}.py").read_text())[1]
+        line = " ".join(told[told.index(f"  --config={file}  ") :].split()[:40])
+        assert f"Presets: {' '.join(known.split())}" in line
     for kind in (PretrainConfig, FinetuneConfig, EvaluateConfig):
         for name, default, _ in config_help.fields(kind()):
             assert f"--config.{name}={default}" in told
@@ -47,7 +46,7 @@ def test_help_of_a_config_has_its_values(capsys):
 def test_help_of_the_sweep_has_its_grid(capsys):
     assert sweep.command(["sweep", "--help"]) == 0
     told = capsys.readouterr().out
-    for words in ("--dry_run", "--parallel", "--config=configs/ablation.py", "--config.encoders="):
+    for words in ("--dry_run", "--parallel", "--config=ablation", "--config.encoders="):
         assert words in told
 
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import pytest
 from shipped import FINETUNING, PRETRAINING, SHIPPED, load
 
+from configs import ablation
+from ctssl_jax import flags
 from ctssl_jax.config import (
     EncoderConfig,
     FinetuneConfig,
@@ -64,8 +66,9 @@ def step_specs(config, total_steps=1000):
 
 @pytest.mark.parametrize(
     ("file", "preset"),
-    # Those of the phantom are run: `make smoke`, and `make demo`, which is the same, larger.
-    [(file, preset) for file, preset in SHIPPED if preset not in ("demo", "smoke")],
+    # Those of the phantom are run: `make smoke`, and `make demo`, which is the same, larger; :gpu
+    # is the default with fewer slices a step.
+    [(file, preset) for file, preset in SHIPPED if preset not in ("gpu", "demo", "smoke")],
 )
 def test_init_and_step_have_equal_specs_at_full_size(file, preset):
     config = load(file, preset)
@@ -166,7 +169,8 @@ def test_hash_depends_on_every_value():
 
 def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
     plain, other = PretrainConfig(), PretrainConfig(shard_state=True, hang_after_s=60.0)
-    other.encoder.remat_stages = 2
+    other.log_every, other.checkpoint_every, other.picture_every = 7, 50, 0
+    other.keep_checkpoints, other.encoder.remat_stages = 1, 2
     other.method = SparK(sparse=SparseForm.ACTIVE)
     other.data.num_threads, other.data.prefetch = 1, 8
     ours, theirs = config_record(plain), config_record(other)
@@ -177,6 +181,12 @@ def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
         "encoder": {"remat_stages": 2},
         "data": {"num_threads": 1, "prefetch": 8},
         "method": {"sparse": "active"},
+        "probe": {"every": 0},
+        "log_every": 7,
+        "checkpoint_every": 50,
+        "picture_every": 0,
+        "keep_checkpoints": 1,
+        "display_window_hu": [-1000.0, 500.0],
     }
     # Microbatches are another method: their statistics and negatives are their own.
     assert config_record(PretrainConfig(accumulate=2))["hash"] != ours["hash"]
@@ -224,3 +234,37 @@ def test_pretrain_warmup_must_end():
     with pytest.raises(ConfigError, match=r"optim.warmup_epochs=40.0 does not end"):
         config.validate()
     assert PretrainConfig(epochs=0.5, batch_size=4).total_steps(16) == 2
+
+
+@pytest.mark.parametrize("file", PRETRAINING)
+def test_another_batch_moves_the_learning_rate_in_proportion(file):
+    usual = flags.parse(["main", f"--config={file}"]).config
+    assert (usual.optim.lr, usual.optim.lr_batch) == (load(file).optim.lr, usual.batch_size)
+    assert "batch" not in usual.rate_in_words()
+    small = flags.parse(["main", f"--config={file}", "--config.batch_size=64"]).config
+    assert small.optim.lr == pytest.approx(usual.optim.lr * 64 / usual.batch_size)
+    told = f"{usual.optim.lr:.3g} of batch {usual.batch_size} times 64/{usual.batch_size}"
+    assert small.rate_in_words() == f"learning rate {small.optim.lr:.3g}: {told}"
+    own = ["--config.batch_size=64", "--config.optim.lr=0.5"]
+    given = flags.parse(["main", f"--config={file}", *own]).config
+    assert (given.optim.lr, given.rate_in_words()) == (0.5, "learning rate 0.5")
+
+
+@pytest.mark.parametrize("file", PRETRAINING)
+def test_the_presets_for_own_data_fit_a_few_thousand_slices(file):
+    for preset, slices in (("laptop", 3000), ("gpu", 10_000)):
+        config = load(file, preset)
+        config.method.validate_run(config.microbatch, slices)
+        assert config.optim.lr_batch == config.batch_size
+        assert config.optim.warmup_epochs < config.epochs / 20
+    gpu, full = load(file, "gpu"), load(file)
+    assert gpu.optim.lr == pytest.approx(full.optim.lr * gpu.batch_size / full.batch_size)
+    assert gpu.encoder == full.encoder
+
+
+def test_an_own_study_goes_with_the_encoders_of_the_presets():
+    for preset, of in (("mine", "gpu"), ("mine_laptop", "laptop")):
+        base, encoder = ablation.get_config(preset).base, load("spark", of)
+        assert base.encoder.depth == encoder.encoder.depth
+        assert base.method.view.size == encoder.method.view.size
+        assert base.intensity == encoder.intensity

@@ -90,7 +90,7 @@ def test_finetuning_needs_labels(capsys, tmp_path):
         capsys, FINETUNE, f"--config.data.path={tmp_path / 'set'}", f"--workdir={tmp_path / 'run'}"
     )
     assert code == 3
-    assert "bare has no labels: prepare it with --labels" in err
+    assert "bare has no labels, which this run learns from or is scored by: data_prep.folder" in err
 
 
 def test_folder_that_is_no_run_is_left_alone(capsys, tmp_path, phantom_path):

@@ -5,11 +5,13 @@ aborts (SIGABRT) after `HEARTBEAT_S`.
 """
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 from ctssl_jax import errors
 from ctssl_jax.errors import DeviceError, UserError
+from ctssl_jax.hosts import platform
 from ctssl_jax.hosts.cluster import Cluster
 from ctssl_jax.hosts.roll_call import Lifeline, Relay
 
@@ -61,7 +63,12 @@ def join(cluster: Cluster, timeout: float, on_loss: Callable[[int], None]) -> Li
 
 
 def require_devices() -> None:
-    """Starts JAX's devices; raises `DeviceError` where there are none of the wanted kind."""
+    """Starts JAX's devices.
+
+    Raises:
+      DeviceError: there are none of the wanted kind, or there is a GPU that JAX does not use though
+        nothing asks for the CPU.
+    """
     import jax
 
     try:
@@ -71,6 +78,14 @@ def require_devices() -> None:
         raise DeviceError(
             f"no device ({reason}): see JAX_PLATFORMS, drivers and whether another process has them"
         ) from None
+    asked = "cpu" in (getattr(jax.config, "jax_platforms", "") or "")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    gpus = platform.gpus_of_nvidia()
+    if gpus and jax.default_backend() == "cpu" and not (asked or hidden):
+        raise DeviceError(
+            f"{len(gpus)} NVIDIA GPUs are here and JAX uses none of them: pip install "
+            "'ctssl_jax[cuda]', or set JAX_PLATFORMS=cpu in the environment to go without"
+        )
 
 
 def who() -> str:

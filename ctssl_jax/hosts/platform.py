@@ -16,7 +16,13 @@ CPU_CONVOLUTION_FLAG = (
 )
 JAXLIBS_WITH_FLAG = ("0.10.2", "0.11.2")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+DEVICE_FILES = Path("/dev")
 MALLOC_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def gpus_of_nvidia() -> list[str]:
+    """The GPUs whose driver runs here, as device files, whatever JAX knows of them."""
+    return sorted(path.name for path in DEVICE_FILES.glob("nvidia[0-9]*"))
 
 
 def use_huge_pages() -> None:

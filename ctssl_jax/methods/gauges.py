@@ -5,6 +5,8 @@ A method reports them among its metrics, under these names; the loop knows no me
     embedding_std       spread of the embeddings: 1 = all over the sphere, 0 = all equal
     effective_rank      directions that they use
     chance              the loss of an encoder that knows nothing
+    nothing_predicted   the loss of giving each patch its mean: 1, but for patches of one value
+                        (SparK)
     prototypes_used     of `prototypes`, by the predictions of a batch (SwAV)
     contrast_accuracy   share of views that find their partner (MoCo, SimCLR)
     queue_age_epochs    age of the oldest key in the queue (MoCo)

@@ -182,7 +182,8 @@ class SparK:
             encoder, params, state.batch_stats, image, mask, train=True, key=key
         )
         loss = reconstruction_loss(image, prediction, mask)
-        return loss, Out(stats, state.aux, {})
+        nothing = reconstruction_loss(image, jnp.zeros_like(prediction), mask)
+        return loss, Out(stats, state.aux, {"nothing_predicted": nothing})
 
     def after_update(self, state: TrainState, progress: Progress) -> TrainState:
         """Nothing follows the update."""

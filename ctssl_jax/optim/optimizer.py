@@ -54,7 +54,10 @@ class OptimConfig:
     Attributes:
       name: LAMB, ADAMW (decay beside the gradient); LARS, SGD, ADAM (decay added to the gradient).
         LAMB and LARS scale by the trust ratio; it goes with the decay: without one, neither does.
-      lr: the peak learning rate, as used: nothing scales it further.
+      lr: the peak learning rate, as used, once `lr_batch` has moved it.
+      lr_batch: slices of a step that the `lr` of a config is meant for. A command that changes
+        `batch_size` and gives no `lr` moves it in proportion (Goyal et al. 2017, arXiv 1706.02677),
+        as the recipes of SparK, MoCo v2, SwAV, BYOL and SimCLR do. 0: no batch moves it.
       clock: what the learning rate counts.
       warmup_epochs: linear from `warmup_start` of the peak.
       cosine_epochs: where the cosine ends, counted as the warm-up from the run's first step; past
@@ -72,6 +75,7 @@ class OptimConfig:
 
     name: OptimizerName = OptimizerName.LAMB
     lr: float = 2.5e-5
+    lr_batch: int = dataclasses.field(default=0, metadata={"unrecorded": True})
     clock: Clock = Clock.STEP
     warmup_epochs: float = 40.0
     cosine_epochs: float = 0.0
@@ -94,7 +98,7 @@ class OptimConfig:
                 raise ConfigError(f"optim.{field}={getattr(self, field)}: must be above 0")
         for field in (
             *("warmup_epochs", "warmup_start", "final"),
-            *("weight_decay", "weight_decay_end", "clip_norm"),
+            *("weight_decay", "weight_decay_end", "clip_norm", "lr_batch"),
         ):
             if getattr(self, field) < 0:
                 raise ConfigError(f"optim.{field}={getattr(self, field)}: must not be negative")

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ctssl_jax.config import Config
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import checkpoint
 from ctssl_jax.run import folder as run_folder
@@ -47,6 +48,24 @@ def require_finished(run: str, accept: bool) -> Stamp | None:
     stamp = {run_folder.WEIGHTS: weights_digest(run), "step": checkpoint.latest_step(Path(run))}
     accepted = {} if status == run_folder.DONE or untold else {"accepted": True}
     return {**stamp, "status": status, **accepted}
+
+
+def require_same_network(config: Config) -> None:
+    """Raises `ConfigError` where the run that a config starts from is of another network.
+
+    By what its record says; what that leaves open, the shapes of the weights tell later.
+    """
+    if not config.encoder_run:
+        return
+    theirs = run_folder.read_config(Path(config.encoder_run))["config"]
+    told = {"encoder": "depth", "intensity": "channels"}
+    for part, field in told.items():
+        ours, known = getattr(getattr(config, part), field), theirs.get(part, {}).get(field)
+        if known not in (None, ours):
+            raise ConfigError(
+                f"{part}.{field}={ours}, but that of the encoder in {config.encoder_run} is "
+                f"{known}: set {part}.{field}={known}"
+            )
 
 
 def weights_digest(run: str) -> str | None:

@@ -12,7 +12,14 @@ import jax
 
 from ctssl_jax import __version__, files
 from ctssl_jax.augment import Intensity
-from ctssl_jax.config import Config, config_record, first_difference, to_json
+from ctssl_jax.config import (
+    Config,
+    PretrainConfig,
+    config_record,
+    first_difference,
+    to_json,
+    without,
+)
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.hosts import distributed
@@ -170,16 +177,33 @@ def writer(workdir: Path, step: int) -> Writer:
     return made
 
 
+def changed(workdir: Path, config: Config) -> list[str]:
+    """A line where a run goes on with other elastic fields than it had; none of a fresh run."""
+    if not (workdir / "config.json").exists():
+        return []
+    ours, theirs = config_record(config), read_config(workdir)
+    before = theirs.get("elastic") or {}
+    if ours["hash"] != theirs["hash"] or ours["elastic"] == before:
+        return []
+    difference = first_difference(ours["elastic"], before)
+    return [f"goes on with another setting ({difference}): the numbers do not depend on it"]
+
+
 def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:
     theirs, their_data = read_config(workdir), read_json(workdir / "data.json")
-    if theirs["hash"] != record["hash"]:
-        difference = first_difference(record["config"], theirs["config"])
+    if theirs["hash"] != record["hash"] and not _same_but_elastic(theirs, record):
+        before = without(theirs["config"], record["elastic"])
+        difference = first_difference(record["config"], before)
         if theirs["type"] != record["type"]:
             difference = f"type is {theirs['type']} there and {record['type']} here"
-        raise ConfigError(
-            f"{workdir} was made by another config ({difference}): repeat that command to resume "
-            "it, or give another --workdir"
-        )
+        mend = "repeat that command to resume it, or give another --workdir"
+        if difference.startswith("config.epochs "):
+            mend = (
+                "the schedules of learning rate and weight decay end with the epochs, so that the "
+                "steps that are done would be of another run; to train longer, start from its "
+                f"weights with --config.encoder_run={workdir} in another --workdir"
+            )
+        raise ConfigError(f"{workdir} was made by another config ({difference}): {mend}")
     if their_data.get("fingerprint") != data["fingerprint"]:
         raise ConfigError(f"{workdir} was made with other data: give another --workdir")
     if their_data.get("filter") != data["filter"]:
@@ -191,6 +215,14 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
             f"{workdir} started from other weights of encoder_run, which has changed since: give "
             "another --workdir"
         )
+
+
+def _same_but_elastic(theirs: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether an older record is of this config: more of its fields may have counted then."""
+    return (theirs["type"], without(theirs["config"], record["elastic"])) == (
+        record["type"],
+        record["config"],
+    )
 
 
 def weights_of(data: dict[str, Any]) -> str | None:
@@ -229,7 +261,8 @@ def notes(run: str, intensity: Intensity) -> list[str]:
 def recipe(run: str) -> dict[str, Any]:
     """What made an encoder, but for its seed: two runs of one recipe repeat each other."""
     made, data = read_config(Path(run)), read_data(Path(run)) or {}
-    config = {name: value for name, value in made["config"].items() if name != "seed"}
+    free = {"seed": 0} | config_record(PretrainConfig())["elastic"]  # an older record holds some
+    config = without(made["config"], free)
     of_data = {name: data.get(name) for name in ("fingerprint", "filter", "encoder_run")}
     return {"type": made.get("type"), "config": config, "data": of_data}
 

@@ -24,7 +24,13 @@ def in_words(values: Mapping[str, float]) -> str:
             f"spread {values['embedding_std']:.2f} of 1, rank {values['effective_rank']:.1f}"
         )
     if "chance" in values:
-        words.append(f"loss {values['chance'] - values['loss']:+.2f} below chance")
+        below = values["chance"] - values["loss"]
+        words.append(f"loss {below:+.2f} below chance, {values['chance']:.2f}")
+    if "nothing_predicted" in values:
+        nothing = values["nothing_predicted"]
+        words.append(
+            f"loss {nothing - values['loss']:+.2f} below predicting nothing, {nothing:.2f}"
+        )
     if "contrast_accuracy" in values:
         words.append(f"{values['contrast_accuracy']:.0%} find their partner")
     if "prototypes_used" in values:

@@ -95,6 +95,7 @@ def open_pretraining(config: PretrainConfig) -> Pretraining:
       UserError: one of its kinds; nothing was written.
     """
     known = encoder.require_finished(config.encoder_run, config.accept_unfinished)
+    encoder.require_same_network(config)
     dataset, audit = open_dataset(config)
     config = resolve(config, dataset)
     kept = read_filter(config.data, dataset)
@@ -111,6 +112,7 @@ def open_labelled(config: LabelledConfig) -> Labelled:
       UserError: one of its kinds; nothing was written.
     """
     known = encoder.require_finished(config.encoder_run, config.accept_unfinished)
+    encoder.require_same_network(config)
     dataset, audit = open_dataset(config)
     data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
     config = resolved(config, dataset)

@@ -1,4 +1,4 @@
-"""The command that fetches public datasets."""
+"""Fetches public datasets, whose terms you have read."""
 
 from data_prep.download.fetch import main
 

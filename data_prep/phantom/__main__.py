@@ -1,4 +1,4 @@
-"""The command of the phantom."""
+"""The embedded CT phantom: drawn slices with lesions, as a dataset folder."""
 
 from data_prep.phantom.source import main
 

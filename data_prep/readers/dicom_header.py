@@ -43,6 +43,7 @@ _TAGS = """
     ConvolutionKernel AcquisitionNumber
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 """.split()  # noqa: SIM905
+_NUMBERS = ("IS", "DS", "US", "SS", "UL", "SL", "FL", "FD")  # value representations
 _OVERLAY_BIT_POSITION = Tag(0x6000, 0x0102)
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 
@@ -106,7 +107,24 @@ def read_header(path: str | os.PathLike[str], folder: str = "") -> Header:
             raise Unusable("no pixel data")
         if not syntax:
             raise Unusable("no transfer syntax")
-        return _header_of(tags, syntax, folder)
+        try:
+            return _header_of(tags, syntax, folder)
+        except (Unusable, Unwanted):
+            raise
+        except Exception as error:  # of an element that is not as the standard has it
+            raise Unusable(f"the header cannot be read{_odd_element(tags)}") from error
+
+
+def _odd_element(tags: pydicom.Dataset) -> str:
+    """The name of the first element that is no number where it should be, never its value."""
+    for tag in tags.keys():  # noqa: SIM118 - iterating a dataset reads its values
+        try:
+            element = tags[tag]
+            if element.VR in _NUMBERS and element.value is not None:
+                _ = [float(value) for value in np.atleast_1d(element.value)]
+        except Exception:  # pydicom's, of a value that it refuses, or float's
+            return f" ({pydicom.datadict.keyword_for_tag(tag)})"
+    return ""
 
 
 def _require_ct(tags: pydicom.Dataset) -> None:

@@ -26,6 +26,7 @@ if __name__ == "__main__":
     platform.use_huge_pages()
 
 import argparse
+import contextlib
 import functools
 import os
 import shlex
@@ -42,11 +43,12 @@ from ctssl_jax.ablation import AblationConfig, Cell
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import open_dataset
 from ctssl_jax.dataset.splits import folds_of
-from ctssl_jax.errors import ConfigError, DataError, Preempted, UserError
+from ctssl_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
 from ctssl_jax.files import make_private
 from ctssl_jax.hosts import distributed
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.metrics import duration
+from ctssl_jax.run.opening import open_labelled
 from launch import local
 from launch.sweep import folder, pool
 from launch.sweep.command_line import command_line
@@ -82,7 +84,10 @@ class Broken(UserError):
     """Cells that ended with an error; the exit code is that of the first."""
 
     def __init__(self, ends: Sequence[pool.Ended], cells: int):
-        named = "; ".join(f"{end.name} ({end.last_line})" for end in ends)
+        by_line: dict[str, list[str]] = {}
+        for end in ends:
+            by_line.setdefault(end.last_line, []).append(end.name)
+        named = "; ".join(f"{', '.join(names)} ({line})" for line, names in by_line.items())
         super().__init__(
             f"{len(ends)} of {cells} cells broke, repeat the command to try them again: {named}"
         )
@@ -148,7 +153,9 @@ class Sweep(NamedTuple):
 def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supervisor) -> None:
     """Runs all cells that are not done, or tells what there is to do."""
     if not isinstance(config, AblationConfig):
-        raise ConfigError(f"config is a {type(config).__name__}: give configs/ablation.py")
+        raise ConfigError(
+            f"config is a {type(config).__name__}: give one of a study, as ablation:cases"
+        )
     config.validate()
     grid = list(config.cells())
     if own.cell is not None and not 0 <= own.cell < len(grid):
@@ -161,6 +168,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         main.provide_phantom(config.base.data.path)
         _require_folds(config)
         todo = sweep.todo()
+        _require_sound(todo)
         distributed.on_first(lambda: sweep.renew(todo))
         ends = sweep.in_rounds(todo, lambda cells: in_turn(cells, workdir, supervisor))
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
@@ -169,6 +177,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
             main.prepare_phantom(config.base.data.path)
         _require_folds(config)
         todo = sweep.todo()
+        _require_sound(todo)
         sweep.renew(todo)
         places = local.environments(os.environ, own.parallel, 0, own.gpus)
 
@@ -191,6 +200,23 @@ def _require_folds(config: AblationConfig) -> None:
             f"folds={folds}: {dataset.name} has the splits "
             f"{', '.join(dataset.manifest['splits'])}; prepare it with --folds={folds}"
         )
+
+
+def _require_sound(cells: Sequence[Cell]) -> None:
+    """Opens the data for some cells, so that what each would be refused for is told once.
+
+    Of each kind and encoder the smallest cell, and the largest of all; no device is started. What
+    is damaged is left to the cells that meet it.
+
+    Raises:
+      ConfigError, DataError: the first of what is wrong.
+    """
+    some: dict[object, Cell] = {}
+    for cell in cells:
+        some.setdefault((type(cell.config), cell.config.encoder_run), cell)
+    for cell in [*some.values(), *cells[-1:]]:
+        with contextlib.suppress(StorageError):
+            open_labelled(cell.config)
 
 
 def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Iterator[pool.Ended]:
@@ -300,7 +326,7 @@ def _words(cell: Cell, workdir: Path) -> list[str]:
 def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
     if config_help.asked(argv):
-        defaults = [AblationConfig(base=FinetuneConfig(), base_config="configs/….py")]
+        defaults = [AblationConfig(base=FinetuneConfig(), base_config="NAME")]
         doc = f"{__doc__}\nOwn flags: {Flags().format_usage()}"
         return frame.run(NAME, lambda: print(config_help.help_text(argv, doc, defaults)))
     try:

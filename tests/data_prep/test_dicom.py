@@ -791,3 +791,11 @@ def test_no_identity_is_written_or_shown(tmp_path, write_ct, capfd, key_file):
     assert any(b"missing slices" in text for text in written)
     for secret in (*canaries.values(), "CANARY", "77777", key_file.read_text(), str(tmp_path)):
         assert not any(secret.encode() in text for text in written), secret
+
+
+def test_an_odd_element_of_the_header_is_named_without_its_value(tmp_path, write_ct):
+    write_ct(tmp_path / "bad", pixels(), NumberOfFrames="7251")
+    file = tmp_path / "bad"
+    file.write_bytes(file.read_bytes().replace(b"7251", b"DOE "))
+    found = outcome(DicomSource(tmp_path))
+    assert found.reasons == ["the header cannot be read (NumberOfFrames)"]

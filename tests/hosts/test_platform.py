@@ -53,3 +53,30 @@ def test_program_goes_on_where_there_is_nothing_to_gain(monkeypatch, enabled, co
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started anew"))
     platform.use_huge_pages()
     assert os.environ["GLIBC_TUNABLES"] == tunables
+
+
+@pytest.mark.parametrize(
+    ("platforms", "visible", "refused"),
+    [("", None, True), ("cpu", None, False), ("cuda,cpu", None, False), ("", "", False)],
+)
+def test_a_gpu_that_is_not_used_is_an_error(monkeypatch, tmp_path, platforms, visible, refused):
+    from types import SimpleNamespace
+
+    import jax
+
+    from ctssl_jax.errors import DeviceError
+    from ctssl_jax.hosts import distributed
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(platform, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(jax, "config", SimpleNamespace(jax_platforms=platforms))
+    (tmp_path / "nvidiactl").touch()
+    distributed.require_devices()  # a driver without a GPU
+    (tmp_path / "nvidia0").touch()
+    if not refused:
+        distributed.require_devices()
+        return
+    with pytest.raises(DeviceError, match=r"1 NVIDIA GPUs are here and JAX uses none of them"):
+        distributed.require_devices()

@@ -6,10 +6,11 @@ import json
 import jax
 import numpy as np
 
-from configs import finetune_covid_ct, phantom, spark
+from configs import finetune_covid_ct, spark
 from ctssl_jax.config import config_record
 from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.nn.resnet import ResNet
+from ctssl_jax.recipes import phantom
 from ctssl_jax.run import checkpoint
 
 SPLITS = {

@@ -331,7 +331,7 @@ def test_what_will_not_do_is_named_before_any_run(tmp_path, argv, capsys, flag, 
 
 def test_config_of_another_kind_is_named(capsys, tmp_path):
     assert sweep.command(["sweep", "--config=configs/spark.py:smoke", f"--workdir={tmp_path}"]) == 2
-    assert "give configs/ablation.py" in capsys.readouterr().err
+    assert "give one of a study, as ablation:cases" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -399,3 +399,19 @@ def test_killed_at_any_moment_and_repeated_the_table_is_the_same(tmp_path, argv)
     found = [(tmp_path / name / "results.csv").read_bytes() for name in ("whole", "killed")]
     assert found[0] == found[1]
     assert found[0].count(b"\n") == 5
+
+
+@pytest.mark.parametrize("parallel", [[], ["--parallel=2"]])
+def test_what_every_cell_would_be_refused_for_is_told_once_before_the_first(
+    tmp_path, argv, capsys, monkeypatch, parallel
+):
+    ran = fake_runs(monkeypatch, {})
+    monkeypatch.setattr(sweep.pool, "run", lambda *_: ran.append("a process"))
+    wrong = ["--config.seeds=(0,1,2)", "--config.base.encoder.depth=50", *parallel]
+    assert sweep.command([*argv, *wrong]) == ConfigError.exit_code
+    err = capsys.readouterr().err
+    assert "encoder.depth=50, but that of the encoder in" in err
+    assert err.endswith("is 18: set encoder.depth=18\n")
+    assert err.count("\n") == 1
+    assert not ran
+    assert not (tmp_path / "grid").exists()

@@ -4,6 +4,7 @@ SparK's own program is held to the same on a ResNet in test_train.py and test_go
 takes part in what needs no compiled decoder.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -210,8 +211,12 @@ def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
         patch.setattr(Checkpoints, "save", save_and_die)
         with pytest.raises(Killed):
             pretrain.run(config(name, phantom_path), broken)
-    pretrain.run(config(name, phantom_path), broken)
-    assert "resumed at step 4" in (broken / "log.txt").read_text()
+    # What the numbers do not depend on may be another then.
+    pretrain.run(dataclasses.replace(config(name, phantom_path), keep_checkpoints=3), broken)
+    log = (broken / "log.txt").read_text()
+    assert "resumed at step 4" in log
+    assert "goes on with another setting (config.keep_checkpoints is 2 there and 3 here)" in log
+    assert json.loads((broken / "config.json").read_text())["elastic"]["keep_checkpoints"] == 3
 
     one, other = saved_state(alone), saved_state(broken)
     jax.tree.map(np.testing.assert_array_equal, one, other)

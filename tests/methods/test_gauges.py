@@ -48,7 +48,7 @@ def test_the_gauges_are_said_in_words_and_absent_ones_are_not():
     assert in_words({"loss": 1.0, "lr": 1.0}) == ""
     words = in_words(HEALTHY)
     assert words == (
-        "spread 0.90 of 1, rank 30.0, loss +3.90 below chance, 50% find their partner, "
+        "spread 0.90 of 1, rank 30.0, loss +3.90 below chance, 6.90, 50% find their partner, "
         "400 of 500 prototypes, queue 0.30 epochs old"
     )
 

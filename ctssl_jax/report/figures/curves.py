@@ -149,7 +149,7 @@ def _size_ticks(axes: Any, centres: dict[float, float], width: float) -> None:
 
 
 def pretraining_curves(run: Run, theme: Theme) -> bytes:
-    """Loss above, with chance where there is one; schedules, throughput and gauges below.
+    """Loss above, with that of knowing nothing; schedules, throughput and gauges below.
 
     A panel is drawn for what was logged and did not stay the same.
     """
@@ -168,10 +168,11 @@ def pretraining_curves(run: Run, theme: Theme) -> bytes:
         axes.plot(steps, loss, color=colour, alpha=0.28, linewidth=0.9)
         axes.plot(steps, smooth(loss), color=colour, linewidth=2)
         title = "Training loss: as logged (pale) and smoothed"
-        _, chance = run.series("chance")
-        if len(chance):
-            axes.axhline(chance[-1], color=theme.soft, linestyle="--", linewidth=1)
-            title += "; dashed: chance"
+        for gauge in ("chance", "nothing_predicted"):  # a method has one of them
+            _, known = run.series(gauge)
+            if len(known):
+                axes.axhline(known[-1], color=theme.soft, linestyle="--", linewidth=1)
+                title += f"; dashed: {gauge.replace('_', ' ')}"
         set_title(axes, title)
         axes.set_xlabel("step")
         for title, (at, values) in small.items():

@@ -101,7 +101,7 @@ def confusions(cells: list[Cell], classes: tuple[str, ...]) -> str:
 
 def pretraining(run: Run) -> str:
     """Of `figures.pretraining_curves`: as logged, one row for each step."""
-    names = ["loss", "chance", *SMALL_PANELS.values()]
+    names = ["loss", "chance", "nothing_predicted", *SMALL_PANELS.values()]
     columns = {name: dict(zip(*run.series(name), strict=True)) for name in names}
     columns = {name: values for name, values in columns.items() if values}
     steps = sorted(set().union(*columns.values()))

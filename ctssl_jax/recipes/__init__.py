@@ -1,0 +1,1 @@
+"""What the configs of `configs/` share; none of them is a config of its own."""

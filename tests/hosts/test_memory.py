@@ -1,0 +1,43 @@
+"""What a step needs of memory beside what there is."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ctssl_jax.hosts import memory
+
+
+def program(side=1024, donated=(0,)):
+    """Two arguments and temporaries as large; the result may take the place of the first."""
+    shape = jax.ShapeDtypeStruct((side, side), jnp.float32)
+    step = jax.jit(lambda x, y: jnp.sort(x @ y) @ y, donate_argnums=donated)
+    return step.lower(shape, shape).compile()
+
+
+def test_what_lies_in_the_same_memory_counts_once():
+    one = 4 * 1024**2
+    found = memory.needed(program())
+    assert found is not None
+    assert 3 * one <= found <= 6 * one
+    assert memory.needed(program(donated=())) == found + one
+
+
+def test_the_machines_memory_is_parted_over_its_devices(monkeypatch, tmp_path):
+    whole = memory.there() * jax.local_device_count()
+    assert 2**28 < whole < 2**50
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    (tmp_path / "none").write_text("max\n")
+    limits = tuple(str(tmp_path / name) for name in ("memory.max", "none", "missing"))
+    monkeypatch.setattr(memory, "LIMITS", limits)
+    assert memory.there() == 2**30 // jax.local_device_count()
+
+
+@pytest.mark.parametrize(("there", "warnings"), [(2**34, 0), (2**20, 1), (None, 0)])
+def test_too_much_is_a_warning(monkeypatch, there, warnings):
+    monkeypatch.setattr(memory, "there", lambda: there)
+    first, *others = memory.in_words(program())
+    own = memory.PROCESS / memory.GIB / jax.local_device_count()
+    assert first.startswith(f"memory needed, about: {own:.1f} GiB")
+    assert ("16.0 GiB there" in first) == (there == 2**34)
+    assert len(others) == warnings
+    assert all("set a smaller batch_size" in line for line in others)
