@@ -19,6 +19,7 @@ from ctssl_jax.report.sections import findings
 from ctssl_jax.report.sections.data_card import data_cards
 from ctssl_jax.report.sections.deviations import deviations
 from ctssl_jax.report.sections.external import external_tests
+from ctssl_jax.report.sections.lead import leads
 from ctssl_jax.report.sections.neighbours import Neighbours, encoder_name
 from ctssl_jax.report.sections.pretraining import Pretraining
 from ctssl_jax.report.sections.study import TaskPictures
@@ -90,10 +91,7 @@ def render(
     methods = {run.folder: method_name(run, comparison) for run in runs}
     return environment.get_template("page.html").render(
         sections=list(zip(section_titles(tasks), tasks, pictures, strict=True)),
-        summary=[
-            (title, size, [*sentences, *findings.lead(task)])
-            for task, (title, size, sentences) in zip(tasks, words.summary(comparison), strict=True)
-        ],
+        leads=list(zip(leads(comparison), pictures, strict=True)),
         findings=findings,
         notices=[
             *(("Conflict.", text) for text in comparison.conflicts),

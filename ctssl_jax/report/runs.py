@@ -56,7 +56,8 @@ class Cases:
     `patients_known` is False when a row names none: such a case is then a patient of its own.
     `folds` numbers the network that tested each case, where they are of a cross-validation.
     `called` says which cases are called positive at the thresholds of validation (`OPERATING`);
-    empty of more than two classes, or where validation has not both.
+    empty of more than two classes, or where validation has not both. `rows` are split and row of
+    each in predictions.csv.
     """
 
     digest: str
@@ -66,6 +67,7 @@ class Cases:
     patients_known: bool
     folds: Int[np.ndarray, " n"] | None = None
     called: Mapping[str, Bool[np.ndarray, " n"]] = field(default_factory=dict)
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -367,7 +369,8 @@ def _cases(path: Path, results: dict[str, Any], split: Any, held_out: str) -> Ca
     content = json.dumps([records, patients, labels.tolist()])
     digest = sha256(content.encode()).hexdigest()
     called = _called(val_labels, val_scores, scores) if len(names) == 2 else {}
-    return Cases(digest, np.array(patients), labels, scores, all(named), called=called)
+    at = tuple(f"{split} {record}" for record in records)
+    return Cases(digest, np.array(patients), labels, scores, all(named), called=called, rows=at)
 
 
 def _require_sum(path: Path, results: dict[str, Any]) -> None:
