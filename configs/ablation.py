@@ -29,7 +29,7 @@ def get_config(preset: str = "covid_ct") -> AblationConfig:
     if preset in ("cases", "cases_frozen"):
         return grid("cases", preset.removeprefix("cases").removeprefix("_"))
     if preset == "demo":
-        return grid("covid_ct", "demo", fractions=(0.1, 0.2, 0.4), seeds=(0, 1, 2))
+        return grid("cases", "demo", counts=(8, 24), seeds=(0, 1, 2))
     if preset == "smoke":
         return grid("covid_ct", "smoke", fractions=(0.1, 0.2), seeds=(0,))
     quirks = [f"{task}_as_run" for task in TASKS]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -171,6 +171,27 @@ def neighbours(run: Run) -> tuple[bytes, list[list[int]]] | None:
     except (Unusable, KeyError, TypeError, ValueError, csv.Error):
         return None
     return (picture, list(rows.values())) if picture and rows else None
+
+
+class Drawn(NamedTuple):
+    """A case that `ctssl_jax.predict` drew: the PNG, its label, and what it was called."""
+
+    picture: bytes
+    label: str
+    decision: str
+
+
+def drawn_cases(run: Run) -> list[Drawn]:
+    """Drawn cases of an external test with their labels, those called wrong first."""
+    found = []
+    try:
+        for row in csv.DictReader(_text(run.folder / "cases.csv").splitlines()):
+            picture = _picture(run.folder / "pictures" / f"{Path(row['case']).name}.png")
+            if picture and row["label"]:
+                found.append(Drawn(picture, row["label"], row["decision"]))
+    except (Unusable, KeyError, TypeError, csv.Error):
+        return []
+    return sorted(found, key=lambda case: case.label == case.decision)
 
 
 def _picture(path: Path) -> bytes:

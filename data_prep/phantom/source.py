@@ -79,7 +79,7 @@ class PhantomSource:
     def items(self) -> Iterator[Item]:
         """See `Source`."""
         for patient in range(self.patients):
-            yield Item(patient + 1, path="", patient=str(patient))
+            yield Item(patient + 1, path="", patient=person(patient, self.nodules))
 
     def place(self, item: Item) -> Place:
         """See `Source`."""
@@ -89,13 +89,18 @@ class PhantomSource:
         """See `Source`."""
         for item in items:
             yield from patient_slices(
-                int(item.patient),
+                item.number - 1,
                 slices=self.slices,
                 size=self.size,
                 seed=self.seed,
                 lesion_slices=self.lesion_slices,
                 nodules=self.nodules,
             )
+
+
+def person(patient: int, nodules: int) -> str:
+    """A patient as the source names them: nobody is in two phantoms of different kinds."""
+    return f"chest {patient}" if nodules else str(patient)
 
 
 def patient_slices(
@@ -124,7 +129,7 @@ def patient_slices(
         }
         yield Slice(
             image,
-            str(patient),
+            person(patient, nodules),
             f"{patient}-series",
             index,
             position_mm=z * LENGTH_MM,
@@ -271,7 +276,7 @@ def write_dicom(
                 stored[outside] = PADDING
             else:
                 stored = stored.clip(0, 4095).astype(np.uint16)
-            name = f"phantom-{seed}-{patient}"
+            name = f"phantom-{seed}-{person(patient, nodules)}"
             dataset = dicom_of(stored, item, name, signed)
             dataset.save_as(
                 home / f"{shuffled[item.slice_index]:04d}.dcm", enforce_file_format=True
