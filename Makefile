@@ -33,9 +33,10 @@ hello: install
 # and from scratch, on 8 and 24 annotated scans, three times -> new scans are predicted -> report.
 # Repeating it goes on. How its numbers were chosen: docs/reproduce.md.
 NEW := $(DEMO)/new
-demo: hello
+demo: install
 	set -e; for seed in 0 1 2; do \
 	  $(RUN) -m ctssl_jax.main --config=configs/simclr.py:demo --config.seed=$$seed --workdir=$(DEMO)/simclr-$$seed; \
+	  echo "what it sees: $(DEMO)/simclr-$$seed/figures/views.png"; \
 	done
 	$(RUN) -m launch.sweep --config=configs/ablation.py:demo --workdir=$(DEMO)/ablation \
 	  --config.encoders=$(DEMO)/simclr-0 --config.encoders=$(DEMO)/simclr-1 --config.encoders=$(DEMO)/simclr-2
@@ -43,7 +44,7 @@ demo: hello
 	  --out=$(NEW)/dataset --dicom=$(NEW)/dicom
 	test -d $(DEMO)/predictions || $(RUN) -m ctssl_jax.predict --run=$$(ls -d $(DEMO)/ablation/chest_nodules-simclr@*-n24-seed0 | head -n 1) \
 	  --source=$(NEW)/dicom --labels=$(NEW)/dicom/labels.csv --out=$(DEMO)/predictions --pictures=12
-	$(RUN) -m ctssl_jax.report $(HELLO) $(DEMO) --out=$(DEMO)/report
+	$(RUN) -m ctssl_jax.report $(DEMO) --out=$(DEMO)/report
 	@echo "new scans, called and drawn: $(DEMO)/predictions/cases.csv and pictures/"
 	@echo "open $(DEMO)/report/report.html"
 
