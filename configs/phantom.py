@@ -29,7 +29,7 @@ def unknown_preset(preset: str, *known: str) -> ConfigError:
     return ConfigError(f"no preset :{preset}; there is {', '.join(':' + name for name in known)}")
 
 
-def pretrain_demo(method: Method, optim: OptimConfig, epochs: float = 6.0) -> PretrainConfig:
+def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
     """Pre-training on chest scans: a minute on two CPU cores; views of 96 px or less."""
     return PretrainConfig(
         data=DataConfig(path=NODULES_PATH, canvas=96),
@@ -37,7 +37,7 @@ def pretrain_demo(method: Method, optim: OptimConfig, epochs: float = 6.0) -> Pr
         encoder=EncoderConfig.of(method, depth=18),
         method=method,
         optim=optim,
-        epochs=epochs,
+        epochs=6.0,
         log_every=10,
         checkpoint_every=90,
         picture_every=30,

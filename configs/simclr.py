@@ -42,12 +42,11 @@ def get_config(preset: str = "") -> PretrainConfig:
                 precision=Precision.BFLOAT16,
             )
         case "demo":
-            # With jitter of 0.8 and temperature 0.1 it stays at chance for so few steps; after 90
-            # steps one of three encoders had hardly left it.
+            # With jitter of 0.8 and temperature 0.1 it stays at chance for so few steps.
             mild = contrastive.jittered(0.4, count=2, blur_sigma=(0.1, 0.6))
             small = contrastive.view(64, scale=(0.3, 1.0), **mild)
             method = SimCLR(hidden=512, temperature=0.2, view=small)
-            return phantom.pretrain_demo(method, optim(OptimizerName.ADAMW, 1e-3, 1.0), epochs=10.0)
+            return phantom.pretrain_demo(method, optim(OptimizerName.ADAMW, 1e-3, 1.0))
         case "smoke":
             method = SimCLR(hidden=32, view=contrastive.view(32, scale=(0.3, 1.0), **original))
             return phantom.pretrain_smoke(method, optim(OptimizerName.ADAMW, 1e-3))
