@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
+HELLO ?= runs/hello
 # `make test ORACLES=` leaves the PyTorch oracles out; their tests are then skipped.
 ORACLES ?= $(VENV)/.oracles-installed
 
 SMOKE ?= runs/smoke
 
-.PHONY: install demo smoke test check clean
+.PHONY: install hello demo smoke test check clean
 
 install: $(VENV)/.installed
 
@@ -23,23 +24,35 @@ $(VENV)/.oracles-installed: requirements-oracles.txt $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-oracles.txt
 	touch $@
 
-# The study in small: phantom CT -> four pre-trainings -> fine-tuning from each and from scratch, at
-# three training sizes with three seeds -> report. Repeating it goes on.
-METHODS := spark moco swav byol
+# SparK for some steps on artificial chest scans: what it makes of the patches that it does not see.
+hello: install
+	$(RUN) -m ctssl_jax.main --config=configs/spark.py:demo --config.epochs=2.0 --workdir=$(HELLO)
+	@echo "look at $$(ls $(HELLO)/figures/reconstruction_*.png | tail -n 1)"
+
+# The study in small: artificial chest scans -> three pre-trainings of SimCLR -> fine-tuning from each
+# and from scratch, on 8 and 24 annotated scans, three times -> new scans are predicted -> report.
+# Repeating it goes on. How its numbers were chosen: docs/reproduce.md.
+NEW := $(DEMO)/new
 demo: install
-	test -d data/phantom || $(RUN) -m data_prep.phantom --out=data/phantom
-	set -e; for method in $(METHODS); do \
-	  $(RUN) -m ctssl_jax.main --config=configs/$$method.py:demo --workdir=$(DEMO)/$$method; \
+	set -e; for seed in 0 1 2; do \
+	  $(RUN) -m ctssl_jax.main --config=configs/simclr.py:demo --config.seed=$$seed --workdir=$(DEMO)/simclr-$$seed; \
+	  echo "what it sees: $(DEMO)/simclr-$$seed/figures/views.png"; \
 	done
-	$(RUN) -m launch.sweep --config=configs/ablation.py:demo $(METHODS:%=--config.encoders=$(DEMO)/%) --workdir=$(DEMO)/ablation
+	$(RUN) -m launch.sweep --config=configs/ablation.py:demo --workdir=$(DEMO)/ablation \
+	  --config.encoders=$(DEMO)/simclr-0 --config.encoders=$(DEMO)/simclr-1 --config.encoders=$(DEMO)/simclr-2
+	test -d $(NEW) || $(RUN) -m data_prep.phantom --patients=12 --slices=2 --size=96 --nodules=8 --seed=3 \
+	  --out=$(NEW)/dataset --dicom=$(NEW)/dicom
+	test -d $(DEMO)/predictions || $(RUN) -m ctssl_jax.predict --run=$$(ls -d $(DEMO)/ablation/chest_nodules-simclr@*-n24-seed0 | head -n 1) \
+	  --source=$(NEW)/dicom --labels=$(NEW)/dicom/labels.csv --out=$(DEMO)/predictions --pictures=12
 	$(RUN) -m ctssl_jax.report $(DEMO) --out=$(DEMO)/report
+	@echo "new scans, called and drawn: $(DEMO)/predictions/cases.csv and pictures/"
 	@echo "open $(DEMO)/report/report.html"
 
 # Every kind of run for some steps, for a Python on which the tests are not run: what is missing in its
 # versions of the libraries shows here.
 smoke: install
 	test -d data/phantom || $(RUN) -m data_prep.phantom --out=data/phantom
-	set -e; for method in $(METHODS) simclr; do \
+	set -e; for method in spark moco swav byol simclr; do \
 	  $(RUN) -m ctssl_jax.main --config=configs/$$method.py:smoke --workdir=$(SMOKE)/$$method; \
 	done
 	$(RUN) -m launch.sweep --config=configs/ablation.py:smoke --config.frozen=true --config.encoders=$(SMOKE)/simclr --workdir=$(SMOKE)/ablation

@@ -41,7 +41,7 @@ def get_config(preset: str = "covid_ct") -> AblationConfig:
         own.base.task, own.base.intensity = "mine", Intensity()
         return own
     if preset == "demo":
-        return grid("covid_ct", "demo", fractions=(0.1, 0.2, 0.4), seeds=(0, 1, 2))
+        return grid("cases", "demo", counts=(8, 24), seeds=(0, 1, 2))
     if preset == "smoke":
         return grid("covid_ct", "smoke", fractions=(0.1, 0.2), seeds=(0,))
     known = (*TASKS, *(f"{task}_as_run" for task in TASKS), "cases", "cases_frozen", *OWN)

@@ -51,8 +51,10 @@ def get_config(preset: str = "") -> PretrainConfig:
         case "gpu":
             return machine.gpu(config, batch_size=128)  # as BYOL, whose views are as many
         case "demo":
-            small = contrastive.view(64, scale=(0.3, 1.0), blur_sigma=(0.1, 0.6), **original)
-            method = SimCLR(hidden=512, view=small)
+            # With jitter of 0.8 and temperature 0.1 it stays at chance for so few steps.
+            mild = contrastive.jittered(0.4, count=2, blur_sigma=(0.1, 0.6))
+            small = contrastive.view(64, scale=(0.3, 1.0), **mild)
+            method = SimCLR(hidden=512, temperature=0.2, view=small)
             return phantom.pretrain_demo(method, optim(OptimizerName.ADAMW, 1e-3, 1.0))
         case "smoke":
             method = SimCLR(hidden=32, view=contrastive.view(32, scale=(0.3, 1.0), **original))

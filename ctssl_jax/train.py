@@ -8,7 +8,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +188,7 @@ class Session(NamedTuple):
 
 def fit(
     state: TrainState,
-    step: Any,
+    step: Step,
     batches: Iterator[Batch],
     session: Session,
     pace: Pace,
@@ -236,7 +236,7 @@ def fit(
             raise
         waited = time.monotonic() - asked
         if number == start + 1:
-            for line in memory.in_words(step.lower(state, batch, key).compile()):
+            for line in memory.in_words(step, state, batch, key):
                 writer.line(line)
         state, metrics = step(state, batch, key)
         unchecked.append((metrics["loss"], metrics["grad_norm"]))

@@ -30,7 +30,7 @@ def test_arms_of_a_grid_differ_by_their_encoder_alone(preset, runs):
     config.validate()
     cells = list(config.cells())
     assert len({cell.name for cell in cells}) == len(cells)
-    assert len(cells) == 3 * len(config.fractions) * len(config.seeds)
+    assert len(cells) == 3 * len(config.counts or config.fractions) * len(config.seeds)
     for scratch, spark, mine in zip(cells[::3], cells[1::3], cells[2::3], strict=True):
         assert [cell.config.arm for cell in (scratch, spark, mine)] == ["scratch", "spark", "mine"]
         assert spark.config.encoder_run == f"{runs}/SparK"

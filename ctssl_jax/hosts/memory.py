@@ -1,6 +1,7 @@
 """Memory that a compiled program takes on each device, and the memory that is there."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,17 @@ def there() -> int | None:
     return _of_host() // jax.local_device_count()
 
 
-def in_words(program: Any) -> list[str]:
-    """What a program needs beside what there is, for people; a warning where it is too much."""
-    need, have = needed(program), there()
+def in_words(function: Callable[..., Any], *arguments: Any) -> list[str]:
+    """What a function needs beside what there is, for people; a warning where it is too much.
+
+    Args:
+      function: that `jax.jit` gave, which is compiled here, once for all; of others nothing is
+        known.
+      arguments: as it will be called.
+    """
+    if not isinstance(function, jax.stages.Wrapped):
+        return []
+    need, have = needed(function.lower(*arguments).compile()), there()
     if need is None:
         return []
     if jax.default_backend() == "cpu":

@@ -46,7 +46,9 @@ def predict(flags: argparse.Namespace) -> None:
     chances = [[float(own.probabilities[-1]) for own in of] for of in said]
     drawn = _chosen(flags.pictures, names, chances)
     reference = read_reference(model.run)
-    unlike = tables.write_cases(flags.out / "cases.csv", model, found, threshold, reference)
+    unlike = tables.write_cases(
+        flags.out / "cases.csv", model, found, threshold, reference, dataset.classes
+    )
     tables.write_slices(flags.out / "slices.csv", dataset, found)
     for split, place in drawn:
         path = flags.out / PICTURES / f"{names[split][place]}.png"

@@ -67,6 +67,7 @@ def write_cases(
     found: Sequence[tuple[SplitCases, list[Said], list[str]]],
     threshold: Threshold,
     reference: Any,
+    classes: Sequence[str] = (),
 ) -> int:
     """Writes one row for each case; returns how many are unlike what the network was chosen on.
 
@@ -76,9 +77,11 @@ def write_cases(
       found: of each split its cases, what is said of them, and their names.
       threshold: by which they are called.
       reference: as `likeness.read_reference` has it.
+      classes: of the labels that the cases came with, for the column `label`.
     """
     probabilities = [f"probability_{name}" for name in model.classes]
-    header = ["case", "patient", "slices", *probabilities, "threshold", "decision", "top_slices"]
+    header = ["case", "patient", "slices", *probabilities, "threshold", "decision"]
+    header += ["label", "top_slices"]
     rows, unlike = [], 0
     farthest = np.inf if reference is None else limit(reference)
     for seen, said, names in found:
@@ -94,6 +97,7 @@ def write_cases(
                     *(f"{value:.6g}" for value in own.probabilities),
                     _number(threshold.value),
                     model.classes[decide(own, threshold)],
+                    classes[label] if (label := int(seen.cases.labels[place])) >= 0 else "",
                     " ".join(map(str, own.top(TOP))),
                     _number(apart[place]),
                     "" if reference is None else "yes" if far else "no",

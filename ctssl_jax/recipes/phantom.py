@@ -1,6 +1,8 @@
 """What the presets `:demo` and `:smoke` change in every config: the embedded phantom, small.
 
-Not a config of its own. The phantom is written to the path below where it does not yet exist.
+Not a config of its own. The phantom is written to the paths below where it does not yet exist.
+`:demo` of pre-training, of cases and of the ablation is `make demo`; docs/reproduce.md says how its
+numbers were chosen.
 """
 
 from ctssl_jax.augment import Intensity, ViewGroup
@@ -10,9 +12,11 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods import Cases, Method, Supervised
 from ctssl_jax.methods.cases import Pooling
 from ctssl_jax.optim import OptimConfig
+from ctssl_jax.optim.freezing import FreezeConfig
 
 PATH = "data/phantom"
 SCANS_PATH = "data/phantom_scans"
+NODULES_PATH = "data/phantom_nodules"
 
 
 def intensity() -> Intensity:
@@ -26,17 +30,17 @@ def unknown_preset(preset: str, *known: str) -> ConfigError:
 
 
 def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
-    """Pre-training on the phantom: a minute on two CPU cores; views of 96 px or less."""
+    """Pre-training on chest scans: a minute on two CPU cores; views of 96 px or less."""
     return PretrainConfig(
-        data=DataConfig(path=PATH, canvas=96),
+        data=DataConfig(path=NODULES_PATH, canvas=96),
         intensity=intensity(),
         encoder=EncoderConfig.of(method, depth=18),
         method=method,
         optim=optim,
-        epochs=4.0,
+        epochs=6.0,
         log_every=10,
-        checkpoint_every=100,
-        picture_every=35,
+        checkpoint_every=90,
+        picture_every=30,
     )
 
 
@@ -54,27 +58,35 @@ def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
     config.task, config.intensity = "phantom", intensity()
     config.data = DataConfig(path=PATH, canvas=64)
     config.encoder = EncoderConfig(depth=18)
-    config.method = Supervised(view=ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
+    config.method = Supervised(view=_whole())
     config.batch_size, config.epochs, config.freeze.epochs = 16, 5, 1
     config.optim.lr, config.checkpoint_every_epochs = 1e-3, 5
     return config
 
 
-def cases_demo(config: FinetuneConfig, slices: int = 12) -> FinetuneConfig:
-    """Scans of the phantom, of which two slices in 24 hold a lesion: minutes on two CPU cores."""
+def cases_demo(config: FinetuneConfig) -> FinetuneConfig:
+    """Chest scans with nodules or without: ten seconds a run on two CPU cores."""
     config = finetune_demo(config)
-    config.task, config.data = "phantom_scans", DataConfig(path=SCANS_PATH, canvas=64)
-    view = ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    config.method = Cases(slices=slices, pooling=Pooling.ATTENTION, view=view)
-    config.batch_size, config.epochs, config.freeze.epochs = 4, 10, 1
+    config.task, config.data = "chest_nodules", DataConfig(path=NODULES_PATH, canvas=64)
+    config.method = Cases(slices=2, pooling=Pooling.MEAN, view=_whole())
+    config.batch_size, config.steps, config.validate_every = 4, 40, 20
+    config.freeze = FreezeConfig(epochs=0)
     return config
 
 
 def cases_smoke(config: FinetuneConfig) -> FinetuneConfig:
-    """A few steps, for tests."""
-    config = cases_demo(config, slices=4)
+    """A few steps for tests, on scans of which two slices in 24 hold a lesion."""
+    config = finetune_demo(config)
+    config.task, config.data = "phantom_scans", DataConfig(path=SCANS_PATH, canvas=64)
+    config.method = Cases(slices=4, pooling=Pooling.ATTENTION, view=_whole())
+    config.batch_size, config.freeze.epochs = 4, 1
     config.epochs, config.checkpoint_every_epochs = 2, 1
     return config
+
+
+def _whole() -> ViewGroup:
+    """Whole slices at 64 px."""
+    return ViewGroup(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0))
 
 
 def finetune_smoke(config: FinetuneConfig) -> FinetuneConfig:

@@ -16,6 +16,7 @@ from ctssl_jax.report.figures.picture import Numbers, Picture
 from ctssl_jax.report.page import render
 from ctssl_jax.report.publish import publish
 from ctssl_jax.report.runs import Run, find_runs
+from ctssl_jax.report.sections.external import external_tests
 from ctssl_jax.report.sections.neighbours import neighbours_section
 from ctssl_jax.report.sections.pretraining import pretraining_section
 from ctssl_jax.report.sections.study import task_pictures
@@ -55,6 +56,7 @@ def write_report(
             (run for run in comparison.runs if run.kind == "pre-training" and run.metrics), start=1
         )
     ]
+    external = external_tests(comparison.runs)
     evaluations = [run for run in comparison.runs if run.kind == "evaluation"]
     neighbours = [
         found
@@ -65,8 +67,9 @@ def write_report(
         *(file for study in studies for file in study.files()),
         *(picture for section in pretraining for picture in section.pictures()),
         *(found.picture for found in neighbours),
+        *(picture for test in external for _, picture in test.cases_drawn),
     ]
-    _write(Path(out), render(comparison, studies, pretraining, neighbours), pictures)
+    _write(Path(out), render(comparison, studies, pretraining, neighbours, external), pictures)
     return comparison.runs
 
 

@@ -18,7 +18,8 @@ from ctssl_jax.report.runs import OPERATING, Run, is_number
 from ctssl_jax.report.sections import findings
 from ctssl_jax.report.sections.data_card import data_cards
 from ctssl_jax.report.sections.deviations import deviations
-from ctssl_jax.report.sections.external import external_tests
+from ctssl_jax.report.sections.external import ExternalTest
+from ctssl_jax.report.sections.lead import leads
 from ctssl_jax.report.sections.neighbours import Neighbours, encoder_name
 from ctssl_jax.report.sections.pretraining import Pretraining
 from ctssl_jax.report.sections.study import TaskPictures
@@ -70,6 +71,7 @@ def render(
     pictures: list[TaskPictures],
     pretraining: list[Pretraining],
     neighbours: list[Neighbours],
+    external: list[ExternalTest],
 ) -> str:
     """The whole page as HTML; `pictures` are one for each task of the comparison."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -90,10 +92,7 @@ def render(
     methods = {run.folder: method_name(run, comparison) for run in runs}
     return environment.get_template("page.html").render(
         sections=list(zip(section_titles(tasks), tasks, pictures, strict=True)),
-        summary=[
-            (title, size, [*sentences, *findings.lead(task)])
-            for task, (title, size, sentences) in zip(tasks, words.summary(comparison), strict=True)
-        ],
+        leads=list(zip(leads(comparison), pictures, strict=True)),
         findings=findings,
         notices=[
             *(("Conflict.", text) for text in comparison.conflicts),
@@ -101,7 +100,7 @@ def render(
         ],
         pretraining=[(methods[item.run.folder], item) for item in pretraining],
         neighbours=neighbours,
-        external=external_tests(runs),
+        external=external,
         data=data_cards(runs),
         deviations=deviations(runs),
         environment=environment_rows(runs),

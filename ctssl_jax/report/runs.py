@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -56,7 +56,8 @@ class Cases:
     `patients_known` is False when a row names none: such a case is then a patient of its own.
     `folds` numbers the network that tested each case, where they are of a cross-validation.
     `called` says which cases are called positive at the thresholds of validation (`OPERATING`);
-    empty of more than two classes, or where validation has not both.
+    empty of more than two classes, or where validation has not both. `rows` are split and row of
+    each in predictions.csv.
     """
 
     digest: str
@@ -66,6 +67,7 @@ class Cases:
     patients_known: bool
     folds: Int[np.ndarray, " n"] | None = None
     called: Mapping[str, Bool[np.ndarray, " n"]] = field(default_factory=dict)
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,27 @@ def neighbours(run: Run) -> tuple[bytes, list[list[int]]] | None:
     except (Unusable, KeyError, TypeError, ValueError, csv.Error):
         return None
     return (picture, list(rows.values())) if picture and rows else None
+
+
+class Drawn(NamedTuple):
+    """A case that `ctssl_jax.predict` drew: the PNG, its label, and what it was called."""
+
+    picture: bytes
+    label: str
+    decision: str
+
+
+def drawn_cases(run: Run) -> list[Drawn]:
+    """Drawn cases of an external test with their labels, those called wrong first."""
+    found = []
+    try:
+        for row in csv.DictReader(_text(run.folder / "cases.csv").splitlines()):
+            picture = _picture(run.folder / "pictures" / f"{Path(row['case']).name}.png")
+            if picture and row["label"]:
+                found.append(Drawn(picture, row["label"], row["decision"]))
+    except (Unusable, KeyError, TypeError, csv.Error):
+        return []
+    return sorted(found, key=lambda case: case.label == case.decision)
 
 
 def _picture(path: Path) -> bytes:
@@ -367,7 +390,8 @@ def _cases(path: Path, results: dict[str, Any], split: Any, held_out: str) -> Ca
     content = json.dumps([records, patients, labels.tolist()])
     digest = sha256(content.encode()).hexdigest()
     called = _called(val_labels, val_scores, scores) if len(names) == 2 else {}
-    return Cases(digest, np.array(patients), labels, scores, all(named), called=called)
+    at = tuple(f"{split} {record}" for record in records)
+    return Cases(digest, np.array(patients), labels, scores, all(named), called=called, rows=at)
 
 
 def _require_sum(path: Path, results: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Numbers as they are written on the page, and the sentences made of them."""
+"""Numbers as they are written on the page, and the words that several of its parts share."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from math import isfinite
 from typing import Any
 
 from ctssl_jax.dataset.cases import SLICE, plural
-from ctssl_jax.report.comparison.compare import Cell, Comparison, Task
+from ctssl_jax.report.comparison.compare import Cell, Task
 from ctssl_jax.report.comparison.folds import without_auc
 from ctssl_jax.report.comparison.recipes import tuned
-from ctssl_jax.report.names import SCRATCH, arm_name, listed, stands_on, subject
-from ctssl_jax.report.runs import Run, is_number, last_was_best
+from ctssl_jax.report.names import arm_name, listed, stands_on, subject
+from ctssl_jax.report.runs import Run, is_number
 from ctssl_jax.statistics import Difference, Interval, Training
 
 OF_SCANS = (
@@ -18,45 +18,9 @@ OF_SCANS = (
 )
 
 
-def summary(comparison: Comparison) -> list[tuple[str, str, list[str]]]:
-    """The lead of the page: per task its title, its size, and a sentence for every arm."""
-    titles = section_titles(comparison.tasks)
-    return [
-        (title, _size_sentence(task), _arm_sentences(task))
-        for task, title in zip(comparison.tasks, titles, strict=True)
-    ]
-
-
-def _size_sentence(task: Task) -> str:
-    seeds = sizes(sorted({len(set(cell.seeds())) for cell in task.cells}))
-    marked = [part for run in task.runs() for part in run.parts() if leakage(part.results)]
-    folds = f"cross-validated in {task.folds} folds, " if task.folds else ""
-    said = [
-        f"{count(task.test_cases)} test {tested(task)} from {patients(task)}, {folds}"
-        f"{seeds} {'seed' if seeds == '1' else 'seeds'} at each size.",
-        "Test data was seen in training: results below are marked." if marked else "",
-        slice_labels(task),
-        _single_encoders(task),
-        unfinished(task),
-    ]
-    return " ".join(filter(None, said))
-
-
 def tested(task: Task) -> str:
     """What the test counts."""
     return "cases" if task.word == SLICE else plural(task.word)
-
-
-def _single_encoders(task: Task) -> str:
-    """Which arms are one encoder, so that nothing is said of their method."""
-    arms = [arm_name(arm) for arm in task.arms() if task.pretrainings(arm) == 1]
-    if not arms:
-        return ""
-    stand = "stands on one pre-training" if len(arms) == 1 else "stand on one pre-training each"
-    return (
-        f"{listed(arms)} {stand}: what is said is of this encoder, not of the method, for the luck "
-        "of its pre-training is in no number."
-    )
 
 
 def slice_labels(task: Task) -> str:
@@ -87,65 +51,6 @@ def training_sizes(task: Task) -> str:
         f"Training sizes, AUC and all other figures count {plural(task.word)}, as the labels do; "
         "intervals are over patients."
     )
-
-
-def unfinished(task: Task) -> str:
-    """Says so where the best step of runs is their last one, arm by arm."""
-    by_arm = {
-        arm: [last_was_best(part) for run in task.runs(arm) for part in run.parts()]
-        for arm in task.arms()
-    }
-    late = [
-        f"{arm_name(arm)} in {sum(found)} of {len(found)} runs"
-        for arm, found in by_arm.items()
-        if any(found)
-    ]
-    if not late:
-        return ""
-    return (
-        f"Not finished learning: the last validation was the best of {listed(late)}. With more "
-        "steps these numbers may change."
-    )
-
-
-def _arm_sentences(task: Task) -> list[str]:
-    arms = [arm for arm in task.arms() if arm != SCRATCH]
-    return [_arm_sentence(task, arm) for arm in arms] or [
-        "Every run started from scratch, so there is nothing to compare."
-    ]
-
-
-def _arm_sentence(task: Task, arm: str) -> str:
-    cells = [cell for cell in task.comparisons() if cell.arm == arm]
-    name = subject(arm, task.pretrainings(arm))
-    if not cells:
-        return f"{_capital(name)} has no run from scratch of the same size to be compared with."
-    higher, lower, unclear = (
-        [cell for cell in cells if verdict(cell)[0] == kind]
-        for kind in ("higher", "lower", "unclear")
-    )
-    if not higher and not lower:
-        where = f"with {_slices(cells)}" if len(cells) < 3 else f"at any of the {len(cells)} sizes"
-        return f"{_capital(name)} and training from scratch cannot be told apart {where}."
-    parts = [
-        f"{word} than from scratch with {_slices(won)} (by {listed(_gap(cell) for cell in won)})"
-        for word, won in (("higher", higher), ("lower", lower))
-        if won
-    ]
-    rest = f"; with {_slices(unclear)} the two cannot be told apart" if unclear else ""
-    return f"The AUC of {name} is {' and '.join(parts)}{rest}."
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _gap(cell: Cell) -> str:
-    return number(abs(cell.difference.estimate)) if cell.difference else "–"
-
-
-def _slices(cells: list[Cell]) -> str:
-    return f"{listed(sizes(cell.sizes('cases')) for cell in cells)} {annotated(cells[0].word)}"
 
 
 def verdict(cell: Cell) -> tuple[str, str]:

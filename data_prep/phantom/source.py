@@ -3,8 +3,9 @@
 Each patient is a procedural torso (`anatomy`) with scanner noise. Half of the slices, whatever
 their height in the body, hold a lesion: a nodule in the lung or a mass in a soft organ. With
 --lesion_slices it is a phantom of scans: every other patient has a lesion, in so many slices one
-above the other, and the label is the scan's. The phantom is a function of its seed and of nothing
-else.
+above the other, and the label is the scan's. With --nodules it is one of scans of the chest: every
+other patient has so many small nodules in the lungs of each slice, and they are to be told from the
+vessels. The phantom is a function of its seed and of nothing else.
 """
 
 import argparse
@@ -28,6 +29,9 @@ from data_prep.source import Item, Place, Slice
 
 CLASSES = ("no lesion", "lesion")
 PADDING = -2000
+CHEST = (0.42, 0.8)  # heights of the slices of scans with nodules
+NODULE_MM = (7.0, 11.0)  # their radius
+NODULE_HU = (0.0, 60.0)
 VISIBLE_HU = 30.0  # by which a lesion differs from what is under it
 
 
@@ -41,6 +45,7 @@ class PhantomSource:
         size: Rows and columns of a slice.
         seed: Of anatomy, lesions and noise.
         lesion_slices: Of a scan with a lesion; 0: each slice has a label of its own.
+        nodules: In each slice of a scan that has them; 0: no such phantom.
     """
 
     patients: int
@@ -48,6 +53,7 @@ class PhantomSource:
     size: int
     seed: int
     lesion_slices: int = 0
+    nodules: int = 0
 
     name: ClassVar[str] = "phantom"
     kind: ClassVar[str] = "phantom"
@@ -58,11 +64,12 @@ class PhantomSource:
     def options(self) -> dict[str, Any]:
         """See `Source`."""
         shape = {"slices": self.slices, "size": self.size, "seed": self.seed}
-        return shape | ({"lesion_slices": self.lesion_slices} if self.lesion_slices else {})
+        findings = {"lesion_slices": self.lesion_slices, "nodules": self.nodules}
+        return shape | {name: value for name, value in findings.items() if value}
 
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
-        of = CaseOf.SERIES if self.lesion_slices else CaseOf.SLICE
+        of = CaseOf.SERIES if self.lesion_slices or self.nodules else CaseOf.SLICE
         return {"patients_known": True, "case": Case(of).told()}
 
     def notes(self) -> list[str]:
@@ -72,7 +79,7 @@ class PhantomSource:
     def items(self) -> Iterator[Item]:
         """See `Source`."""
         for patient in range(self.patients):
-            yield Item(patient + 1, path="", patient=str(patient))
+            yield Item(patient + 1, path="", patient=person(patient, self.nodules))
 
     def place(self, item: Item) -> Place:
         """See `Source`."""
@@ -82,30 +89,39 @@ class PhantomSource:
         """See `Source`."""
         for item in items:
             yield from patient_slices(
-                int(item.patient),
+                item.number - 1,
                 slices=self.slices,
                 size=self.size,
                 seed=self.seed,
                 lesion_slices=self.lesion_slices,
+                nodules=self.nodules,
             )
 
 
+def person(patient: int, nodules: int) -> str:
+    """A patient as the source names them: nobody is in two phantoms of different kinds."""
+    return f"chest {patient}" if nodules else str(patient)
+
+
 def patient_slices(
-    patient: int, *, slices: int, size: int, seed: int, lesion_slices: int = 0
+    patient: int, *, slices: int, size: int, seed: int, lesion_slices: int = 0, nodules: int = 0
 ) -> Iterator[Slice]:
-    """Yields one patient's slices from the kidneys to the collar bones."""
+    """Yields one patient's slices from the kidneys to the collar bones, or those of the chest."""
     body = Patient(seed * 100_003 + patient)
     rng = np.random.default_rng([seed, patient, 1])
     noise_hu = rng.uniform(9, 22)
-    distance, pixel = LENGTH_MM / slices, FIELD_OF_VIEW_MM / size
+    foot, head = CHEST if nodules else (0.0, 1.0)
+    distance, pixel = (head - foot) * LENGTH_MM / slices, FIELD_OF_VIEW_MM / size
     labels = rng.permuted(np.arange(slices) % 2)
     if lesion_slices:
         ill = lesion_range(patient, slices=slices, seed=seed, lesion_slices=lesion_slices)
         labels = np.isin(np.arange(slices), ill).astype(int)
+    if nodules:
+        labels = np.full(slices, patient % 2)
     for index in range(slices):
-        z = (index + 0.5) / slices
+        z = foot + (head - foot) * (index + 0.5) / slices
         site = _site(patient, seed) if lesion_slices else rng
-        image = render(body, z, size, bool(labels[index]), noise_hu, rng, site)
+        image = render(body, z, size, bool(labels[index]), noise_hu, rng, site, nodules)
         whole = {
             "label": int(labels.any()),
             "slice_label": int(labels[index]),
@@ -113,12 +129,12 @@ def patient_slices(
         }
         yield Slice(
             image,
-            str(patient),
+            person(patient, nodules),
             f"{patient}-series",
             index,
             position_mm=z * LENGTH_MM,
             spacing_mm=(distance, pixel, pixel),
-            **(whole if lesion_slices else {"label": int(labels[index])}),
+            **(whole if lesion_slices or nodules else {"label": int(labels[index])}),
         )
 
 
@@ -152,13 +168,17 @@ def render(
     noise_hu: float,
     rng: np.random.Generator,
     site: np.random.Generator,
+    nodules: int = 0,
 ) -> Int16[np.ndarray, "{size} {size}"]:
     """Returns one slice in HU: anatomy drawn at twice the size, averaged, with noise.
 
-    The lesion is drawn with the randomness of `site`, all else with that of `rng`.
+    The lesion, which is so many `nodules` unless that is 0, is drawn with the randomness of `site`,
+    all else with that of `rng`.
     """
     fine, lung, soft = body.draw(z, 2 * size)
-    if lesion:
+    if lesion and nodules:
+        add_nodules(fine, lung, nodules, site)
+    elif lesion:
         add_lesion(fine, lung, soft, site)
     image = _halved(fine)
     grain = rng.normal(size=(size, size))
@@ -191,6 +211,18 @@ def add_lesion(hu: Plane, lung: Mask, soft: Mask, rng: np.random.Generator) -> N
     hu += share * (value - hu)
 
 
+def add_nodules(hu: Plane, lung: Mask, count: int, rng: np.random.Generator) -> None:
+    """Paints small round nodules anywhere into the lung, in place; none where there is no lung."""
+    step = FIELD_OF_VIEW_MM / len(hu)
+    x, y = np.meshgrid(*2 * [np.arange(len(hu)) * step])
+    sites = np.argwhere(lung)
+    for _ in range(count if len(sites) else 0):
+        row, column = rng.choice(sites)
+        depth = rng.uniform(*NODULE_MM) - np.hypot(x - column * step, y - row * step)
+        share = np.clip(depth / 2.5 + 0.5, 0, 1) * lung
+        hu += share * (rng.uniform(*NODULE_HU) - hu)
+
+
 def _eroded(mask: Mask, pixels: int) -> Mask:
     """Returns the mask less a border of about `pixels`."""
     inner = mask.copy()
@@ -206,7 +238,14 @@ def _halved(plane: Plane) -> Float[np.ndarray, "h2 w2"]:
 
 
 def write_dicom(
-    folder: Path, *, patients: int, slices: int, size: int, seed: int, lesion_slices: int = 0
+    folder: Path,
+    *,
+    patients: int,
+    slices: int,
+    size: int,
+    seed: int,
+    lesion_slices: int = 0,
+    nodules: int = 0,
 ) -> None:
     """Writes each patient as one DICOM series in a folder of its own, the files in no order.
 
@@ -221,7 +260,7 @@ def write_dicom(
         slices: Slices of each patient.
         size: Rows and columns of a slice.
         seed: Of anatomy, lesions and noise.
-        lesion_slices: As in `PhantomSource`.
+        lesion_slices, nodules: As in `PhantomSource`.
     """
     axis = (np.arange(size) - (size - 1) / 2) / (size / 2)
     outside = np.hypot(*np.meshgrid(axis, axis)) > 1
@@ -230,19 +269,19 @@ def write_dicom(
         home.mkdir(parents=True)
         signed = patient % 2 == 1
         shuffled = np.random.default_rng([seed, patient, 2]).permutation(slices)
-        shape = {"slices": slices, "size": size, "seed": seed, "lesion_slices": lesion_slices}
-        for item in patient_slices(patient, **shape):
+        shape = {"slices": slices, "size": size, "seed": seed}
+        for item in patient_slices(patient, **shape, lesion_slices=lesion_slices, nodules=nodules):
             stored = item.image + 1024
             if signed:
                 stored[outside] = PADDING
             else:
                 stored = stored.clip(0, 4095).astype(np.uint16)
-            name = f"phantom-{seed}-{patient}"
+            name = f"phantom-{seed}-{person(patient, nodules)}"
             dataset = dicom_of(stored, item, name, signed)
             dataset.save_as(
                 home / f"{shuffled[item.slice_index]:04d}.dcm", enforce_file_format=True
             )
-    if lesion_slices:
+    if lesion_slices or nodules:
         rows = [f"patient{patient:03d},{CLASSES[patient % 2]}" for patient in range(patients)]
         (folder / "labels.csv").write_text("\n".join(["folder,label", *rows]) + "\n")
 
@@ -298,6 +337,7 @@ def prepare(
     val: float = 0.2,
     test: float = 0.2,
     lesion_slices: int = 0,
+    nodules: int = 0,
 ) -> Manifest:
     """Writes the phantom as a dataset folder.
 
@@ -309,10 +349,10 @@ def prepare(
         seed: Of anatomy, lesions, noise and split.
         val: Share of the patients in the split val.
         test: Share of the patients in the split test.
-        lesion_slices: As in `PhantomSource`.
+        lesion_slices, nodules: As in `PhantomSource`.
     """
     return prepare_source(
-        make_source(patients, slices, size, seed, lesion_slices),
+        make_source(patients, slices, size, seed, lesion_slices, nodules),
         out,
         key=PUBLIC_KEY,
         fractions=split_fractions(val, test),
@@ -321,16 +361,20 @@ def prepare(
 
 
 def make_source(
-    patients: int, slices: int, size: int, seed: int, lesion_slices: int = 0
+    patients: int, slices: int, size: int, seed: int, lesion_slices: int = 0, nodules: int = 0
 ) -> PhantomSource:
     """The source; raises ConfigError where a number is too small or too large."""
     if not 0 <= lesion_slices <= slices:
         raise ConfigError(f"--lesion_slices={lesion_slices}: must be 0 to --slices={slices}")
+    if nodules < 0 or (nodules and lesion_slices):
+        raise ConfigError(
+            f"--nodules={nodules} --lesion_slices={lesion_slices}: 0 or more, and one of them"
+        )
     if min(patients, slices) < 1 or size < 16:
         raise ConfigError(
             f"--patients={patients} --slices={slices} --size={size}: at least 1, 1 and 16"
         )
-    return PhantomSource(patients, slices, size, seed, lesion_slices)
+    return PhantomSource(patients, slices, size, seed, lesion_slices, nodules)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -353,12 +397,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "are of scans; 0: half of all slices have one, and labels of their own",
     )
     parser.add_argument(
+        "--nodules",
+        type=int,
+        default=0,
+        help="a phantom of chest scans: every other patient has so many small nodules in the lungs "
+        "of each slice, and labels are of scans",
+    )
+    parser.add_argument(
         "--dicom", type=Path, help="write the patients as DICOM series into this new folder as well"
     )
 
     def from_flags(args: argparse.Namespace) -> PhantomSource:
         shape = {"patients": args.patients, "slices": args.slices, "size": args.size}
-        shape["lesion_slices"] = args.lesion_slices
+        shape |= {"lesion_slices": args.lesion_slices, "nodules": args.nodules}
         source = make_source(**shape, seed=args.seed)
         if args.dicom:
             refuse_taken(args.dicom, "--dicom")

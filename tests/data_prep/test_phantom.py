@@ -101,3 +101,25 @@ def test_impossible_sizes_are_refused(tmp_path, capfd):
 def test_any_size(size):
     (item,) = patient_slices(0, slices=1, size=size, seed=0)
     assert item.image.shape == (size, size)
+
+
+def test_nodules_lie_in_the_lungs_of_every_slice_of_every_other_patient():
+    shape = {"slices": 2, "size": 64, "seed": 0}
+    for patient in (0, 1):
+        with_them = list(patient_slices(patient, **shape, nodules=8))
+        without = list(patient_slices(patient, **shape))
+        assert [item.label for item in with_them] == [patient % 2] * 2
+        assert {item.case for item in with_them} == {f"series {patient}"}
+        assert {item.patient for item in with_them}.isdisjoint({item.patient for item in without})
+    hu, lung = np.full((128, 128), -850.0), np.zeros((128, 128), bool)
+    lung[30:100, 20:60] = True
+    phantom.add_nodules(hu, lung, 8, np.random.default_rng(0))
+    bright = hu > -100
+    assert not bright[~lung].any()
+    assert 8 < bright.sum() < 0.3 * lung.sum()
+
+
+def test_a_phantom_has_one_kind_of_finding(tmp_path, capfd):
+    flags = ["--nodules=4", "--lesion_slices=2", f"--out={tmp_path / 'a'}"]
+    assert phantom.main(flags) == 2
+    assert "one of them" in capfd.readouterr().err

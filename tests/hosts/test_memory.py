@@ -7,11 +7,16 @@ import pytest
 from ctssl_jax.hosts import memory
 
 
-def program(side=1024, donated=(0,)):
-    """Two arguments and temporaries as large; the result may take the place of the first."""
-    shape = jax.ShapeDtypeStruct((side, side), jnp.float32)
-    step = jax.jit(lambda x, y: jnp.sort(x @ y) @ y, donate_argnums=donated)
-    return step.lower(shape, shape).compile()
+SHAPE = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+
+
+def step(donated=(0,)):
+    """Temporaries as large as its two arguments; the result may take the place of the first."""
+    return jax.jit(lambda x, y: jnp.sort(x @ y) @ y, donate_argnums=donated)
+
+
+def program(donated=(0,)):
+    return step(donated).lower(SHAPE, SHAPE).compile()
 
 
 def test_what_lies_in_the_same_memory_counts_once():
@@ -35,9 +40,13 @@ def test_the_machines_memory_is_parted_over_its_devices(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("there", "warnings"), [(2**34, 0), (2**20, 1), (None, 0)])
 def test_too_much_is_a_warning(monkeypatch, there, warnings):
     monkeypatch.setattr(memory, "there", lambda: there)
-    first, *others = memory.in_words(program())
+    first, *others = memory.in_words(step(), SHAPE, SHAPE)
     own = memory.PROCESS / memory.GIB / jax.local_device_count()
     assert first.startswith(f"memory needed, about: {own:.1f} GiB")
     assert ("16.0 GiB there" in first) == (there == 2**34)
     assert len(others) == warnings
     assert all("set a smaller batch_size" in line for line in others)
+
+
+def test_of_what_is_not_compiled_nothing_is_told():
+    assert memory.in_words(lambda x, y: x @ y, SHAPE, SHAPE) == []

@@ -136,8 +136,10 @@ def test_labelled_scans_are_an_external_test_that_the_report_reads(
     rows = (tuned.dicom / "labels.csv").read_text().splitlines()
     known = {folder.name for folder in tuned.folders("test")}
     labels.write_text("\n".join(row for row in rows if row.split(",")[0] in {"folder", *known}))
-    flags = {"source": exported, "key": tuned.key, "workers": 0, "labels": labels}
+    flags = {"source": exported, "key": tuned.key, "workers": 0, "labels": labels, "pictures": 1}
     assert command(tuned, runs / "external", **flags) == 0
+    rows = table(runs / "external" / "cases.csv")
+    assert {row["label"] for row in rows} == {"no lesion", "lesion"}
     results = json.loads((runs / "external" / "results.json").read_text())
     own = json.loads((tuned.run / "results.json").read_text())
     assert results["external"]
@@ -152,6 +154,11 @@ def test_labelled_scans_are_an_external_test_that_the_report_reads(
     write_report([runs], tmp_path / "report")
     html = (tmp_path / "report" / "report.html").read_text()
     assert "External test" in html
+    (likeliest,) = (runs / "external" / "pictures").iterdir()
+    (drawn,) = (row for row in rows if row["case"] == likeliest.stem)
+    right = "right" if drawn["label"] == drawn["decision"] else "wrong"
+    assert f"Called {drawn['decision']}, labelled {drawn['label']}: {right}" in html
+    assert likeliest.stem not in html
     assert "annotated scans" in html
 
 

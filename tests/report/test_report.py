@@ -21,7 +21,8 @@ from ctssl_jax.report.__main__ import main
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.figures.curves import smooth
 from ctssl_jax.report.runs import find_runs, read_run
-from ctssl_jax.report.words import leakage, summary
+from ctssl_jax.report.sections.lead import leads
+from ctssl_jax.report.words import leakage
 from ctssl_jax.statistics import bootstrap_interval
 
 FINGERPRINT = "3f" * 32
@@ -308,19 +309,45 @@ def test_difference_and_verdict_follow_the_numbers(tmp_path):
     assert better.difference.estimate == pytest.approx(gap, abs=1e-12)
     assert numbers_of("covid_ct", "byol", 0.1, comparison).difference.verdict == "cannot tell"
     assert scratch.difference is None
-    (_, size, (spark, byol)) = summary(comparison)[0]
-    assert size == (
-        "120 test cases from 60 patients, 3 seeds at each size. SparK and BYOL stand on one "
-        "pre-training each: what is said is of this encoder, not of the method, for the luck of "
-        "its pre-training is in no number."
-    )
+    (lead,) = leads(comparison)
+    assert lead.trust == [
+        "3 repeats (seeds) at each size.",
+        "SparK and BYOL stand on one pre-training each: what is said is of this encoder, not of "
+        "the method, for the luck of its pre-training is in no number.",
+    ]
+    (kind, spark), (unclear, byol), *_ = lead.verdicts
+    assert (kind, unclear) == ("higher", "unclear")
+    low, high = better.difference.low, better.difference.high
     assert spark == (
         "The AUC of this SparK encoder is higher than from scratch with 42 training slices "
-        f"(by {gap:.3f}); with 425 training slices the two cannot be told apart."
+        f"(by {gap:.3f}, {low:.3f} to {high:.3f}); with 425 training slices the two cannot be told "
+        "apart."
     )
     assert byol == (
-        "This BYOL encoder and training from scratch cannot be told apart with 42 training slices."
+        "Cannot tell: this BYOL encoder and training from scratch cannot be told apart with 42 "
+        "training slices."
     )
+
+
+def test_numbers_of_the_first_screen_are_those_of_the_tables(study, page):
+    html, out = page
+    (lead,) = leads(compare(find_runs([study])))
+    assert lead.numbers.startswith(
+        "120 test cases from 60 patients, 62 positive (NonCOVID). Learnt"
+    )
+    told = re.findall(r"\d\.\d{3}", lead.numbers)
+    with (out / "figures" / "auc-1.csv").open() as file:
+        means = [row for row in csv.DictReader(file) if row["seed"] == "mean"]
+    # At the largest size and the smallest: pre-trained, then scratch, each with its interval.
+    order = [("spark", "1.0"), ("scratch", "1.0"), ("spark", "0.1"), ("scratch", "0.1")]
+    rows = {(row["start"], row["fraction"]): row for row in means}
+    expected = [
+        f"{float(rows[place][name]):.3f}" for place in order for name in ("value", "low", "high")
+    ]
+    assert told == expected
+    first_screen = html[: html.index("</header>")]
+    assert lead.numbers in first_screen
+    assert 'src="data:image/png' in first_screen
 
 
 def test_many_classes_use_the_macro_auc(tmp_path):

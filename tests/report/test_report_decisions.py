@@ -116,3 +116,26 @@ def test_what_has_no_threshold_says_why(tmp_path):
         html = (tmp_path / "out/report.html").read_text()
         assert said in html
         assert ("Calibration</summary>" in html) == (name == "two")
+
+
+def test_examples_are_the_cases_that_most_runs_call_wrong(runs, tmp_path):
+    write_report([runs], tmp_path / "out")
+    with (tmp_path / "out/figures/examples-1.csv").open() as file:
+        rows = [row for row in csv.DictReader(file)]
+    wrong = {}
+    for run in sorted(runs.iterdir()):
+        with (run / "predictions.csv").open() as file:
+            records = [row["record"] for row in csv.DictReader(file) if row["split"] == "test"]
+        labels, called = rates(run)
+        for record, label, call in zip(records, labels, called, strict=True):
+            wrong.setdefault((f"test {record}", int(label)), []).append(bool(label) != bool(call))
+    for truth, label in (("NonCOVID", 1), ("COVID", 0)):
+        often = sorted((sum(of) for (_, own), of in wrong.items() if own == label), reverse=True)
+        names = list(dict.fromkeys(row["row"] for row in rows if row["truth"] == truth))
+        assert [sum(wrong[name, label]) for name in names] == often[:3]
+        for name in names:
+            told = [int(row["wrong"]) for row in rows if row["row"] == name]
+            assert sum(told) == sum(wrong[name, label])
+    html = (tmp_path / "out/report.html").read_text()
+    assert html.count("<small>missed</small>") == html.count("<small>false alarm</small>") == 3
+    assert "sensitivity for NonCOVID" in html[: html.index("</header>")]

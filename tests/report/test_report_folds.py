@@ -139,7 +139,7 @@ def test_arms_that_rank_alike_in_every_fold_cannot_be_told_apart(tmp_path):
     np.testing.assert_allclose(roc_curves(scratch), roc_curves(spark), atol=1e-12)
     write_report([tmp_path / "runs"], tmp_path / "out")
     html = (tmp_path / "out" / "report.html").read_text()
-    assert "This SparK encoder and training from scratch cannot be told apart" in html
+    assert "Cannot tell: this SparK encoder and training from scratch" in html
     assert "never ranked together" in html
 
 
@@ -183,7 +183,10 @@ def test_page_says_how_it_was_tested(validated, tmp_path):
     assert [run.problem for run in runs] == [""] * 12
     assert "12 runs read." in html
     assert html.count("cross-validated in 3 folds: in each run every patient was tested once") == 1
-    assert "126 test cases from 63 patients, cross-validated in 3 folds, 2 seeds" in html
+    assert re.search(
+        r"126 test cases from 63 patients, \d+ positive \(\w+\); each was tested once, in 3",
+        html,
+    )
     assert "40–42 slices" in html
     assert "10 % · fold 2" in html
 

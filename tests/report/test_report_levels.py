@@ -10,7 +10,7 @@ from ctssl_jax.report import write_report
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.names import arm_name
 from ctssl_jax.report.runs import find_runs
-from ctssl_jax.report.words import summary
+from ctssl_jax.report.sections.lead import leads
 
 LUCK = (-0.9, 0.1, 1.0, -0.2, 0.5)
 """What each pre-training brings; 0 on average but for rounding."""
@@ -93,9 +93,12 @@ def test_several_pretrainings_speak_for_the_method(tmp_path):
         tmp_path / "runs", pretrainings=4, seeds=3, gain=2.5, luck=(0.0, 0.1, -0.1, 0.05)
     )
     task = task_of(tmp_path / "runs")
-    (_, size, (sentence,)) = summary(compare(find_runs([tmp_path / "runs"])))[0]
+    (lead,) = leads(compare(find_runs([tmp_path / "runs"])))
+    ((kind, sentence),) = lead.verdicts
+    assert kind == "higher"
     assert sentence.startswith("The AUC of SparK is higher than from scratch")
-    assert "one pre-training" not in size
+    assert "pre-trained by SparK (4 pre-trainings) AUC" in lead.numbers
+    assert not any("one pre-training" in said for said in lead.trust)
     assert task.pairs[0].difference.verdict == "A higher"
     write_report([tmp_path / "runs"], tmp_path / "out")
     html = (tmp_path / "out/report.html").read_text()

@@ -296,7 +296,7 @@ def test_the_page_has_a_table_of_all_pairs_and_names_its_family(root, task, tmp_
     html = (tmp_path / "report.html").read_text()
     assert "the 9 with training from scratch and the 9 of pre-trained starts with each" in html
     assert "for the 3 comparisons with SparK" in html
-    assert "This page makes 18 comparisons of arms." in html
+    assert "This page makes 18 comparisons of starts." in html
     for a, b, found in pair_rows(task):
         assert f"{a}<small>minus {b}</small>" in html
         assert "(one encoder)" in a

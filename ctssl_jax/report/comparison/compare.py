@@ -112,7 +112,8 @@ class Cell:
 class Task:
     """All cells that may be compared: one task, one data fingerprint, one set of test cases.
 
-    `word` is what a case is called, a scan or a slice. `folds` is how many folds it was
+    `word` is what a case is called, a scan or a slice; `test_labels` counts the test cases of each
+    class. `folds` is how many folds it was
     cross-validated in, 0 where it was not.
     `pairs` sets every two arms of a size against each other; `robustness` follows each arm over the
     sizes and is None where there are no two of them.
@@ -129,6 +130,7 @@ class Task:
     robustness: Robustness | None
     folds: int = 0
     word: str = SLICE
+    test_labels: tuple[int, ...] = ()
 
     def arms(self) -> list[str]:
         """Arms with a cell, scratch first, then the methods in their usual order."""
@@ -268,6 +270,7 @@ def _task(runs: list[Run]) -> Task:
         robustness=robustness(sampled, pairs, claimed=SPARK),
         folds=len(runs[0].folds),
         word=results["case"],
+        test_labels=tuple(np.bincount(cases.labels, minlength=len(results["classes"])).tolist()),
     )
 
 

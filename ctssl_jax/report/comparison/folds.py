@@ -169,6 +169,7 @@ def _all_cases(of: list[Cases]) -> Cases:
             for name in of[0].called
             if all(name in cases.called for cases in of)
         },
+        tuple(row for cases in of for row in cases.rows),
     )
 
 

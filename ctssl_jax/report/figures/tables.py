@@ -10,6 +10,7 @@ import numpy as np
 from ctssl_jax.files import no_formula
 from ctssl_jax.report import words
 from ctssl_jax.report.comparison.compare import Cell, Task
+from ctssl_jax.report.comparison.examples import Example
 from ctssl_jax.report.comparison.outcomes import (
     FALSE_POSITIVES,
     calibration_curve,
@@ -54,6 +55,16 @@ def decisions(task: Task) -> str:
         for cell in task.cells
     ]
     return _csv(("metric", *PLACE, "value", "low", "high", "covers"), rows)
+
+
+def examples(found: list[Example]) -> str:
+    """Of the table of example cases; `row` is split and row in the runs' predictions.csv."""
+    rows = [
+        (example.row, example.truth, start.arm, start.chance, start.wrong, start.runs)
+        for example in found
+        for start in example.starts
+    ]
+    return _csv(("row", "truth", "start", "chance", "wrong", "runs"), rows)
 
 
 def calibration(task: Task) -> str:

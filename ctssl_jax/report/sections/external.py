@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctssl_jax.dataset.cases import plural
+from ctssl_jax.report.figures.picture import Picture
 from ctssl_jax.report.names import arm_name
-from ctssl_jax.report.runs import Run, is_number
+from ctssl_jax.report.runs import Run, drawn_cases, is_number
 from ctssl_jax.report.words import count, number, short
 
 LONGEST = 60
+MOST_DRAWN = 4
 METRICS = {
     "auc": "AUC",
     "sensitivity": "Sensitivity",
@@ -19,7 +21,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class ExternalTest:
-    """One row: which network, on what, and each metric with its interval in words."""
+    """One row: which network, on what, each metric with its interval in words; cases drawn."""
 
     task: str
     start: str
@@ -28,14 +30,27 @@ class ExternalTest:
     cases: str
     metrics: dict[str, tuple[str, str]]
     warning: str
+    cases_drawn: list[tuple[str, Picture]]
 
 
 def external_tests(runs: list[Run]) -> list[ExternalTest]:
     """The external tests among runs, in their order."""
-    return [_row(run.external) for run in runs if run.external and not run.problem]
+    tested = [run for run in runs if run.external and not run.problem]
+    return [_row(run.external, _drawn(run, number)) for number, run in enumerate(tested, start=1)]
 
 
-def _row(found: dict[str, Any]) -> ExternalTest:
+def _drawn(run: Run, number: int) -> list[tuple[str, Picture]]:
+    """Drawn cases, those called wrong first: what is said below each, and its picture."""
+    shown = []
+    for place, case in enumerate(drawn_cases(run)[:MOST_DRAWN], start=1):
+        word = "right" if case.label == case.decision else "wrong"
+        said = f"Called {case.decision[:LONGEST]}, labelled {case.label[:LONGEST]}: {word}"
+        alt = f"Slices of a test case and where the network looked. {said}."
+        shown.append((said, Picture(f"external-{number}-{place}", alt, case.picture)))
+    return shown
+
+
+def _row(found: dict[str, Any], cases_drawn: list[tuple[str, Picture]]) -> ExternalTest:
     test, word = found["test"], plural(str(found["case"])[:LONGEST])
     kind = "another dataset" if found.get("external") else "the run's own dataset"
     return ExternalTest(
@@ -46,6 +61,7 @@ def _row(found: dict[str, Any]) -> ExternalTest:
         cases=f"{count(test['n'])} {word} of {count(test['patients'])} patients",
         metrics={title: _ends(found["intervals"].get(name)) for name, title in METRICS.items()},
         warning=_learnt(found.get("learnt_from")),
+        cases_drawn=cases_drawn,
     )
 
 

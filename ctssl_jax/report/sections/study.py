@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ctssl_jax.report.comparison.compare import Task
+from ctssl_jax.report.comparison.examples import Example, examples
 from ctssl_jax.report.figures import curves as figures
 from ctssl_jax.report.figures import outcomes as outcome_figures
 from ctssl_jax.report.figures import tables
@@ -22,17 +23,21 @@ class TaskPictures:
     calibration: Picture | None
     differences: Numbers
     decisions: Numbers
+    examples: list[Example]
+    of_examples: Numbers
 
     def files(self) -> list[Picture | Numbers]:
         """All that has files beside the page."""
         confusions = (picture for _, picture in self.confusions)
         calibration = [self.calibration] if self.calibration else []
         numbers = [self.differences, self.decisions]
+        numbers += [self.of_examples] if self.examples else []
         return [self.auc, self.others, self.roc, *calibration, *confusions, *numbers]
 
 
 def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
     """Draws a task; `number` tells the files of one task from those of another."""
+    found = examples(task)
     return TaskPictures(
         auc=_against_size(task, title, ("auc",), f"auc-{number}"),
         others=_against_size(task, title, ("f1", "accuracy"), f"f1-accuracy-{number}"),
@@ -47,6 +52,8 @@ def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
         calibration=_calibration(task, title, f"calibration-{number}"),
         differences=Numbers(f"differences-{number}", tables.differences(task)),
         decisions=Numbers(f"decisions-{number}", tables.decisions(task)),
+        examples=found,
+        of_examples=Numbers(f"examples-{number}", tables.examples(found)),
     )
 
 
