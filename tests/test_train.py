@@ -204,6 +204,7 @@ class Stub:
         metrics = {"loss": self.losses[int(state.step)], "grad_norm": 1, "lr": 1, **self.gauges}
         return state.replace(step=state.step + 1), jax.tree.map(jnp.float32, metrics)
 
+
 def fit_stub(
     tmp_path,
     losses,

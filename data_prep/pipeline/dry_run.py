@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ctssl_jax.dataset.cases import plural, case_word
+from ctssl_jax.dataset.cases import case_word, plural
 from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy, Study, joined, one_person_with

@@ -6,7 +6,6 @@ import pytest
 
 from ctssl_jax.hosts import memory
 
-
 SHAPE = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
 
 
