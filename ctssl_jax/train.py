@@ -236,8 +236,9 @@ def fit(
             raise
         waited = time.monotonic() - asked
         if number == start + 1:
-            for line in memory.in_words(step.lower(state, batch, key).compile()):
-                writer.line(line)
+            if hasattr(step, "lower"):  # what wraps a compiled step may lack it
+                for line in memory.in_words(step.lower(state, batch, key).compile()):
+                    writer.line(line)
         state, metrics = step(state, batch, key)
         unchecked.append((metrics["loss"], metrics["grad_norm"]))
         throughput.step(waited)

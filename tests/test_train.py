@@ -204,15 +204,6 @@ class Stub:
         metrics = {"loss": self.losses[int(state.step)], "grad_norm": 1, "lr": 1, **self.gauges}
         return state.replace(step=state.step + 1), jax.tree.map(jnp.float32, metrics)
 
-    def lower(self, *_):
-        return self
-
-    def compile(self):
-        return self
-
-    def memory_analysis(self):
-        return None
-
 
 def fit_stub(
     tmp_path,
