@@ -642,4 +642,4 @@ def test_command_works_without_jax(tmp_path):
 def test_one_start_of_one_size_at_chance_is_drawn_without_a_warning(tmp_path):
     write_finetuning(tmp_path / "runs" / "alone", skill=0.0)
     write_report([tmp_path / "runs"], tmp_path / "out")
-    assert Image.open(tmp_path / "out" / "figures" / "auc-1.png").width > 100
+    assert (tmp_path / "out" / "figures" / "auc-1.png").stat().st_size > 1000
