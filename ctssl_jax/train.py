@@ -235,10 +235,9 @@ def fit(
             save(state, False)
             raise
         waited = time.monotonic() - asked
-        if number == start + 1:
-            if hasattr(step, "lower"):  # what wraps a compiled step may lack it
-                for line in memory.in_words(step.lower(state, batch, key).compile()):
-                    writer.line(line)
+        if number == start + 1 and hasattr(step, "lower"):  # what wraps one lacks it
+            for line in memory.in_words(step.lower(state, batch, key).compile()):
+                writer.line(line)
         state, metrics = step(state, batch, key)
         unchecked.append((metrics["loss"], metrics["grad_norm"]))
         throughput.step(waited)
