@@ -123,6 +123,7 @@ EFFECTS: Mapping[str, Effect] = {
     "lesion_slices": _always,
     "max_rejected": _always,
     "md5": _always,
+    "nodules": _always,  # `phantom.source.make_source` sees to it
     "not_duplicates": _always,
     "out": _always,
     "patient_by": _patient_by,
