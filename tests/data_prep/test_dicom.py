@@ -23,14 +23,7 @@ from data_prep.readers.hounsfield import Values
 from data_prep.source import Rejected
 
 RNG = np.random.default_rng(0)
-START = RNG.bit_generator.state
 KEPT = Irregular.ACCEPT_2D
-
-
-@pytest.fixture(autouse=True)
-def same_numbers():
-    """Each test draws the same, whichever ran before."""
-    RNG.bit_generator.state = START
 
 
 def pixels(dtype=np.int16, low=0, high=2000):

@@ -18,14 +18,7 @@ from data_prep.readers.images import ImageSource
 KEY = b"0123456789abcdef"
 TRAIN = {"train": 1.0}
 RNG = np.random.default_rng(0)
-START = RNG.bit_generator.state
 GREY = RNG.integers(0, 256, (7, 5), dtype=np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def same_numbers():
-    """Each test draws the same, whichever ran before."""
-    RNG.bit_generator.state = START
 
 
 def save(path, array):

@@ -11,15 +11,8 @@ from data_prep.lidc import LidcSource
 from data_prep.source import Place
 
 RNG = np.random.default_rng(0)
-START = RNG.bit_generator.state
 PLACE = Place("1.2", "LIDC-IDRI-0001")
 ROOT = "1.3.6.1.4.1.14519.5.2.1.6279.6001"
-
-
-@pytest.fixture(autouse=True)
-def same_numbers():
-    """Each test draws the same, whichever ran before."""
-    RNG.bit_generator.state = START
 
 
 def write_series(write_ct, folder, patient, series, heights, **tags):
