@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,10 +15,21 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 platform.set_cpu_flags()
 platform.enable_compilation_cache()
 
+STARTS: dict[ModuleType, dict] = {}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file goes first: left for the end, one worker would wait for the other."""
     items.sort(key=lambda item: item.path.name != "test_golden.py")
+    for module in {item.module for item in items if isinstance(item, pytest.Function)}:
+        if hasattr(module, "RNG"):
+            STARTS[module] = module.RNG.bit_generator.state
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Each test draws the same numbers from its module's RNG, whichever test ran before."""
+    if isinstance(item, pytest.Function) and item.module in STARTS:
+        item.module.RNG.bit_generator.state = STARTS[item.module]
 
 
 @pytest.fixture(scope="session")
