@@ -23,8 +23,10 @@ from data_prep.source import Slice
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 SLICES, ILL, SIZE, LESION = 24, 2, 32, 6
-MARGIN = 0.15
-"""By which the AUC of bags is above that of inherited labels after the last step, on validation."""
+BRIGHTER, NOISE = 140, 120
+"""In HU: the lesion, over the mean; the standard deviation of what is around it."""
+MARGIN = 0.2
+"""By which the test AUC of bags is above that of inherited labels."""
 
 
 class Small(ResNet):
@@ -59,9 +61,9 @@ def scan(number):
     rng = np.random.default_rng(number)
     ill, (row, column) = lesion(number)
     for k in range(SLICES):
-        image = rng.normal(-100, 120, (SIZE, SIZE))
+        image = rng.normal(-100, NOISE, (SIZE, SIZE))
         if k in ill:
-            image[row : row + LESION, column : column + LESION] += 350
+            image[row : row + LESION, column : column + LESION] += BRIGHTER
         name = f"p{number}"
         # The position says which scan and slice it is; the labels of slices nobody knows.
         where = float(SLICES * number + k)
@@ -100,16 +102,15 @@ def trained(planted, tmp_path_factory):
         yield runs
 
 
-def test_bags_find_what_inherited_labels_unlearn(trained):
-    """Inherited labels may find it too, early on; then they learn the slices by heart."""
-    results, _ = trained["attention"]
-    assert results["test"]["auc"] > 0.9
+def test_bags_find_what_inherited_labels_do_not(trained):
+    found = {name: results["test"]["auc"] for name, (results, _) in trained.items()}
     last = {
         name: next(row["val_auc"] for row in reversed(read_metrics(run)) if "val_auc" in row)
         for name, (_, run) in trained.items()
     }
-    print("validation AUC after the last step:", last)
-    assert last["attention"] > last["inherited"] + MARGIN
+    print("test AUC:", found, "; on validation after the last step:", last)
+    assert found["attention"] > 0.9
+    assert found["attention"] > found["inherited"] + MARGIN
 
 
 def test_attention_and_maps_lie_on_the_lesion(trained, planted):
