@@ -28,12 +28,10 @@ from ctssl_jax import files
 from ctssl_jax.augment import IntensityKind
 from ctssl_jax.dataset.canvas import SMALLEST, to_canvas
 from ctssl_jax.dataset.cases import CaseTable, case_table
+from ctssl_jax.dataset.manifest import read_manifest
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError
 
-FORMAT = 1
-INTENSITIES = ("hu", "grey8", "grey16")
-MANIFEST_KEYS = ("name", "intensity", "classes", "splits", "records", "fingerprint")
 INDEX_LIMIT = 2**31  # `index` is int32; beyond, it starts again at 0 (the step differs)
 EVALUATION_BATCH = 64  # slices, before it is rounded up to the devices
 CHUNK = 256  # records held at once while labels are read
@@ -199,35 +197,7 @@ def open_dataset(path: str | Path) -> Dataset:
       DataError: no such folder, no manifest or one of another format, no records.
     """
     path = Path(path)
-    prepare = "prepare one with `python -m data_prep.dicom` (or .folder, ...)"
-    if not path.is_dir():
-        raise DataError(f"{path}: no such dataset; {prepare}, or try the preset `:demo`")
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # the reader of records takes no others
-        raise DataError(f"{path}: give a path in UTF-8") from None
-    file = path / "manifest.json"
-    if not file.is_file():
-        raise DataError(f"{path}: not a dataset, it has no manifest.json; {prepare}")
-    try:
-        manifest = files.read_json(file)
-        version = manifest.get("format")
-    except (OSError, files.Damaged) as error:
-        raise DataError(f"{file}: unreadable ({error}); prepare the dataset again") from error
-    if version != FORMAT:
-        raise DataError(
-            f"{file}: format {version!r}, this version of ctssl_jax reads format {FORMAT}; "
-            "prepare the dataset again"
-        )
-    missing = [key for key in MANIFEST_KEYS if key not in manifest]
-    if missing:
-        raise DataError(f"{file}: lacks {', '.join(missing)}; prepare the dataset again")
-    if not _is_plausible(manifest):
-        raise DataError(f"{file}: damaged, or no manifest; prepare the dataset again")
-    if manifest["intensity"] not in INTENSITIES:
-        raise DataError(
-            f"{file}: intensity {manifest['intensity']!r} is none of {', '.join(INTENSITIES)}"
-        )
+    manifest = read_manifest(path)
     records = path / manifest["records"]
     if not any(records.glob("*.array_record*")):
         raise DataError(f"{records}: no records there; prepare the dataset again")
@@ -236,20 +206,6 @@ def open_dataset(path: str | Path) -> Dataset:
     except OSError as error:
         raise DataError(f"{records}: cannot be read ({error}); prepare it again") from None
     return Dataset(path, manifest)
-
-
-def _is_plausible(manifest: dict[str, Any]) -> bool:
-    """Whether what is read of a manifest has the types that it should have."""
-    splits = manifest["splits"]
-    return (
-        all(isinstance(manifest[key], str) for key in ("name", "records", "fingerprint"))
-        and isinstance(manifest["classes"], list)
-        and all(isinstance(name, str) for name in manifest["classes"])
-        and isinstance(splits, dict)
-        and all(isinstance(split, dict) for split in splits.values())
-        and all(type(split.get("slices")) is int for split in splits.values())
-        and all(isinstance(split.get("labels", []), list) for split in splits.values())
-    )
 
 
 def require_canvas(dataset: Dataset, canvas: int, field: str = "data.canvas") -> None:

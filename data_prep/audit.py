@@ -23,8 +23,9 @@ import numpy as np
 
 from ctssl_jax import command
 from ctssl_jax.dataset.leaks import findings_of, label_conflicts, shared, to_text
+from ctssl_jax.dataset.manifest import read_manifest
 from ctssl_jax.dataset.matching import Name, Pairs, names
-from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
+from ctssl_jax.dataset.signatures import Signatures, load_signatures
 from ctssl_jax.dataset.splits import folds_of
 from ctssl_jax.dataset.verdict import Finding, Verdict
 from ctssl_jax.errors import DataError, StorageError

@@ -27,7 +27,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int64, UInt64
 
 from ctssl_jax import command
-from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
+from ctssl_jax.dataset.manifest import read_manifest
+from ctssl_jax.dataset.signatures import Signatures, load_signatures
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.files import open_ordinary, read_json, whole_file

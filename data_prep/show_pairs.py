@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from ctssl_jax.dataset.leaks import to_text
-from ctssl_jax.dataset.signatures import read_manifest
+from ctssl_jax.dataset.manifest import read_manifest
 from ctssl_jax.errors import DataError, StorageError
 from data_prep.not_duplicates import COLUMNS
 from data_prep.pipeline.quality import Tile, contact_sheet

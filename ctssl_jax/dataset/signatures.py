@@ -18,14 +18,14 @@ import numpy as np
 from jaxtyping import Int, Int16, Int32, Shaped, UInt8, UInt64
 from PIL import Image
 
+from ctssl_jax.dataset.manifest import read_manifest
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import DataError
-from ctssl_jax.files import open_ordinary, read_json, require_ordinary, whole_file
+from ctssl_jax.files import open_ordinary, require_ordinary, whole_file
 
 SIDE = 24  # of a thumbnail, in pixels
 WINDOW_HU = (-1000.0, 400.0)  # of a thumbnail of HU
 CHUNK = 256  # records held at once
-MANIFEST_KEYS = ("name", "intensity", "classes", "splits", "records", "fingerprint")
 
 
 class Signature(NamedTuple):
@@ -195,15 +195,6 @@ def _require_sum(path: Path, size: int, nbytes: int) -> None:
     header = size - nbytes
     if not kept.startswith(SUM) and header % 64:  # NumPy's headers are multiples of 64 bytes
         raise ValueError("damaged at the end")
-
-
-def read_manifest(dataset: Path) -> dict[str, Any]:
-    """The manifest of a dataset folder; raises DataError if there is none that can be read."""
-    try:
-        manifest = read_json(dataset / "manifest.json")
-        return {**manifest, **{key: manifest[key] for key in MANIFEST_KEYS}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{dataset}: not a dataset, it has no valid manifest.json") from error
 
 
 def load_signatures(dataset: Path, split: str) -> Signatures:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ctssl_jax import __version__
 from ctssl_jax.dataset.histogram import Tally
+from ctssl_jax.dataset.manifest import FORMAT
 from ctssl_jax.dataset.signatures import load_file, save_signatures
 from ctssl_jax.errors import StorageError
 from data_prep.pipeline import records
@@ -23,8 +24,6 @@ from data_prep.pipeline.runners import GaveUp, Runner
 from data_prep.pipeline.work import Context, save_tally, write_shard
 
 Manifest = dict[str, Any]
-
-FORMAT = 1
 
 
 def write(context: Context, runner: Runner, plan: Mapping[str, SplitPlan]) -> None:

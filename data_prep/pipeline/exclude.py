@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ctssl_jax.dataset.leaks import shared
-from ctssl_jax.dataset.signatures import Signatures, load_signatures, read_manifest
+from ctssl_jax.dataset.manifest import read_manifest
+from ctssl_jax.dataset.signatures import Signatures, load_signatures
 from ctssl_jax.errors import DataError
 from data_prep.pipeline.records import key_mark
 

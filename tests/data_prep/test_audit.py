@@ -183,7 +183,7 @@ def test_the_command_fails_on_leaks_and_tells_no_identity(tmp_path, capsys):
     for text in (printed, (out / "audit.json").read_text()):
         assert "patient 2" not in text
     assert audit.main([f"--data={tmp_path}"]) == 3
-    assert "no valid manifest.json" in capsys.readouterr().err
+    assert "it has no manifest.json" in capsys.readouterr().err
 
 
 def test_a_set_without_the_split_that_is_pretrained_on_is_refused(tmp_path):

@@ -111,7 +111,7 @@ def test_another_key_is_an_error_not_silence(task, tmp_path):
     (older / "manifest.json").write_text(json.dumps({**manifest, "key": None}))
     with pytest.raises(DataError, match="does not say with which key"):
         load_excluded([older], KEY)
-    with pytest.raises(DataError, match="not a dataset"):
+    with pytest.raises(DataError, match="no such dataset"):
         load_excluded([tmp_path / "none"], KEY)
 
 
