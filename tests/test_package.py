@@ -35,9 +35,10 @@ def elsewhere(site, folder, *words):
     paths = [str(site), *(path for path in sys.path if path and "site-packages" in path)]
     script = (
         "import runpy, sys\n"
-        # The hook of an editable install would find the checkout.
+        # An editable install would find the checkout, by a hook or by a path of its own.
         "sys.meta_path = [hook for hook in sys.meta_path if 'editable' not in repr(hook)]\n"
-        f"sys.path[:0] = {paths!r}; sys.argv = sys.argv[1:]\n"
+        f"sys.path = {paths!r} + [path for path in sys.path if path != {str(ROOT)!r}]\n"
+        "sys.argv = sys.argv[1:]\n"
         "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
     )
     command = [sys.executable, "-I", "-c", script, *words]
