@@ -169,7 +169,7 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join([*lines, f"volumes: {content['volumes']:,}"])
 
 
-def _summary(counts: Int64[np.ndarray, " v"]) -> dict[str, float]:
+def _summary(counts: Int64[np.ndarray, " v"]) -> dict[str, int | float]:
     return {
         "least": int(counts.min()),
         "median": float(np.median(counts)),

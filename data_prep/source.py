@@ -13,7 +13,7 @@ Identifiers are raw in here, as in the source. Nothing of this module is written
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int16
@@ -183,6 +183,7 @@ class Finding:
     kept: bool
 
 
+@runtime_checkable
 class Source(Protocol):
     """A format of CT slices on disk. Implementations are frozen dataclasses that pickle."""
 

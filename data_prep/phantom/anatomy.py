@@ -61,24 +61,30 @@ class Patient:
         self.marrow = rng.uniform(120, 240)
         self.lung_hu = rng.uniform(-890, -820)
         self.rib_phase = rng.uniform(0, 1)
-        self.heart = _jitter(rng, (14, -22, 0.50), (54, 44, 0.17), 40 + 110 * contrast, -0.5)
-        self.liver = _jitter(rng, (-52, -8, 0.20), (84, 66, 0.27), 58 + 50 * contrast, 0.15)
-        self.spleen = _jitter(rng, (84, 40, 0.24), (22, 40, 0.15), 50 + 70 * contrast, -0.5)
-        self.stomach = _jitter(rng, (52, -32, 0.22), (42, 30, 0.15), 12, 0.3)
+        self.heart = _jitter(
+            rng, (14.0, -22.0, 0.50), (54.0, 44.0, 0.17), 40.0 + 110.0 * contrast, -0.5
+        )
+        self.liver = _jitter(
+            rng, (-52.0, -8.0, 0.20), (84.0, 66.0, 0.27), 58.0 + 50.0 * contrast, 0.15
+        )
+        self.spleen = _jitter(
+            rng, (84.0, 40.0, 0.24), (22.0, 40.0, 0.15), 50.0 + 70.0 * contrast, -0.5
+        )
+        self.stomach = _jitter(rng, (52.0, -32.0, 0.22), (42.0, 30.0, 0.15), 12.0, 0.3)
         self.kidneys = [
-            _jitter(rng, (s * 62, 42, z), (24, 30, 0.14), 32 + 140 * contrast, s * 0.5)
-            for s, z in ((-1, 0.03), (1, 0.07))
+            _jitter(rng, (s * 62.0, 42.0, z), (24.0, 30.0, 0.14), 32.0 + 140.0 * contrast, s * 0.5)
+            for s, z in ((-1.0, 0.03), (1.0, 0.07))
         ]
-        self.gall = _jitter(rng, (-42, -48, 0.10), (14, 18, 0.06), 8, 0)
+        self.gall = _jitter(rng, (-42.0, -48.0, 0.10), (14.0, 18.0, 0.06), 8.0, 0.0)
         self.lungs = [
             Ellipsoid(
-                (side * 0.50 * self.width, 2 + rng.normal(0, 3), 0.66),
+                (side * 0.50 * self.width, 2.0 + rng.normal(0.0, 3.0), 0.66),
                 (0.385 * self.width, 0.80 * self.depth, 0.385),
                 self.lung_hu,
                 turn=side * 0.10,
                 power=2.4,
             )
-            for side in (-1, 1)
+            for side in (-1.0, 1.0)
         ]
         self.bowel = [
             Ellipsoid(

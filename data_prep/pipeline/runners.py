@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from multiprocessing.synchronize import Semaphore
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ctssl_jax.errors import ConfigError
 
@@ -32,6 +32,7 @@ class GaveUp:
     reason: str
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Does tasks."""
 
