@@ -10,6 +10,7 @@ pre-training run had: the defaults are those of configs/spark.py. Whole slices a
 
 from ctssl_jax.config import EncoderConfig, EvaluateConfig
 from ctssl_jax.data import DataConfig
+from ctssl_jax.presets import PHANTOM
 from ctssl_jax.recipes import phantom
 
 
@@ -22,7 +23,7 @@ def get_config(preset: str = "") -> EvaluateConfig:
             return config
         case "demo" | "smoke":
             config.task, config.intensity = "phantom", phantom.intensity()
-            config.data = DataConfig(path=phantom.PATH, canvas=64)
+            config.data = DataConfig(path=PHANTOM, canvas=64)
             config.encoder, config.size = EncoderConfig(depth=18), 64
             if preset == "smoke":
                 config.fraction, config.knn_k, config.linear_c = 0.5, (1, 5), (1e-3, 1e-1)

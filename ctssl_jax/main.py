@@ -28,16 +28,7 @@ from ctssl_jax import command, config_help
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.hosts.signals import Supervisor
-
-# As recipes/phantom.py names them, with the flags that make them.
-PHANTOM, SCANS, NODULES = "data/phantom", "data/phantom_scans", "data/phantom_nodules"
-CHEST = ("--nodules=8", "--slices=2", "--size=96")
-PHANTOMS = {
-    PHANTOM: (),
-    SCANS: ("--patients=40", "--size=64", "--lesion_slices=2"),
-    # Seed 2: other anatomies than those of the two above. Many are tested, so that little is luck.
-    NODULES: (*CHEST, "--patients=400", "--val_fraction=0.1", "--test_fraction=0.3", "--seed=2"),
-}
+from ctssl_jax.presets import PHANTOM, PHANTOMS
 
 
 def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:

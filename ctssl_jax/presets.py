@@ -14,6 +14,16 @@ from ctssl_jax.errors import ConfigError
 INSTALLED = Path(__file__).with_name("configs")
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
 
+# Where `:demo` and `:smoke` expect the embedded phantoms, with the flags that make them.
+PHANTOM, SCANS, NODULES = "data/phantom", "data/phantom_scans", "data/phantom_nodules"
+CHEST = ("--nodules=8", "--slices=2", "--size=96")
+PHANTOMS = {
+    PHANTOM: (),
+    SCANS: ("--patients=40", "--size=64", "--lesion_slices=2"),
+    # Seed 2: other anatomies than those of the two above. Many are tested, so that little is luck.
+    NODULES: (*CHEST, "--patients=400", "--val_fraction=0.1", "--test_fraction=0.3", "--seed=2"),
+}
+
 
 def names() -> list[str]:
     """Of all, in the order of the alphabet."""

@@ -1,6 +1,6 @@
 """What the presets `:demo` and `:smoke` change in every config: the embedded phantom, small.
 
-Not a config of its own. The phantom is written to the paths below where it does not yet exist.
+Not a config of its own. The phantom is written to the paths of `presets` where it is not there yet.
 `:demo` of pre-training, of cases and of the ablation is `make demo`; docs/reproduce.md says how its
 numbers were chosen.
 """
@@ -13,10 +13,7 @@ from ctssl_jax.methods import Cases, Method, Supervised
 from ctssl_jax.methods.cases import Pooling
 from ctssl_jax.optim import OptimConfig
 from ctssl_jax.optim.freezing import FreezeConfig
-
-PATH = "data/phantom"
-SCANS_PATH = "data/phantom_scans"
-NODULES_PATH = "data/phantom_nodules"
+from ctssl_jax.presets import NODULES, PHANTOM, SCANS
 
 
 def intensity() -> Intensity:
@@ -32,7 +29,7 @@ def unknown_preset(preset: str, *known: str) -> ConfigError:
 def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
     """Pre-training on chest scans: a minute on two CPU cores; views of 96 px or less."""
     return PretrainConfig(
-        data=DataConfig(path=NODULES_PATH, canvas=96),
+        data=DataConfig(path=NODULES, canvas=96),
         intensity=intensity(),
         encoder=EncoderConfig.of(method, depth=18),
         method=method,
@@ -47,7 +44,7 @@ def pretrain_demo(method: Method, optim: OptimConfig) -> PretrainConfig:
 def pretrain_smoke(method: Method, optim: OptimConfig) -> PretrainConfig:
     """A few steps, for tests; `method` has views of 64 px or less."""
     config = pretrain_demo(method, optim)
-    config.data = DataConfig(path=PATH, canvas=64)
+    config.data = DataConfig(path=PHANTOM, canvas=64)
     config.batch_size, config.epochs, config.optim.warmup_epochs = 8, 0.3, 0.1
     config.log_every, config.checkpoint_every, config.picture_every = 2, 4, 4
     return config
@@ -56,7 +53,7 @@ def pretrain_smoke(method: Method, optim: OptimConfig) -> PretrainConfig:
 def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
     """Lesion or no lesion on the phantom: half a minute at full size on two CPU cores."""
     config.task, config.intensity = "phantom", intensity()
-    config.data = DataConfig(path=PATH, canvas=64)
+    config.data = DataConfig(path=PHANTOM, canvas=64)
     config.encoder = EncoderConfig(depth=18)
     config.method = Supervised(view=_whole())
     config.batch_size, config.epochs, config.freeze.epochs = 16, 5, 1
@@ -67,7 +64,7 @@ def finetune_demo(config: FinetuneConfig) -> FinetuneConfig:
 def cases_demo(config: FinetuneConfig) -> FinetuneConfig:
     """Chest scans with nodules or without: ten seconds a run on two CPU cores."""
     config = finetune_demo(config)
-    config.task, config.data = "chest_nodules", DataConfig(path=NODULES_PATH, canvas=64)
+    config.task, config.data = "chest_nodules", DataConfig(path=NODULES, canvas=64)
     config.method = Cases(slices=2, pooling=Pooling.MEAN, view=_whole())
     config.batch_size, config.steps, config.validate_every = 4, 40, 20
     config.freeze = FreezeConfig(epochs=0)
@@ -77,7 +74,7 @@ def cases_demo(config: FinetuneConfig) -> FinetuneConfig:
 def cases_smoke(config: FinetuneConfig) -> FinetuneConfig:
     """A few steps for tests, on scans of which two slices in 24 hold a lesion."""
     config = finetune_demo(config)
-    config.task, config.data = "phantom_scans", DataConfig(path=SCANS_PATH, canvas=64)
+    config.task, config.data = "phantom_scans", DataConfig(path=SCANS, canvas=64)
     config.method = Cases(slices=4, pooling=Pooling.ATTENTION, view=_whole())
     config.batch_size, config.freeze.epochs = 4, 1
     config.epochs, config.checkpoint_every_epochs = 2, 1
