@@ -130,6 +130,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def time_of_end(seconds_left: float) -> str:
+    """When what takes so long will be done, on this machine's clock: "Sun 17:30"."""
+    return time.strftime("%a %H:%M", time.localtime(time.time() + seconds_left))
+
+
 def duration(seconds: float | int) -> str:
     """Seconds as people read them.
 

@@ -23,7 +23,7 @@ from ctssl_jax.errors import DivergedError, Preempted
 from ctssl_jax.hosts import distributed, memory, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Batch, Method, Out, Progress, PyTree, Start, TrainState, started
-from ctssl_jax.metrics import Throughput, Writer, duration
+from ctssl_jax.metrics import Throughput, Writer, duration, time_of_end
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule
 from ctssl_jax.run.health import Watch, in_words
@@ -268,8 +268,8 @@ def fit(
                 writer.line(f"  {line}")
             if number > start + 1 and left > WORTH_TELLING_S and not foretold:
                 foretold = True
-                at = time.strftime("%a %H:%M", time.localtime(time.time() + left))
-                distributed.say(f"at {speed['images_per_second']:,.1f} img/s done about {at}")
+                rate = f"{speed['images_per_second']:,.1f} img/s"
+                distributed.say(f"at {rate} done about {time_of_end(left)}")
         try:
             for item in now_due:
                 item.call(state, number)

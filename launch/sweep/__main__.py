@@ -31,7 +31,6 @@ import functools
 import os
 import shlex
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ from ctssl_jax.errors import ConfigError, DataError, Preempted, StorageError, Us
 from ctssl_jax.files import make_private
 from ctssl_jax.hosts import distributed
 from ctssl_jax.hosts.signals import Supervisor
-from ctssl_jax.metrics import duration
+from ctssl_jax.metrics import duration, time_of_end
 from ctssl_jax.run.opening import open_labelled
 from launch import local
 from launch.sweep import folder, pool
@@ -283,7 +282,7 @@ def _outlook(sweep: Sweep, left: Collection[Cell]) -> str:
     seconds, unknown = sweep.seconds(left)
     if not left or unknown == len(left):
         return "done"
-    at = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
+    at = time_of_end(seconds)
     return f"done, about {duration(seconds)} left, until {at}" + _and_unknown(unknown)
 
 
