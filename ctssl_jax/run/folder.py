@@ -191,8 +191,8 @@ def changed(workdir: Path, config: Config) -> list[str]:
 
 def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:
     theirs, their_data = read_config(workdir), read_json(workdir / "data.json")
-    if theirs["hash"] != record["hash"] and not _same_but_elastic(theirs, record):
-        before = without(theirs["config"], record["elastic"])
+    before = without(theirs["config"], record["elastic"])  # of older runs more fields counted
+    if (theirs["type"], before) != (record["type"], record["config"]):
         difference = first_difference(record["config"], before)
         if theirs["type"] != record["type"]:
             difference = f"type is {theirs['type']} there and {record['type']} here"
@@ -215,14 +215,6 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
             f"{workdir} started from other weights of encoder_run, which has changed since: give "
             "another --workdir"
         )
-
-
-def _same_but_elastic(theirs: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether an older record is of this config: more of its fields may have counted then."""
-    return (theirs["type"], without(theirs["config"], record["elastic"])) == (
-        record["type"],
-        record["config"],
-    )
 
 
 def weights_of(data: dict[str, Any]) -> str | None:

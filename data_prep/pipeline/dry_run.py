@@ -226,14 +226,17 @@ def _labels(found: _Found, of: str) -> list[str]:
     """How many cases and slices each class has; what a case is, where it is not the slice."""
     cases, labels, lines = found.cases, found.labels, []
     word = plural(case_word(found.source.facts()))
+
+    def counted(label: int) -> str:
+        slices = f"{labels[label]:,} slices"
+        return f"{cases[label]:,} {word}, {slices}" if cases else slices
+
     if cases:
         lines.append(f"cases ({word}): {cases.total():,}{of}")
     for number, name in enumerate(found.source.classes):
-        of_cases = f"{cases[number]:,} {word}, " if cases else ""
-        lines.append(f"label {name}: {of_cases}{labels[number]:,} slices{of}")
+        lines.append(f"label {name}: {counted(number)}{of}")
     if found.source.classes and labels[-1]:
-        of_cases = f"{cases[-1]:,} {word}, " if cases else ""
-        lines.append(f"without a label: {of_cases}{labels[-1]:,} slices")
+        lines.append(f"without a label: {counted(-1)}")
     return lines
 
 
