@@ -13,6 +13,7 @@ VERBS = {
     "prep": Verb("data_prep", "scans in, dataset folder out: ctssl prep lists the sources"),
     "train": Verb("ctssl_jax.main", "pre-trains, fine-tunes or evaluates what a config says"),
     "sweep": Verb("launch.sweep", "the study: every start at every training size, several seeds"),
+    "plan": Verb("launch.plan", "what more annotations would bring, and what an encoder saves"),
     "report": Verb("ctssl_jax.report", "one page of the runs of some folders"),
     "predict": Verb("ctssl_jax.predict", "what was fine-tuned, or an encoder, on new scans"),
     "export": Verb("ctssl_jax.interop", "weights of a run for PyTorch", ("export",)),

@@ -69,7 +69,7 @@ def run(
     opened = open_labelled(config)
     config, dataset, (subset, held) = opened.config, opened.dataset, opened.drawn
     encoder = config.encoder.build(config.precision)
-    weights = _encoder_weights(config, encoder)
+    weights = encoder_weights(config)
     word = case_word(dataset.manifest)
     ks = _neighbours(config, len(subset.cases), word)
     if run_folder.open_run(workdir, config, dataset, audit=opened.audit, encoder=opened.encoder):
@@ -130,16 +130,10 @@ def _run_unlabelled(
     known = require_finished(config.encoder_run, config.accept_unfinished)
     dataset, audit = open_dataset(config)
     config = resolved(config, dataset)
-    encoder = config.encoder.build(config.precision)
-    weights = _encoder_weights(config, encoder)
+    weights, split = encoder_weights(config), config.data.split
     if run_folder.open_run(workdir, config, dataset, audit=audit, encoder=known):
         return _found_before(config, workdir)
-    mesh, split = sharding.make_mesh(), config.data.split
-    rows = np.arange(len(dataset.source(split)))
-    weights = _settled(config, dataset, encoder, weights, rows, mesh)
-    embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
-    embed = partial(embed, *sharding.replicate(weights, mesh))
-    found = _read(embed, dataset, config.data, split, mesh, supervisor.beat)
+    found = embedded(config, dataset, weights, supervisor.beat)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", **{split: found})
     results = {
@@ -159,8 +153,33 @@ def _run_unlabelled(
     return results
 
 
-def _encoder_weights(config: EvaluateConfig, encoder: ResNet) -> tuple[PyTree, PyTree]:
-    channels = config.intensity.channels
+def embedded(
+    config: EvaluateConfig,
+    dataset: data.Dataset,
+    weights: tuple[PyTree, PyTree],
+    check: Callable[[], None] = lambda: None,
+) -> Features:
+    """Features of all slices of `data.split`, by the `encoder_weights` of the config.
+
+    A random encoder's statistics are of these slices. `check` is called at every batch and may
+    raise.
+    """
+    encoder = config.encoder.build(config.precision)
+    mesh, split = sharding.make_mesh(), config.data.split
+    rows = np.arange(len(dataset.source(split)))
+    weights = _settled(config, dataset, encoder, weights, rows, mesh)
+    embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
+    embed = partial(embed, *sharding.replicate(weights, mesh))
+    return _read(embed, dataset, config.data, split, mesh, check)
+
+
+def encoder_weights(config: EvaluateConfig) -> tuple[PyTree, PyTree]:
+    """Parameters and statistics of the run's encoder, or of a random one.
+
+    Raises:
+      UserError: there is no such encoder, or it does not fit.
+    """
+    encoder, channels = config.encoder.build(config.precision), config.intensity.channels
     if config.encoder_run:
         return load_encoder(Path(config.encoder_run), encoder, channels)
     init = sharding.jit_init(lambda key: init_encoder(encoder, key, STRIDE, channels))

@@ -221,7 +221,7 @@ def test_k_is_chosen_on_validation_where_test_would_choose_another(
         return Features(x, labels, patients, np.arange(len(labels)))
 
     monkeypatch.setattr(evaluate, "features", planted)
-    monkeypatch.setattr(evaluate, "_encoder_weights", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluate, "encoder_weights", lambda *_: ({}, {}))
     config = smoke(phantom_path, fraction=1.0, knn_k=(3, 1))
     config.bn_images = 0  # there is no network here
     found = evaluate.run(config, tmp_path / "run")["knn"]
@@ -569,9 +569,7 @@ def test_an_unlabelled_set_has_its_features_written_and_nothing_scored(capsys, t
     assert sorted(arrays) == ["train_features", "train_label", "train_record"]
     assert arrays["train_record"].tolist() == [0, 1, 2, 3, 4]
     config = EvaluateConfig(encoder=EncoderConfig(depth=18))
-    params, stats = jax.device_get(
-        evaluate._encoder_weights(config, config.encoder.build(Precision.FLOAT32))
-    )
+    params, stats = jax.device_get(evaluate.encoder_weights(config))
     source = data.open_dataset(path).source("train")
     expected = by_hand(params, stats, source, 0, 255, Intensity(mean=(0.28,), std=(0.256,)))
     np.testing.assert_allclose(arrays["train_features"], expected, rtol=1e-3, atol=1e-4)

@@ -5,7 +5,7 @@ Reads what runs wrote and nothing else: no data, no checkpoint, no JAX. Read
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,9 +39,7 @@ def write_report(
       ConfigError: the `report` extra is not installed, or another report is written there.
       StorageError: `out` or `published` cannot be written.
     """
-    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"report: {missing[0]} is missing; pip install 'ctssl_jax[report]'")
+    require_installed()
     comparison = compare(find_runs(places))
     if published:
         publish(comparison.runs, Path(published))
@@ -69,19 +67,33 @@ def write_report(
         *(found.picture for found in neighbours),
         *(picture for test in external for _, picture in test.cases_drawn),
     ]
-    _write(Path(out), render(comparison, studies, pretraining, neighbours, external), pictures)
+    page = render(comparison, studies, pretraining, neighbours, external)
+    write_page(Path(out), "report.html", page, pictures)
     return comparison.runs
 
 
-def _write(out: Path, page: str, pictures: list[Picture | Numbers]) -> None:
+def require_installed() -> None:
+    """Raises `ConfigError` where the `report` extra is not installed."""
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"report: {missing[0]} is missing; pip install 'ctssl_jax[report]'")
+
+
+def write_page(out: Path, name: str, page: str, pictures: Sequence[Picture | Numbers]) -> None:
+    """Writes a page and the folder `figures` beside it.
+
+    Raises:
+      ConfigError: another page is being written there.
+      StorageError: it cannot be written.
+    """
     try:
         make_private(out)
         with run_lock.alone(out):
             (out / "figures").mkdir(exist_ok=True)
             for picture in pictures:
-                for name, content in picture.files().items():
-                    _replace(out / "figures" / name, content)
-            _replace(out / "report.html", page.encode())
+                for file, content in picture.files().items():
+                    _replace(out / "figures" / file, content)
+            _replace(out / name, page.encode())
     except OSError as error:
         raise StorageError(
             f"--out: {out} cannot be written ({error.strerror}); name another folder."

@@ -15,7 +15,7 @@ from ctssl_jax.report.comparison.compare import RESAMPLES, Comparison
 from ctssl_jax.report.comparison.folds import fold_of
 from ctssl_jax.report.names import arm_name
 from ctssl_jax.report.runs import OPERATING, Run, is_number
-from ctssl_jax.report.sections import findings
+from ctssl_jax.report.sections import annotations, findings
 from ctssl_jax.report.sections.data_card import data_cards
 from ctssl_jax.report.sections.deviations import deviations
 from ctssl_jax.report.sections.external import ExternalTest
@@ -66,14 +66,8 @@ ENVIRONMENT = {
 """What of a run's env.json is shown, and as what."""
 
 
-def render(
-    comparison: Comparison,
-    pictures: list[TaskPictures],
-    pretraining: list[Pretraining],
-    neighbours: list[Neighbours],
-    external: list[ExternalTest],
-) -> str:
-    """The whole page as HTML; `pictures` are one for each task of the comparison."""
+def templates() -> Any:
+    """Jinja's environment: the templates of this package, with what every page uses."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -88,32 +82,52 @@ def render(
         **{name: getattr(words, name) for name in FILTERS},
         arm=arm_name,
     )
+    environment.globals.update(
+        lead_sentence=annotations.lead_sentence,
+        needed_words=annotations.needed_words,
+        mores=annotations.MORE,
+    )
+    return environment
+
+
+def render(
+    comparison: Comparison,
+    pictures: list[TaskPictures],
+    pretraining: list[Pretraining],
+    neighbours: list[Neighbours],
+    external: list[ExternalTest],
+) -> str:
+    """The whole page as HTML; `pictures` are one for each task of the comparison."""
     tasks, runs = comparison.tasks, comparison.runs
     methods = {run.folder: method_name(run, comparison) for run in runs}
-    return environment.get_template("page.html").render(
-        sections=list(zip(section_titles(tasks), tasks, pictures, strict=True)),
-        leads=list(zip(leads(comparison), pictures, strict=True)),
-        findings=findings,
-        notices=[
-            *(("Conflict.", text) for text in comparison.conflicts),
-            *(("Note.", text) for text in comparison.notes),
-        ],
-        pretraining=[(methods[item.run.folder], item) for item in pretraining],
-        neighbours=neighbours,
-        external=external,
-        data=data_cards(runs),
-        deviations=deviations(runs),
-        environment=environment_rows(runs),
-        rows=[run_row(run, methods[run.folder]) for run in runs],
-        reproducibility=reproducibility(comparison),
-        comparisons=sum(len(task.pairs) for task in tasks),
-        resamples=RESAMPLES,
-        operating=OPERATING,
-        verdict=words.verdict,
-        most_skipped=max(
-            (cell.interval("auc").skipped for task in tasks for cell in task.cells), default=0
-        ),
-        fewest_seeds=min((len(cell.runs) for task in tasks for cell in task.cells), default=0),
+    return (
+        templates()
+        .get_template("page.html")
+        .render(
+            sections=list(zip(section_titles(tasks), tasks, pictures, strict=True)),
+            leads=list(zip(leads(comparison), pictures, strict=True)),
+            findings=findings,
+            notices=[
+                *(("Conflict.", text) for text in comparison.conflicts),
+                *(("Note.", text) for text in comparison.notes),
+            ],
+            pretraining=[(methods[item.run.folder], item) for item in pretraining],
+            neighbours=neighbours,
+            external=external,
+            data=data_cards(runs),
+            deviations=deviations(runs),
+            environment=environment_rows(runs),
+            rows=[run_row(run, methods[run.folder]) for run in runs],
+            reproducibility=reproducibility(comparison),
+            comparisons=sum(len(task.pairs) for task in tasks),
+            resamples=RESAMPLES,
+            operating=OPERATING,
+            verdict=words.verdict,
+            most_skipped=max(
+                (cell.interval("auc").skipped for task in tasks for cell in task.cells), default=0
+            ),
+            fewest_seeds=min((len(cell.runs) for task in tasks for cell in task.cells), default=0),
+        )
     )
 
 

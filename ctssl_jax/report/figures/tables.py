@@ -43,7 +43,7 @@ def against_size(task: Task, metrics: tuple[str, ...]) -> str:
             rows.append((*place, MEAN, "", cell.mean(metric), *ends, words.cell_levels(cell)))
             values = zip(cell.runs, cell.test(metric), strict=True)
             rows += [(*place, *_run(run), value, "", "", "") for run, value in values]
-    return _csv(("metric", *PLACE, *RUN, "value", "low", "high", "covers"), rows)
+    return as_csv(("metric", *PLACE, *RUN, "value", "low", "high", "covers"), rows)
 
 
 def decisions(task: Task) -> str:
@@ -54,7 +54,7 @@ def decisions(task: Task) -> str:
         if task.has(name) and name not in ("auc", "f1", "accuracy")
         for cell in task.cells
     ]
-    return _csv(("metric", *PLACE, "value", "low", "high", "covers"), rows)
+    return as_csv(("metric", *PLACE, "value", "low", "high", "covers"), rows)
 
 
 def examples(found: list[Example]) -> str:
@@ -64,13 +64,13 @@ def examples(found: list[Example]) -> str:
         for example in found
         for start in example.starts
     ]
-    return _csv(("row", "truth", "start", "chance", "wrong", "runs"), rows)
+    return as_csv(("row", "truth", "start", "chance", "wrong", "runs"), rows)
 
 
 def calibration(task: Task) -> str:
     """Of `outcomes.calibration_of_sizes`; intervals are over patients."""
     rows = [(*_place(cell), *each) for cell in task.cells for each in calibration_curve(cell)]
-    return _csv((*PLACE, "predicted", "observed", "low", "high"), rows)
+    return as_csv((*PLACE, "predicted", "observed", "low", "high"), rows)
 
 
 def differences(task: Task) -> str:
@@ -85,7 +85,7 @@ def differences(task: Task) -> str:
         for pair in task.pairs
     ]
     names = ("start", "pretrainings", "minus", "minus_pretrainings", "fraction", "difference")
-    return _csv((*names, "low", "high", "covers", "p", "p_adjusted", "verdict"), rows)
+    return as_csv((*names, "low", "high", "covers", "p", "p_adjusted", "verdict"), rows)
 
 
 def roc(task: Task) -> str:
@@ -96,7 +96,7 @@ def roc(task: Task) -> str:
         for run, curve in zip(runs, [mean_roc_curve(cell), *roc_curves(cell)], strict=True):
             points = zip(FALSE_POSITIVES, curve, strict=True)
             rows += [(*_place(cell), *run, f"{x:.2f}", y) for x, y in points]
-    return _csv((*PLACE, *RUN, "false_positive_rate", "true_positive_rate"), rows)
+    return as_csv((*PLACE, *RUN, "false_positive_rate", "true_positive_rate"), rows)
 
 
 def confusions(cells: list[Cell], classes: tuple[str, ...]) -> str:
@@ -107,7 +107,7 @@ def confusions(cells: list[Cell], classes: tuple[str, ...]) -> str:
         for run, matrix in zip(cell.runs, confusion(cell), strict=True)
         for (true, predicted), count in np.ndenumerate(matrix)
     ]
-    return _csv((*PLACE, *RUN, "true_class", "predicted_class", "cases"), rows)
+    return as_csv((*PLACE, *RUN, "true_class", "predicted_class", "cases"), rows)
 
 
 def pretraining(run: Run) -> str:
@@ -119,7 +119,7 @@ def pretraining(run: Run) -> str:
     rows = [
         (f"{step:.0f}", *(values.get(step, "") for values in columns.values())) for step in steps
     ]
-    return _csv(("step", *columns), rows)
+    return as_csv(("step", *columns), rows)
 
 
 def _place(cell: Cell) -> tuple[str, int, float, float, float]:
@@ -135,7 +135,8 @@ def _run(run: Run) -> tuple[float | int, str]:
     return run.results["seed"], words.short(run.results.get("encoder_run") or "")
 
 
-def _csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def as_csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV, no cell of which a spreadsheet takes for a formula."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)

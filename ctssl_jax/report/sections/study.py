@@ -9,6 +9,7 @@ from ctssl_jax.report.figures import curves as figures
 from ctssl_jax.report.figures import outcomes as outcome_figures
 from ctssl_jax.report.figures import tables
 from ctssl_jax.report.figures.picture import Numbers, Picture, drawn
+from ctssl_jax.report.sections.annotations import Annotations, of_task
 from ctssl_jax.report.words import annotated, legend_name, number, sizes
 
 
@@ -25,6 +26,7 @@ class TaskPictures:
     decisions: Numbers
     examples: list[Example]
     of_examples: Numbers
+    annotations: Annotations | None
 
     def files(self) -> list[Picture | Numbers]:
         """All that has files beside the page."""
@@ -32,7 +34,8 @@ class TaskPictures:
         calibration = [self.calibration] if self.calibration else []
         numbers = [self.differences, self.decisions]
         numbers += [self.of_examples] if self.examples else []
-        return [self.auc, self.others, self.roc, *calibration, *confusions, *numbers]
+        more = [self.annotations.picture] if self.annotations else []
+        return [self.auc, self.others, self.roc, *calibration, *confusions, *more, *numbers]
 
 
 def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
@@ -54,6 +57,7 @@ def task_pictures(task: Task, title: str, number: int) -> TaskPictures:
         decisions=Numbers(f"decisions-{number}", tables.decisions(task)),
         examples=found,
         of_examples=Numbers(f"examples-{number}", tables.examples(found)),
+        annotations=of_task(task, title, number),
     )
 
 

@@ -1,0 +1,371 @@
+"""What more annotations would bring: a learning curve, carried on with honest intervals.
+
+The mean AUC of networks that learn from n patients follows an inverse power law,
+
+    f(n) = level + gain (1 - (n / N)^-power),    gain >= 0,  level + gain <= 1,
+
+the usual a - b n^-c with a = level + gain and b = gain N^power: N are the patients at hand, `level`
+is f(N), and `gain` is all that any number of further patients could still bring. Figueroa et al.
+(BMC Med. Inform. Decis. Mak. 12:8, 2012) fit it by weighted least squares; their intervals hold the
+error of the fit alone. What is foretold here is the AUC of one network, trained on one set of n
+patients and tested on patients of the same kind, and its interval holds
+
+    test patients     jackknife over patients of the AUC at all sizes, together: one test set is
+                      easy or hard at every size, so this shifts a curve more than it bends it
+    subsets           the spread of the AUC over training subsets of one size, less what the test
+                      patients add to it, and as if each had been drawn from new patients:
+                      subsets of the N at hand overlap, by which their spread is too small
+    the patients at   all N are one draw: a shift of the whole curve, as large as the spread of
+    hand              subsets of N
+    the law           gain and power are drawn from what fits, not set to what fits best
+    pre-trainings     Student's t over the encoders of an arm, where it has several
+
+`gain` and `power` have prior distributions, for three to six noisy points do not tell the three
+numbers of a power law. They, `MISFIT` and `SPREAD` were chosen on the design tasks of
+docs/planner.md and are never fitted to the data at hand.
+"""
+
+import warnings
+from collections.abc import Sequence
+from math import inf, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, Num, Shaped
+from scipy.optimize import OptimizeWarning, curve_fit
+from scipy.stats import chi2
+
+from ctssl_jax.statistics.metric import auc, within_folds
+
+REACH = 4.0
+"""Times the patients at hand beyond which nothing is said."""
+FEWEST_SIZES = 3
+POWERS = np.geomspace(0.15, 2.5, 24)
+POWER = (0.6, 0.6)
+"""Median of the prior of the power, and the standard deviation of its logarithm."""
+GAIN = (0.35, 0.35)
+"""Mean and standard deviation of the prior of the gain, in parts of 1 - level; cut at 0 and 1."""
+MISFIT = 0.004
+"""Standard deviation of what no power law explains of the mean AUC at one size."""
+SPREAD = 1.0
+"""Factor by which the intervals of one network are widened."""
+DRAWS = 4000
+GROUPS = 200
+"""Most groups of patients of the jackknife; more patients are put together at random."""
+
+
+class Curve(NamedTuple):
+    """AUC of networks of one start at growing numbers of training patients.
+
+    Attributes:
+      sizes: training patients, small to large.
+      values: AUC of each order of the patients, at each size; in an order larger subsets hold the
+        smaller ones.
+      jackknife: the same without each group of test patients.
+      pool: patients that the subsets were drawn from, on average.
+      networks: that one value is the mean of: folds of a cross-validation.
+      patients: at hand, N; with validation and folds more than `pool`.
+      tested: test patients.
+      rarest: patients of the rarest class among them.
+    """
+
+    sizes: Float[np.ndarray, " k"]
+    values: Float[np.ndarray, "r k"]
+    jackknife: Float[np.ndarray, "g r k"]
+    pool: float
+    networks: int
+    patients: int
+    tested: int
+    rarest: int
+
+
+class Law(NamedTuple):
+    """What fits a curve: draws of its numbers, equal in number for every curve.
+
+    Attributes:
+      patients: N.
+      level, gain, power: of each draw; see the module.
+      subset: variance of one network over training sets of N patients.
+      test: variance of the AUC at N over test sets of `tested` patients.
+      tested: see `Curve`.
+      encoder: standard deviation over pre-trainings; 0 where there is one.
+      encoders: how many there were.
+      misfit: p of the measured values if the law were true.
+      missed: AUC by which the likeliest law misses one of them, at most.
+    """
+
+    patients: int
+    level: Float[np.ndarray, " d"]
+    gain: Float[np.ndarray, " d"]
+    power: Float[np.ndarray, " d"]
+    subset: float
+    test: float
+    tested: int
+    encoder: float
+    encoders: int
+    misfit: float
+    missed: float
+
+    def mean(self, n: float) -> Float[np.ndarray, " d"]:
+        """Draws of f(n), the mean over training sets of n patients."""
+        return self.level + self.gain * (1 - (n / self.patients) ** -self.power)
+
+    def network(self, n: float, tested: float = inf, seed: int = 0) -> Float[np.ndarray, " d"]:
+        """Draws of the AUC of one network of n patients, as `tested` other patients show it.
+
+        With `inf` of them it is the AUC among all patients of the kind.
+        """
+        rng, mean = np.random.default_rng([seed, 3]), self.mean(n)
+        middle = float(np.median(mean))
+        room = _room(middle) / _room(self.level)
+        measured = self.test * self.tested / tested * room
+        noise = sqrt(self.subset * self.patients / n + measured)
+        drawn = mean + noise * rng.standard_normal(len(mean))
+        if self.encoders > 1:
+            drawn = drawn + self.encoder * rng.standard_t(self.encoders - 1, len(mean))
+        return np.clip(middle + SPREAD * (drawn - middle), 0, 1)
+
+
+def measured(
+    labels: Integer[np.ndarray, " n"],
+    scores: Num[np.ndarray, "r k n c"],
+    patients: Shaped[np.ndarray, " n"],
+    folds: Shaped[np.ndarray, " n"],
+    sizes: Num[np.ndarray, " k"],
+    pool: float,
+    at_hand: int,
+    seed: int = 0,
+) -> Curve:
+    """The curve of networks that were trained at several sizes and tested on the same cases.
+
+    Args:
+      labels: of the test cases.
+      scores: of each order and size.
+      patients: of the test cases.
+      folds: that tested each case; AUC is computed within them. All alike where there are none.
+      sizes: see `Curve`, as `pool`.
+      at_hand: N.
+      seed: of the groups of patients, where there are too many for one each.
+    """
+    names, own = np.unique(patients, return_inverse=True)
+    runs = scores.reshape(-1, *scores.shape[2:])
+    statistic = within_folds(auc, folds)(labels, runs, own)
+    groups = _groups(len(names), seed)
+    weights = np.concatenate([np.ones((1, len(names))), 1.0 - groups])
+    table = statistic(weights).reshape(-1, *scores.shape[:2])
+    votes = np.zeros((len(names), int(labels.max()) + 1))
+    np.add.at(votes, (own, labels), 1)
+    holders = (votes > 0).sum(axis=0)
+    return Curve(
+        np.asarray(sizes, np.float64),
+        table[0],
+        table[1:],
+        pool,
+        len(np.unique(folds)),
+        at_hand,
+        len(names),
+        int(holders[holders > 0].min()),
+    )
+
+
+def fit(curves: Sequence[Curve], draws: int = DRAWS, seed: int = 0) -> Law:
+    """The power laws that fit the mean of the curves of an arm, one for each of its pre-trainings.
+
+    Each draw is a refit of the measured means with errors of the size of theirs, and with a power
+    and a gain drawn beforehand (for a linear model with normal errors that is a draw from the
+    posterior exactly). The errors of the test patients are the same in every call with one seed, so
+    that arms which were tested on the same patients can be set against each other draw by draw.
+
+    Raises:
+      ValueError: there are fewer than `FEWEST_SIZES` sizes, or an AUC is not known.
+    """
+    first = curves[0]
+    sizes, at_hand = first.sizes, first.patients
+    values = np.mean([curve.values.mean(axis=0) for curve in curves], axis=0)
+    if len(sizes) < FEWEST_SIZES or not np.isfinite(values).all():
+        raise ValueError(f"fit: wants the AUC at {FEWEST_SIZES} sizes or more")
+    of_patients = np.mean([deviations(curve) for curve in curves], axis=0)  # [groups, sizes]
+    subset, orders = subset_variance(curves)
+    steady = of_patients.T @ of_patients + np.diag(orders) + MISFIT**2 * np.eye(len(sizes))
+    chosen = _Choice(sizes / at_hand, values, steady)
+    rng, shared = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    patients = shared.standard_normal((draws, len(of_patients)))
+    tails = np.sqrt(max(first.rarest - 1, 1) / shared.chisquare(max(first.rarest - 1, 1), draws))
+    errors = (patients * tails[:, None]) @ of_patients
+    errors += rng.standard_normal(errors.shape) * np.sqrt(orders + MISFIT**2)
+    level, gain, power = chosen.drawn(values + errors, rng)
+    encoder = _encoder_spread(curves)
+    shift = sqrt(subset) * rng.standard_normal(draws)
+    if len(curves) > 1:
+        shift += encoder / sqrt(len(curves)) * rng.standard_t(len(curves) - 1, draws)
+    level = np.clip(level + shift, 0, 1)
+    return Law(
+        at_hand,
+        level,
+        np.clip(gain, 0, 1 - level),
+        power,
+        subset,
+        float(np.sum(of_patients[:, -1] ** 2)),
+        first.tested,
+        encoder,
+        len(curves),
+        *chosen.misfit(),
+    )
+
+
+class _Choice:
+    """The posterior of the power, and refits at each power.
+
+    Args:
+      sizes: in parts of N.
+      values: mean AUC at each.
+      covariance: of their errors.
+    """
+
+    def __init__(
+        self,
+        sizes: Float[np.ndarray, " k"],
+        values: Float[np.ndarray, " k"],
+        covariance: Float[np.ndarray, "k k"],
+    ):
+        self.sizes, self.values = sizes, values
+        self.precision = np.linalg.inv(covariance)
+        room = max(1 - float(values[-1]), 0.02)
+        self.gain_mean, self.gain_sd = GAIN[0] * room, GAIN[1] * room
+        # With the priors of level (flat) and gain in the covariance, all but the power is normal.
+        logs = np.array([self._log_evidence(power, covariance) for power in POWERS])
+        logs -= 0.5 * (np.log(POWERS / POWER[0]) / POWER[1]) ** 2
+        self.weights = np.exp(logs - logs.max())
+        self.weights /= self.weights.sum()
+
+    def _design(self, power: float) -> Float[np.ndarray, "k 2"]:
+        return np.stack([np.ones(len(self.sizes)), 1 - self.sizes**-power], axis=1)
+
+    def _log_evidence(self, power: float, covariance: Float[np.ndarray, "k k"]) -> float:
+        design = self._design(power)
+        total = covariance + design @ np.diag([1.0, self.gain_sd**2]) @ design.T
+        rest = self.values - design @ np.array([0.75, self.gain_mean])
+        return float(-0.5 * (rest @ np.linalg.solve(total, rest) + np.linalg.slogdet(total)[1]))
+
+    def drawn(
+        self, values: Float[np.ndarray, "d k"], rng: np.random.Generator
+    ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+        """Level, gain and power of a refit of each row of values."""
+        at = rng.choice(len(POWERS), len(values), p=self.weights)
+        wished = self.gain_mean + self.gain_sd * rng.standard_normal(len(values))
+        level, gain = np.empty(len(values)), np.empty(len(values))
+        for number in np.unique(at):
+            own = at == number
+            level[own], gain[own] = self._refit(values[own], wished[own], POWERS[number])
+        return level, gain, POWERS[at]
+
+    def _refit(
+        self, values: Float[np.ndarray, "d k"], wished: Float[np.ndarray, " d"], power: float
+    ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+        """Generalised least squares with the wished gain as one more observation."""
+        design, prior = self._design(power), np.diag([0.0, self.gain_sd**-2])
+        normal = design.T @ self.precision @ design + prior
+        right = values @ self.precision @ design
+        right[:, 1] += wished / self.gain_sd**2
+        level, gain = np.linalg.solve(normal, right.T)
+        flat = gain < 0  # no curve falls: level alone
+        ones = np.ones(len(self.sizes)) @ self.precision
+        level[flat] = values[flat] @ ones / ones.sum()
+        return level, np.maximum(gain, 0)
+
+    def misfit(self) -> tuple[float, float]:
+        """The chance of the residuals of the likeliest law, if it were true, and the largest."""
+        power = POWERS[np.argmax(self.weights)]
+        wished = np.array([self.gain_mean])
+        level, gain = self._refit(self.values[None], wished, power)
+        rest = self.values - level[0] - gain[0] * (1 - self.sizes**-power)
+        chance = chi2.sf(rest @ self.precision @ rest, max(len(self.sizes) - 2, 1))
+        return float(chance), float(np.abs(rest).max())
+
+
+def _groups(count: int, seed: int) -> Bool[np.ndarray, "g n"]:
+    """Which patients each group has: one each, or about equally many at random."""
+    if count <= GROUPS:
+        return np.eye(count, dtype=bool)
+    member = np.random.default_rng([seed, 4]).permutation(np.arange(count) % GROUPS)
+    return np.arange(GROUPS)[:, None] == member
+
+
+def deviations(curve: Curve) -> Float[np.ndarray, "g k"]:
+    """Rows whose sum of squares is the variance over test patients of the mean at each size.
+
+    The last row is a floor. Where every case is ranked rightly nobody's absence changes anything,
+    which does not make the AUC of further patients certain: as if half of one of the rarest^2
+    pairs of patients had been ranked wrongly.
+    """
+    means = curve.jackknife.mean(axis=1)
+    groups = len(means)
+    rows = (means - means.mean(axis=0)) * sqrt((groups - 1) / groups)
+    floor = 0.25 / curve.rarest**3
+    least = np.sqrt(np.maximum(floor - np.sum(rows**2, axis=0), 0))
+    return np.concatenate([rows, least[None]])
+
+
+def subset_variance(curves: Sequence[Curve]) -> tuple[float, Float[np.ndarray, " k"]]:
+    """Of one network over training sets of N patients; of the curves' mean at each size.
+
+    Variances at the sizes at hand are brought to N by 1 / n and averaged over sizes.
+    """
+    first = curves[0]
+    orders = len(first.values)
+    if orders < 2:
+        return 0.0, np.zeros(len(first.sizes))
+    seen = np.mean([np.var(curve.values, axis=0, ddof=1) for curve in curves], axis=0)
+    # The test patients are few, so that networks which differ by nothing else differ on them.
+    apart = [curve.jackknife - curve.jackknife.mean(axis=1, keepdims=True) for curve in curves]
+    groups = len(first.jackknife)
+    by_test = np.mean(
+        [(groups - 1) * np.var(part, axis=0).sum(axis=0) / (orders - 1) for part in apart], axis=0
+    )
+    own = np.maximum(seen - by_test, 0.25 * seen) * first.networks
+    left = np.maximum(1 - first.sizes / first.pool, 0.0)  # of subsets without replacement
+    wide = left > 0.3
+    if not wide.any():
+        wide = left == left.max()
+    at_hand = own[wide] / np.maximum(left[wide], 0.05) * first.sizes[wide] / first.patients
+    return float(at_hand.mean()), seen / orders / len(curves)
+
+
+def _encoder_spread(curves: Sequence[Curve]) -> float:
+    """Standard deviation over pre-trainings of the AUC, mean over sizes; 0 of one."""
+    if len(curves) < 2:
+        return 0.0
+    levels = [float(curve.values.mean(axis=0)[-2:].mean()) for curve in curves]
+    return float(np.std(levels, ddof=1))
+
+
+def _room(auc: Float[np.ndarray, " d"] | float) -> float:
+    """What the variance of an AUC is in proportion to, about: nothing at 0 and at 1."""
+    middle = float(np.median(auc))
+    return max(middle * (1 - middle), 0.005)
+
+
+def least_squares(
+    sizes: Num[np.ndarray, " k"], values: Num[np.ndarray, " k"]
+) -> tuple[float, float, float]:
+    """a, b, c of a - b n^-c by plain least squares with bounds: what the intervals are set against.
+
+    a is in [0, 1], b in [0, 10], c in [0, 5].
+    """
+
+    def law(n: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
+        return a - b * n**-c
+
+    start = (min(float(np.max(values)) + 0.02, 0.99), 0.5, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimizeWarning)  # of its own covariance, which nobody asks
+        (a, b, c), _ = curve_fit(
+            law, np.asarray(sizes, float), values, start, bounds=((0, 0, 0), (1, 10, 5))
+        )
+    return float(a), float(b), float(c)
+
+
+def quantiles(values: Float[np.ndarray, " d"], level: float) -> tuple[float, float]:
+    """Ends of the central interval of draws."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,191 @@
+"""How often the planner's intervals hold what came of it: held-out curves of tasks at hand.
+
+    python -m launch.benchmark_planner --data=DATASET[@PIXELS] ... --encoders=RUN,... --cache=FOLDER
+        [--sizes=24,48] [--splits=6] [--seed=0] [--out=FILE.json]
+
+Again and again N patients are taken for those at hand, three times as many for those who are
+annotated later, and all others for the test. The planner sees the N alone, with folds of their own.
+What it foretells for 2 N and 4 N is set against one probe that learnt from the N and their next N
+or 3 N patients (`theirs`), or from as many others (`others`), tested on the rest; so the foretold
+is for a test on as many patients. Beside it stand the last value carried on and a plain
+least-squares power law. It measures only.
+"""
+
+if __name__ == "__main__":
+    from ctssl_jax.hosts import signals
+
+    signals.end_at_signals()
+
+from collections.abc import Iterator, Sequence
+from math import nan
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from ctssl_jax.frozen import nested
+from ctssl_jax.frozen.classifiers import fit_linear
+from ctssl_jax.frozen.features import Features
+from ctssl_jax.statistics import learning_curve as law
+from ctssl_jax.statistics import roc_auc
+from ctssl_jax.statistics.planning import refusal, refusal_of_shape
+
+NAME = "launch.benchmark_planner"
+TIMES = (2, 4)
+LEVELS = (0.8, 0.95)
+FOLDS, FEW_FOLDS, FEW = 5, 3, 40
+"""Folds of the patients at hand; of fewer than `FEW` patients the second."""
+LEAST_TEST = 12
+"""Patients that must be left for the test."""
+
+
+class Parted(NamedTuple):
+    """Patients by number, in the order in which they are annotated, and those of the test."""
+
+    order: Int[np.ndarray, " p"]
+    test: Int[np.ndarray, " t"]
+
+
+class HeldOut(NamedTuple):
+    """The curve of the patients at hand; what came of 2 N and 4 N on `tested` other patients.
+
+    `came` has the AUC with the patients at hand among the learnt ones, and without them.
+    """
+
+    curve: law.Curve
+    tested: int
+    came: dict[int, tuple[float, float]]
+
+
+def part(features: Features, at_hand: int, rng: np.random.Generator) -> Parted | None:
+    """Patients at random: 4 N to be annotated, classes in proportion, the rest for the test.
+
+    With too few patients for 4 N it is 2 N; None with too few for that.
+    """
+    names, own = np.unique(features.patients, return_inverse=True)
+    majority = _majority(features.labels, own)
+    draw = rng.random(len(names))
+    rank = np.empty(len(names))
+    for label in np.unique(majority):
+        of = np.flatnonzero(majority == label)
+        rank[of[np.argsort(draw[of])]] = (np.arange(len(of)) + rng.random()) / len(of)
+    order = np.argsort(rank)
+    for times in reversed(TIMES):
+        if len(order) >= times * at_hand + max(LEAST_TEST, len(order) // 5):
+            return Parted(order[: times * at_hand], order[times * at_hand :])
+    return None
+
+
+def _majority(labels: Int[np.ndarray, " n"], own: Int[np.ndarray, " n"]) -> Int[np.ndarray, " p"]:
+    """The commonest class of each patient's cases."""
+    votes = np.zeros((own.max() + 1, labels.max() + 1), np.int64)
+    np.add.at(votes, (own, labels), 1)
+    return votes.argmax(axis=1)
+
+
+def own_folds(
+    labels: Int[np.ndarray, " n"], patients: np.ndarray, rng: np.random.Generator
+) -> Int[np.ndarray, " n"]:
+    """A fold for each case, by patient, classes in proportion."""
+    names, own = np.unique(patients, return_inverse=True)
+    majority = _majority(labels, own)
+    along = np.lexsort((rng.random(len(names)), majority))
+    fold = np.empty(len(names), np.int64)
+    fold[along] = np.arange(len(names)) % (FOLDS if len(names) >= FEW else FEW_FOLDS)
+    return fold[own]
+
+
+def measure(
+    features: Features, classes: int, at_hand: int, seed: Sequence[int], orders: int
+) -> HeldOut | None:
+    """Takes N patients for those at hand and trains on what comes after; None if too few."""
+    rng = np.random.default_rng(seed)
+    if (parted := part(features, at_hand, rng)) is None:
+        return None
+    _, own = np.unique(features.patients, return_inverse=True)
+
+    def of(patients: Int[np.ndarray, " p"]) -> Features:
+        return features.take(np.flatnonzero(np.isin(own, patients)))
+
+    known, test = of(parted.order[:at_hand]), of(parted.test)
+    folds = own_folds(known.labels, known.patients, rng)
+    sizes = nested.sizes_of(known, folds)
+    draw = int(rng.integers(2**31))
+    curve = nested.probe_curve(known, folds, sizes, classes, orders, draw)
+    later, came = parted.order[at_hand:], dict[int, tuple[float, float]]()
+    for times in TIMES:
+        n = times * at_hand
+        if n <= len(parted.order):
+            theirs = _auc(of(parted.order[:n]), test, classes)
+            others = _auc(of(later[:n]), test, classes) if n <= len(later) else nan
+            came[times] = theirs, others
+    return HeldOut(curve, len(parted.test), came)
+
+
+def rows(held: HeldOut) -> Iterator[dict[str, Any]]:
+    """What is foretold from a curve and what came of it, for 2 N and for 4 N."""
+    curve = held.curve
+    if refusal([curve]):
+        return
+    means, found = curve.values.mean(axis=0), law.fit([curve])
+    if refusal_of_shape([curve], found):
+        return
+    a, b, c = law.least_squares(curve.sizes, means)
+    for times, (theirs, others) in held.came.items():
+        n = times * curve.patients
+        drawn = found.network(n, held.tested)
+        yield {
+            "patients": curve.patients,
+            "times": times,
+            "tested": held.tested,
+            "theirs": theirs,
+            "others": others,
+            "foretold": float(np.median(drawn)),
+            **{f"{level:g}": law.quantiles(drawn, level) for level in LEVELS},
+            "no change": float(means[-1]),
+            "least squares": float(a - b * n**-c),
+            "misfit": found.misfit,
+        }
+
+
+def _auc(train: Features, test: Features, classes: int) -> float:
+    fitted = fit_linear(train, classes, nested.ITERATIONS, nested.PENALTY)
+    return roc_auc(test.labels, fitted.predict(test.x))
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Coverage of both intervals, their mean width, and mean absolute errors."""
+    truth = np.array([row["theirs"] for row in rows])
+    found: dict[str, float] = {"curves": len(rows)}
+    for level in LEVELS:
+        low, high = np.array([row[f"{level:g}"] for row in rows]).T
+        found[f"within {level:.0%}"] = float(np.mean((low <= truth) & (truth <= high)))
+        found[f"width {level:.0%}"] = float(np.mean(high - low))
+    for name in ("foretold", "no change", "least squares"):
+        error = np.array([row[name] for row in rows]) - truth
+        found[f"error {name}"] = float(np.mean(np.abs(error)))
+        found[f"bias {name}"] = float(np.mean(error))
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a Markdown table: by task, patients and times, and of all."""
+    head = "| task | N | at | curves | in 80 % | in 95 % | width 95 % | error | no change | plain |"
+    lines = [head, "|---" * 10 + "|"]
+    keys = sorted({(row["task"], row["patients"], row["times"]) for row in rows})
+    groups: list[tuple[str, str, str, list[dict[str, Any]]]] = [
+        (task, str(n), f"{t} N", [r for r in rows if (r["task"], r["patients"], r["times"]) == k])
+        for k in keys
+        for task, n, t in [k]
+    ]
+    groups += [("all", "", f"{t} N", [r for r in rows if r["times"] == t]) for t in TIMES]
+    groups += [("all", "", "", list(rows))]
+    for task, n, at, own in groups:
+        if own:
+            s = summary(own)
+            lines.append(
+                f"| {task} | {n} | {at} | {s['curves']:.0f} | {s['within 80%']:.3f} | "
+                f"{s['within 95%']:.3f} | {s['width 95%']:.3f} | {s['error foretold']:.4f} | "
+                f"{s['error no change']:.4f} | {s['error least squares']:.4f} |"
+            )
+    return lines

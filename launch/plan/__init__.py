@@ -1,0 +1,1 @@
+"""How many more annotations: learning curves of what is at hand, carried on."""
