@@ -1,7 +1,7 @@
 """How often the planner's intervals hold what came of it: held-out curves of tasks at hand.
 
-    python -m launch.benchmark_planner --data=DATASET[@PIXELS] ... --encoders=RUN,... --cache=FOLDER
-        [--sizes=24,48] [--splits=6] [--seed=0] [--out=FILE.json]
+    python -m launch.benchmark_planner --data=NAME=DATASET[@PIXELS] ... --encoders=RUN,...
+        --cache=FOLDER [--sizes=20,40,80,120] [--splits=8] [--seed=0] [--out=FILE.json]
 
 Again and again N patients are taken for those at hand, three times as many for those who are
 annotated later, and all others for the test. The planner sees the N alone, with folds of their own.
@@ -16,23 +16,37 @@ if __name__ == "__main__":
 
     signals.end_at_signals()
 
+import argparse
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import nan
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from ctssl_jax import command, data
+from ctssl_jax.errors import ConfigError
 from ctssl_jax.frozen import nested
 from ctssl_jax.frozen.classifiers import fit_linear
 from ctssl_jax.frozen.features import Features
+from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.statistics import learning_curve as law
 from ctssl_jax.statistics import roc_auc
 from ctssl_jax.statistics.planning import refusal, refusal_of_shape
+from launch.measuring import write
+from launch.plan.starts import case_features, starts_of
 
 NAME = "launch.benchmark_planner"
 TIMES = (2, 4)
 LEVELS = (0.8, 0.95)
+COLUMNS = (
+    *("task", "N", "at", "rows", "in 80 %", "in 95 %", "width of 95 %"),
+    *("error", "no change", "least squares"),
+)
 FOLDS, FEW_FOLDS, FEW = 5, 3, 40
 """Folds of the patients at hand; of fewer than `FEW` patients the second."""
 LEAST_TEST = 12
@@ -126,9 +140,11 @@ def rows(held: HeldOut) -> Iterator[dict[str, Any]]:
     """What is foretold from a curve and what came of it, for 2 N and for 4 N."""
     curve = held.curve
     if refusal([curve]):
+        yield {"patients": curve.patients, "refused": True}
         return
     means, found = curve.values.mean(axis=0), law.fit([curve])
     if refusal_of_shape([curve], found):
+        yield {"patients": curve.patients, "refused": True}
         return
     a, b, c = law.least_squares(curve.sizes, means)
     for times, (theirs, others) in held.came.items():
@@ -136,6 +152,7 @@ def rows(held: HeldOut) -> Iterator[dict[str, Any]]:
         drawn = found.network(n, held.tested)
         yield {
             "patients": curve.patients,
+            "refused": False,
             "times": times,
             "tested": held.tested,
             "theirs": theirs,
@@ -168,24 +185,81 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+def table(found: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of a Markdown table: by task, patients and times, and of all."""
-    head = "| task | N | at | curves | in 80 % | in 95 % | width 95 % | error | no change | plain |"
-    lines = [head, "|---" * 10 + "|"]
-    keys = sorted({(row["task"], row["patients"], row["times"]) for row in rows})
-    groups: list[tuple[str, str, str, list[dict[str, Any]]]] = [
-        (task, str(n), f"{t} N", [r for r in rows if (r["task"], r["patients"], r["times"]) == k])
-        for k in keys
-        for task, n, t in [k]
+    told = [row for row in found if not row["refused"]]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    keys = sorted({(row["task"], row["patients"], row["times"]) for row in told})
+    groups: list[tuple[str, list[dict[str, Any]]]] = [
+        (f"{task} | {n} | {t} N", [row for row in told if _key(row) == (task, n, t)])
+        for task, n, t in keys
     ]
-    groups += [("all", "", f"{t} N", [r for r in rows if r["times"] == t]) for t in TIMES]
-    groups += [("all", "", "", list(rows))]
-    for task, n, at, own in groups:
+    tasks = sorted({row["task"] for row in told})
+    groups += [(f"{task} | all | both", [r for r in told if r["task"] == task]) for task in tasks]
+    groups += [(f"all | all | {t} N", [row for row in told if row["times"] == t]) for t in TIMES]
+    groups.append(("**all** | all | both", told))
+    for name, own in groups:
         if own:
-            s = summary(own)
-            lines.append(
-                f"| {task} | {n} | {at} | {s['curves']:.0f} | {s['within 80%']:.3f} | "
-                f"{s['within 95%']:.3f} | {s['width 95%']:.3f} | {s['error foretold']:.4f} | "
-                f"{s['error no change']:.4f} | {s['error least squares']:.4f} |"
-            )
+            lines.append(f"| {name} | {_cells(summary(own))} |")
     return lines
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int, int]:
+    return row["task"], row["patients"], row["times"]
+
+
+def _cells(s: dict[str, float]) -> str:
+    words = [f"{s['curves']:.0f}"]
+    words += [f"{s[f'within {level:.0%}']:.3f}" for level in LEVELS]
+    words.append(f"{s['width 95%']:.3f}")
+    words += [f"{s[f'error {name}']:.4f}" for name in ("foretold", "no change", "least squares")]
+    return " | ".join(words)
+
+
+def curves_of(flags: argparse.Namespace, text: str) -> Iterator[dict[str, Any]]:
+    """All rows of one task, `NAME=DATASET[@PIXELS]`."""
+    name, _, place = text.partition("=")
+    path, _, pixels = place.partition("@")
+    if not path or not (pixels or "0").isdecimal():
+        raise ConfigError(f"--data={text}: give NAME=DATASET or NAME=DATASET@PIXELS")
+    dataset = data.open_dataset(path)
+    starts = starts_of(dataset, flags.encoders.split(","), int(pixels or 0), accept=False)
+    for number, start in enumerate(starts):
+        features = case_features(start, dataset, flags.cache / name)
+        for at_hand, split in product(map(int, flags.sizes.split(",")), range(flags.splits)):
+            seed = [flags.seed, number, split, at_hand]
+            held = measure(features, len(dataset.classes), at_hand, seed, nested.ORDERS)
+            for row in rows(held) if held else ():
+                yield {"task": name, "start": start.arm, "encoder": number, "split": split, **row}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = command.Parser(prog=f"python -m {NAME}", description=__doc__)
+    parser.add_argument("--data", action="append", required=True, help="NAME=DATASET[@PIXELS]")
+    parser.add_argument("--encoders", required=True, metavar="RUN,...", help="pre-training runs")
+    parser.add_argument("--cache", type=Path, required=True, help="a folder for the features")
+    parser.add_argument("--sizes", default="20,40,80,120", help="patients at hand")
+    parser.add_argument("--splits", type=int, default=8, help="of the patients, at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits and orders")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+
+    def work() -> None:
+        flags, found = parser.parse_args(argv), list[dict[str, Any]]()
+        platform.set_cpu_flags()
+        platform.quiet_libraries()
+        distributed.require_devices()
+        platform.enable_compilation_cache()
+        for text in flags.data:
+            found += curves_of(flags, text)
+            print("\n".join(table([row for row in found if row["task"] == text.split("=")[0]])))
+        print("\n".join(["", *table(found)]))
+        refused = Counter(row["task"] for row in found if row["refused"])
+        print("refused:", ", ".join(f"{n} of {task}" for task, n in refused.items()) or "none")
+        write(flags.out, {"seed": flags.seed, "rows": found})
+
+    return command.run(NAME, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -67,16 +67,18 @@ class Curve(NamedTuple):
       patients: at hand, N; with validation and folds more than `pool`.
       tested: test patients.
       rarest: patients of the rarest class among them.
+      aucs: that the AUC is the mean of: 1 of two classes, else of each against the rest.
     """
 
     sizes: Float[np.ndarray, " k"]
     values: Float[np.ndarray, "r k"]
     jackknife: Float[np.ndarray, "g r k"]
-    pool: float
+    pool: float | int
     networks: int
     patients: int
     tested: int
     rarest: int
+    aucs: int
 
 
 class Law(NamedTuple):
@@ -106,11 +108,13 @@ class Law(NamedTuple):
     misfit: float
     missed: float
 
-    def mean(self, n: float) -> Float[np.ndarray, " d"]:
+    def mean(self, n: float | int) -> Float[np.ndarray, " d"]:
         """Draws of f(n), the mean over training sets of n patients."""
         return self.level + self.gain * (1 - (n / self.patients) ** -self.power)
 
-    def network(self, n: float, tested: float = inf, seed: int = 0) -> Float[np.ndarray, " d"]:
+    def network(
+        self, n: float | int, tested: float | int = inf, seed: int = 0
+    ) -> Float[np.ndarray, " d"]:
         """Draws of the AUC of one network of n patients, as `tested` other patients show it.
 
         With `inf` of them it is the AUC among all patients of the kind.
@@ -132,7 +136,7 @@ def measured(
     patients: Shaped[np.ndarray, " n"],
     folds: Shaped[np.ndarray, " n"],
     sizes: Num[np.ndarray, " k"],
-    pool: float,
+    pool: float | int,
     at_hand: int,
     seed: int = 0,
 ) -> Curve:
@@ -165,6 +169,7 @@ def measured(
         at_hand,
         len(names),
         int(holders[holders > 0].min()),
+        int(np.sum(holders > 0)) if scores.shape[-1] > 2 else 1,
     )
 
 
@@ -294,14 +299,16 @@ def _groups(count: int, seed: int) -> Bool[np.ndarray, "g n"]:
 def deviations(curve: Curve) -> Float[np.ndarray, "g k"]:
     """Rows whose sum of squares is the variance over test patients of the mean at each size.
 
-    The last row is a floor. Where every case is ranked rightly nobody's absence changes anything,
-    which does not make the AUC of further patients certain: as if half of one of the rarest^2
-    pairs of patients had been ranked wrongly.
+    The last row is a floor. Where nearly all cases are ranked rightly the absence of any one of
+    them changes little, which does not make the AUC of further patients certain. An AUC of r
+    patients of the rarest class is taken to vary no less than A (1 - A) / 2 r, about that of normal
+    scores, at an A that is drawn towards 1/2 by the weight of half a patient.
     """
     means = curve.jackknife.mean(axis=1)
     groups = len(means)
     rows = (means - means.mean(axis=0)) * sqrt((groups - 1) / groups)
-    floor = 0.25 / curve.rarest**3
+    drawn = (curve.values.mean(axis=0) * curve.rarest + 0.25) / (curve.rarest + 0.5)
+    floor = drawn * (1 - drawn) / (2 * curve.rarest * curve.aucs)
     least = np.sqrt(np.maximum(floor - np.sum(rows**2, axis=0), 0))
     return np.concatenate([rows, least[None]])
 

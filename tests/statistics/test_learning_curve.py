@@ -1,0 +1,147 @@
+"""Learning curves carried on: numbers planted and found again, and intervals that hold the truth."""
+
+import numpy as np
+import pytest
+from simulated_curves import World, curve
+
+from ctssl_jax.statistics.learning_curve import (
+    Curve,
+    deviations,
+    fit,
+    least_squares,
+    measured,
+    quantiles,
+    subset_variance,
+)
+from ctssl_jax.statistics.significance import delong
+
+SIZES = np.array([10.0, 14, 20, 30, 48])
+
+
+def planted(means, sizes=SIZES, *, test=0.03, orders=8, spread=0.002, patients=60, rarest=30):
+    """A curve of given means, whose test patients shift it as a whole."""
+    rng = np.random.default_rng(0)
+    noise = spread * rng.standard_normal((orders, len(sizes)))
+    values = np.asarray(means) + noise - noise.mean(axis=0)
+    groups = rng.standard_normal(patients)
+    groups *= test / np.sqrt(np.sum((groups - groups.mean()) ** 2) * (patients - 1) / patients)
+    jackknife = values[None] + groups[:, None, None]
+    return Curve(sizes, values, jackknife, 48.0, 5, patients, patients, rarest, 1)
+
+
+def test_least_squares_find_a_planted_law():
+    found = least_squares(SIZES, 0.9 - 0.7 * SIZES**-0.6)
+    np.testing.assert_allclose(found, (0.9, 0.7, 0.6), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("a", "b", "c"), [(0.9, 0.7, 0.6), (0.95, 1.2, 1.0), (0.8, 0.5, 0.4)])
+def test_a_planted_law_is_carried_on(a, b, c):
+    law = fit([planted(a - b * SIZES**-c, test=0.003, rarest=2000)])
+    for times in (1, 2, 4):
+        truth = a - b * (60.0 * times) ** -c
+        assert abs(np.median(law.mean(60 * times)) - truth) < 0.006 * times
+        low, high = quantiles(law.mean(60 * times), 0.95)
+        assert low < truth < high
+
+
+def test_no_draw_falls_or_passes_one():
+    law = fit([planted(np.full(5, 0.97), test=0.05)])
+    at = np.stack([law.mean(n) for n in (60, 90, 240)])
+    assert (np.diff(at, axis=0) >= -1e-12).all()
+    assert at.max() <= 1
+    assert law.network(240).max() <= 1
+
+
+def test_what_a_test_set_shifts_widens_the_level_and_not_the_gain():
+    means = 0.9 - 0.7 * SIZES**-0.6
+    few, many = (fit([planted(means, test=test, rarest=2000)]) for test in (0.06, 0.01))
+    assert np.std(few.level) > 3 * np.std(many.level)
+    assert np.std(few.gain) < 1.5 * np.std(many.gain)
+
+
+def test_few_other_test_patients_widen_what_they_will_show():
+    law = fit([planted(0.9 - 0.7 * SIZES**-0.6)])
+    few, all_of_them = law.network(120, 20), law.network(120)
+    assert np.std(few) > 1.3 * np.std(all_of_them)
+
+
+def test_test_patients_are_drawn_alike_for_every_arm():
+    one, other = (fit([planted(top - 0.5 * SIZES**-0.6)]) for top in (0.9, 0.85))
+    assert np.corrcoef(one.level, other.level)[0, 1] > 0.8
+
+
+def test_pretrainings_that_differ_widen_the_interval():
+    means = 0.85 - 0.5 * SIZES**-0.6
+    alike = [planted(means) for _ in range(3)]
+    apart = [planted(means + shift) for shift in (-0.05, 0.0, 0.05)]
+    assert fit(alike).encoder < 1e-9
+    assert fit(apart).encoder == pytest.approx(0.05)
+    assert np.std(fit(apart).network(120)) > 1.3 * np.std(fit(alike).network(120))
+
+
+def test_jackknife_variance_is_that_of_delong():
+    rng = np.random.default_rng(1)
+    labels = np.arange(120) % 2
+    scores = rng.standard_normal((1, 1, 120, 1)) + labels[:, None]
+    whole = np.zeros(120, int)
+    found = measured(labels, scores, np.arange(120), whole, np.array([10.0]), 80.0, 100)
+    expected = delong(labels, scores[0, 0]).standard_error
+    assert np.sqrt(np.sum(deviations(found) ** 2)) == pytest.approx(expected, rel=0.03)
+    assert found.values[0, 0] == pytest.approx(delong(labels, scores[0, 0]).estimate)
+
+
+def test_perfect_ranks_are_not_certain():
+    labels = np.arange(24) % 2
+    scores = labels[None, None, :, None] + np.zeros((8, 5, 1, 1))
+    found = measured(labels, scores, np.arange(24), np.zeros(24, int), SIZES, 48.0, 60)
+    assert np.sum(deviations(found)[:, -1] ** 2) == pytest.approx(0.02 * 0.98 / 24, rel=0.01)
+
+
+def test_more_patients_than_groups_give_the_same_variance():
+    rng = np.random.default_rng(2)
+    labels = np.arange(600) % 2
+    scores = rng.standard_normal((1, 1, 600, 1)) + labels[:, None]
+    found = measured(labels, scores, np.arange(600), np.zeros(600, int), SIZES[:1], 80.0, 100)
+    assert len(found.jackknife) == 200
+    expected = delong(labels, scores[0, 0]).standard_error
+    assert np.sqrt(np.sum(deviations(found) ** 2)) == pytest.approx(expected, rel=0.15)
+
+
+def test_spread_over_subsets_is_found_beside_that_of_few_test_patients():
+    rng, world = np.random.default_rng(3), World(0.85, 0.5, 0.6, spread=0.3)
+    found = [subset_variance([curve(world, 60, rng, orders=12)])[0] for _ in range(12)]
+    assert np.mean(found) == pytest.approx(0.3**2 / 60, rel=0.5)
+
+
+def test_two_sizes_are_no_curve():
+    with pytest.raises(ValueError, match="3 sizes"):
+        fit([planted([0.7, 0.8], SIZES[:2])])
+
+
+def coverage(worlds, curves, seed):
+    rng, held = np.random.default_rng(seed), {0.8: [], 0.95: []}
+    for world in worlds:
+        for _ in range(curves):
+            law = fit([curve(world, 60, rng)], draws=1000)
+            for times in (2, 4):
+                truth = world.network(60 * times, rng)
+                for level, found in held.items():
+                    low, high = quantiles(law.network(60 * times), level)
+                    found.append(low <= truth <= high)
+    return {level: float(np.mean(found)) for level, found in held.items()}
+
+
+WORLDS = (World(0.9, 0.7, 0.6), World(0.8, 0.4, 0.5), World(0.97, 1.0, 0.8), World(0.65, 0.2, 0.5))
+
+
+def test_intervals_hold_the_truth_of_simulated_curves():
+    found = coverage(WORLDS, 10, 0)
+    assert found[0.8] > 0.68
+    assert found[0.95] > 0.88
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    found = coverage(WORLDS, 100, 1)
+    assert 0.76 < found[0.8] < 0.9
+    assert 0.93 < found[0.95] < 0.99
