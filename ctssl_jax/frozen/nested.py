@@ -19,12 +19,12 @@ from ctssl_jax.frozen.classifiers import fit_linear
 from ctssl_jax.frozen.features import Features
 from ctssl_jax.run.subset import subset
 from ctssl_jax.statistics.learning_curve import Curve, measured
+from ctssl_jax.statistics.planning import FEWEST_OF_A_CLASS, FEWEST_PATIENTS
 
 PENALTY = 0.01
 """C of every probe."""
 ITERATIONS = 500
 ORDERS = 8
-FEWEST_PATIENTS, FEWEST_OF_A_CLASS = 20, 8
 SHARES = (0.2, 0.3, 0.45, 0.65, 1.0)
 """Sizes, in parts of the smallest pool that subsets are drawn from."""
 NEVER = -1

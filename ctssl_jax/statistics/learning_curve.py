@@ -21,8 +21,8 @@ patients and tested on patients of the same kind, and its interval holds
     pre-trainings     Student's t over the encoders of an arm, where it has several
 
 `gain` and `power` have prior distributions, for three to six noisy points do not tell the three
-numbers of a power law. They, `MISFIT` and `SPREAD` were chosen on the design tasks of
-docs/planner.md and are never fitted to the data at hand.
+numbers of a power law. They and `MISFIT` were chosen on the design tasks of docs/planner.md, and no
+interval is widened by a factor.
 """
 
 import warnings
@@ -43,12 +43,10 @@ FEWEST_SIZES = 3
 POWERS = np.geomspace(0.15, 2.5, 24)
 POWER = (0.6, 0.6)
 """Median of the prior of the power, and the standard deviation of its logarithm."""
-GAIN = (0.35, 0.35)
+GAIN = (0.2, 0.2)
 """Mean and standard deviation of the prior of the gain, in parts of 1 - level; cut at 0 and 1."""
 MISFIT = 0.004
 """Standard deviation of what no power law explains of the mean AUC at one size."""
-SPREAD = 1.0
-"""Factor by which the intervals of one network are widened."""
 DRAWS = 4000
 GROUPS = 200
 """Most groups of patients of the jackknife; more patients are put together at random."""
@@ -127,7 +125,7 @@ class Law(NamedTuple):
         drawn = mean + noise * rng.standard_normal(len(mean))
         if self.encoders > 1:
             drawn = drawn + self.encoder * rng.standard_t(self.encoders - 1, len(mean))
-        return np.clip(middle + SPREAD * (drawn - middle), 0, 1)
+        return np.clip(drawn, 0, 1)
 
 
 def measured(
@@ -302,13 +300,14 @@ def deviations(curve: Curve) -> Float[np.ndarray, "g k"]:
     The last row is a floor. Where nearly all cases are ranked rightly the absence of any one of
     them changes little, which does not make the AUC of further patients certain. An AUC of r
     patients of the rarest class is taken to vary no less than A (1 - A) / 2 r, about that of normal
-    scores, at an A that is drawn towards 1/2 by the weight of half a patient.
+    scores, with half a wrongly ranked pair of r^2 more in A.
     """
     means = curve.jackknife.mean(axis=1)
     groups = len(means)
     rows = (means - means.mean(axis=0)) * sqrt((groups - 1) / groups)
-    drawn = (curve.values.mean(axis=0) * curve.rarest + 0.25) / (curve.rarest + 0.5)
-    floor = drawn * (1 - drawn) / (2 * curve.rarest * curve.aucs)
+    pairs = curve.rarest**2
+    ranked = (curve.values.mean(axis=0) * pairs + 0.5) / (pairs + 1)
+    floor = ranked * (1 - ranked) / (2 * curve.rarest * curve.aucs)
     least = np.sqrt(np.maximum(floor - np.sum(rows**2, axis=0), 0))
     return np.concatenate([rows, least[None]])
 

@@ -81,9 +81,9 @@ def refusal_of_shape(curves: Sequence[Curve], law: Law) -> str:
     orders = subset_variance(curves)[1]
     pairs = [(i, j) for j in range(len(sizes)) for i in range(j)]
     reach = norm.isf(FALLS_BY_CHANCE / len(pairs))
-    for i, j in pairs:
+    falls = [(float(means[i] - means[j]), i, j) for i, j in pairs]
+    for fall, i, j in sorted(falls, reverse=True):
         spread = sqrt(np.sum((error[:, j] - error[:, i]) ** 2) + orders[i] + orders[j])
-        fall = means[i] - means[j]
         if fall > max(FALL, reach * spread):
             return (
                 f"the AUC falls from {means[i]:.3f} with {sizes[i]:.0f} patients to "

@@ -60,7 +60,7 @@ def checked(flags: argparse.Namespace) -> argparse.Namespace:
     flags.encoders, flags.sweeps = (
         [word for word in text.split(",") if word] for text in (flags.encoders, flags.sweeps)
     )
-    if not (flags.data or flags.sweeps):
+    if not (flags.data or flags.encoders or flags.sweeps):
         raise ConfigError("give --data with --encoders, or --sweeps, or both")
     if bool(flags.data) != bool(flags.encoders):
         missing = "--encoders" if flags.data else "--data"

@@ -13,7 +13,7 @@ PIXEL = bytes.fromhex(
 @pytest.fixture
 def undrawn(monkeypatch):
     """One pixel in place of every drawing; its words and numbers stay."""
-    for module in ("study", "pretraining"):
+    for module in ("study", "pretraining", "annotations"):
         monkeypatch.setattr(
             f"ctssl_jax.report.sections.{module}.drawn",
             lambda name, alt, draw, numbers: Picture(name, alt, PIXEL, numbers=numbers),

@@ -94,7 +94,9 @@ def test_perfect_ranks_are_not_certain():
     labels = np.arange(24) % 2
     scores = labels[None, None, :, None] + np.zeros((8, 5, 1, 1))
     found = measured(labels, scores, np.arange(24), np.zeros(24, int), SIZES, 48.0, 60)
-    assert np.sum(deviations(found)[:, -1] ** 2) == pytest.approx(0.02 * 0.98 / 24, rel=0.01)
+    wrong = 0.5 / 145  # half a pair of 12 x 12
+    variance = np.sum(deviations(found)[:, -1] ** 2)
+    assert variance == pytest.approx(wrong * (1 - wrong) / 24, rel=0.01)
 
 
 def test_more_patients_than_groups_give_the_same_variance():
