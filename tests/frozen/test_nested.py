@@ -103,7 +103,7 @@ def test_too_few_patients_are_refused(features, said):
 def test_a_rare_class_is_refused():
     features = made(30, 1)
     labels = np.where(np.arange(30) < 3, 1, 0).astype(np.int32)
-    with pytest.raises(DataError, match="class 'yes' has 3 annotated patients.* annotate 5 more"):
+    with pytest.raises(DataError, match=r"class 'yes' has 3 annotated .* annotate 5 more"):
         nested.require_enough(features._replace(labels=labels), ("no", "yes"))
     nested.require_enough(features, ("no", "yes"))
 

@@ -1,4 +1,4 @@
-"""Learning curves carried on: numbers planted and found again, and intervals that hold the truth."""
+"""Learning curves carried on: planted numbers found again, and intervals that hold the truth."""
 
 import numpy as np
 import pytest

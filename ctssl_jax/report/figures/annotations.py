@@ -20,9 +20,12 @@ TICKS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
 class Course(NamedTuple):
-    """One start: the measured means at `sizes`; at `n` patients what is foretold, if anything."""
+    """One start: the measured means at `sizes`; at `n` patients what is foretold, if anything.
 
-    arm: str
+    `look` is the arm whose colour it has.
+    """
+
+    look: str
     name: str
     sizes: Float[np.ndarray, " k"]
     means: Float[np.ndarray, " k"]
@@ -38,9 +41,9 @@ def foretold(courses: Sequence[Course], patients: int, unit: str, theme: Theme) 
         axes = figure.subplots()
         style(axes, theme)
         axes.set_xscale("log")
-        looks = arm_looks([course.arm for course in courses], theme)
+        looks = arm_looks([course.look for course in courses], theme)
         for course in courses:
-            _draw(axes, course, *looks[course.arm], theme)
+            _draw(axes, course, *looks[course.look], theme)
         axes.axvline(patients, color=theme.soft, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
         axes.annotate(
             f"{patients:,} at hand",

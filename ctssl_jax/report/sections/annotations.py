@@ -185,11 +185,10 @@ def _curves(task: Task, arm: str) -> list[Curve]:
 
 def _curve(task: Task, cells: Sequence[Cell], at: Sequence[dict[Any, Run]]) -> Curve | None:
     seeds = sorted(set.intersection(*(set(runs) for runs in at)))
-    sizes = np.array(
-        [np.mean(np.array(cell.sizes("patients") or [np.nan], float)) for cell in cells]
-    )
-    if not seeds or not np.isfinite(sizes).all():
+    counts = [cell.sizes("patients") for cell in cells]
+    if not seeds or not all(counts):
         return None
+    sizes = np.array([np.mean(own) for own in counts])
     runs = [[of[seed] for of in at] for seed in seeds]
     cases = runs[0][0].cases
     assert cases is not None, "a run that counts has cases"
@@ -300,7 +299,8 @@ def _course(start: Start, n: Float[np.ndarray, " m"]) -> figure.Course:
     if start.law:
         each = [np.quantile(start.law.network(float(at)), [0.5, 0.025, 0.975]) for at in n]
         ends = (n, *np.transpose(each))
-    return figure.Course(start.arm, start.name, start.curves[0].sizes, start.means, *ends)
+    look = SCRATCH if start.arm == RANDOM else start.arm
+    return figure.Course(look, start.name, start.curves[0].sizes, start.means, *ends)
 
 
 def table(starts: Sequence[Start]) -> str:
