@@ -37,6 +37,7 @@ from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.statistics import learning_curve as law
 from ctssl_jax.statistics import roc_auc
 from ctssl_jax.statistics.planning import refusal, refusal_of_shape
+from ctssl_jax.statistics.power_law import least_squares
 from launch.measuring import write
 from launch.plan.starts import case_features, starts_of
 
@@ -146,7 +147,7 @@ def rows(held: HeldOut) -> Iterator[dict[str, Any]]:
     if refusal_of_shape([curve], found):
         yield {"patients": curve.patients, "refused": True}
         return
-    a, b, c = law.least_squares(curve.sizes, means)
+    a, b, c = least_squares(curve.sizes, means)
     for times, (theirs, others) in held.came.items():
         n = times * curve.patients
         drawn = found.network(n, held.tested)

@@ -8,11 +8,11 @@ from ctssl_jax.statistics.learning_curve import (
     Curve,
     deviations,
     fit,
-    least_squares,
     measured,
     quantiles,
     subset_variance,
 )
+from ctssl_jax.statistics.power_law import least_squares
 from ctssl_jax.statistics.significance import delong
 
 SIZES = np.array([10.0, 14, 20, 30, 48])
