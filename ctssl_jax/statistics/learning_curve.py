@@ -15,8 +15,8 @@ patients and tested on patients of the same kind, and its interval holds
     subsets           the spread of the AUC over training subsets of one size, less what the test
                       patients add to it, and as if each had been drawn from new patients:
                       subsets of the N at hand overlap, by which their spread is too small
-    the patients at   all N are one draw: a shift of the whole curve, as large as the spread of
-    hand              subsets of N
+    this sample       the N patients at hand are one draw: a shift of the whole curve, as large as
+                      the spread over training sets of N
     the law           gain and power are drawn from what fits, not set to what fits best
     pre-trainings     Student's t over the encoders of an arm, where it has several
 
@@ -173,13 +173,13 @@ def fit(curves: Sequence[Curve], draws: int = DRAWS, seed: int = 0) -> Law:
     that arms which were tested on the same patients can be set against each other draw by draw.
 
     Raises:
-      ValueError: there are fewer than `FEWEST_SIZES` sizes, or an AUC is not known.
+      ValueError: there are fewer than `FEWEST_SIZES` sizes or two orders, or an AUC is not known.
     """
     first = curves[0]
     sizes, at_hand = first.sizes, first.patients
     values = np.mean([curve.values.mean(axis=0) for curve in curves], axis=0)
-    if len(sizes) < FEWEST_SIZES or not np.isfinite(values).all():
-        raise ValueError(f"fit: wants the AUC at {FEWEST_SIZES} sizes or more")
+    if len(sizes) < FEWEST_SIZES or len(first.values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"fit: wants the AUC at {FEWEST_SIZES} sizes or more, of two orders")
     of_patients = np.mean([deviations(curve) for curve in curves], axis=0)  # [groups, sizes]
     subset, orders = subset_variance(curves)
     steady = of_patients.T @ of_patients + np.diag(orders) + MISFIT**2 * np.eye(len(sizes))
@@ -242,8 +242,6 @@ def subset_variance(curves: Sequence[Curve]) -> tuple[float, Float[np.ndarray, "
     """
     first = curves[0]
     orders = len(first.values)
-    if orders < 2:
-        return 0.0, np.zeros(len(first.sizes))
     seen = np.mean([np.var(curve.values, axis=0, ddof=1) for curve in curves], axis=0)
     # The test patients are few, so that networks which differ by nothing else differ on them.
     apart = [curve.jackknife - curve.jackknife.mean(axis=1, keepdims=True) for curve in curves]

@@ -22,7 +22,7 @@ from ctssl_jax.statistics.learning_curve import (
 )
 
 LEVEL = 0.95
-FEWEST_PATIENTS, FEWEST_OF_A_CLASS = 20, 8
+FEWEST_PATIENTS, FEWEST_OF_A_CLASS, FEWEST_ORDERS = 20, 8, 2
 FALL, FALLS_BY_CHANCE = 0.02, 0.01
 """AUC by which a curve must fall, and the chance of such a fall among all pairs of sizes, before it
 is called not monotone."""
@@ -69,6 +69,11 @@ def refusal(curves: Sequence[Curve]) -> str:
         )
     if not np.isfinite([curve.values for curve in curves]).all():
         return "in some test the cases were of one class: prepare the dataset with fewer folds"
+    if len(first.values) < FEWEST_ORDERS:
+        return (
+            "one repeat at each training size does not tell luck from learning: give "
+            f"{FEWEST_ORDERS} seeds or more"
+        )
     if len(first.sizes) < FEWEST_SIZES:
         return f"{len(first.sizes)} training sizes are too few for a curve: give {FEWEST_SIZES}"
     return ""

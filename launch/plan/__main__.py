@@ -73,6 +73,10 @@ def checked(flags: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError(f"--target={flags.target}: give one AUC or more, as 0.85,0.9") from None
     if any(not 0.5 < target < 1 for target in flags.target):
         raise ConfigError(f"--target={flags.target}: an AUC is above 0.5 and below 1")
+    of_probes = {"orders": 8, "seed": 0, "size": 0, "accept_leakage": False}
+    given = [name for name, usual in of_probes.items() if getattr(flags, name) != usual]
+    if given and not flags.data:
+        raise ConfigError(f"--{given[0]} is of probes: give --data and --encoders, or leave it out")
     if flags.orders < 2:
         raise ConfigError(f"--orders={flags.orders}: give 2 or more, to tell luck from learning")
     if flags.size and (flags.size < 32 or flags.size > 1024):

@@ -50,7 +50,7 @@ def plan(flags: argparse.Namespace) -> None:
         plans.append(found)
         facts += told
     if flags.sweeps:
-        plans += of_sweeps(flags.sweeps)
+        plans += of_sweeps(flags.sweeps, flags.target)
     if all(start.refused for found in plans for start in found.starts):
         raise DataError(f"nothing is foretold: {plans[0].starts[0].refused}")
     for found in plans:
@@ -99,8 +99,8 @@ def of_probes(flags: argparse.Namespace) -> tuple[Annotations, list[tuple[str, s
     return found, facts
 
 
-def of_sweeps(places: Sequence[str]) -> list[Annotations]:
-    """The curves of finished fine-tunings, one section for each task.
+def of_sweeps(places: Sequence[str], targets: Sequence[float]) -> list[Annotations]:
+    """The curves of finished fine-tunings, one section for each task; `targets` are AUC to reach.
 
     Raises:
       DataError: there is no run, or no task with three training sizes.
@@ -110,7 +110,7 @@ def of_sweeps(places: Sequence[str]) -> list[Annotations]:
     found = [
         of
         for place, (task, title) in enumerate(zip(tasks, titles, strict=True), start=1)
-        if (of := of_task(task, title, place))
+        if (of := of_task(task, title, place, targets))
     ]
     if not found:
         raise DataError(

@@ -84,8 +84,9 @@ def test_too_few_patients_are_refused_in_one_line(tmp_path, phantom_path, encode
         ([], "give --data with --encoders, or --sweeps, or both"),
         (["--sweeps=x", "--target=2"], "an AUC is above 0.5 and below 1"),
         (["--sweeps=x", "--target=high"], "give one AUC or more"),
-        (["--sweeps=x", "--orders=1"], "--orders=1: give 2 or more"),
-        (["--sweeps=x", "--size=8"], "--size=8: must be 32 to 1024 pixels"),
+        (["--data=x", "--encoders=y", "--orders=1"], "--orders=1: give 2 or more"),
+        (["--data=x", "--encoders=y", "--size=8"], "--size=8: must be 32 to 1024 pixels"),
+        (["--sweeps=x", "--seed=1"], "--seed is of probes"),
     ],
 )
 def test_flags_that_do_not_go_together(tmp_path, words, said, capsys):

@@ -120,3 +120,9 @@ def test_an_unknown_auc_is_refused():
     values = curve.values.copy()
     values[0, 0] = np.nan
     assert "of one class" in refusal([curve._replace(values=values)])
+
+
+def test_one_repeat_is_refused():
+    curve = planted(RISING)
+    one = curve._replace(values=curve.values[:1], jackknife=curve.jackknife[:, :1])
+    assert refusal([one]).startswith("one repeat at each training size does not tell luck")

@@ -152,15 +152,20 @@ def planned(
     return Annotations(title, unit, each, at_hand, reference, tuple(starts), picture)
 
 
-def of_task(task: Task, title: str, place: int) -> Annotations | None:
-    """Of the fine-tunings of a study; None where no start has three training sizes."""
+def of_task(
+    task: Task, title: str, place: int, targets: Sequence[float] = ()
+) -> Annotations | None:
+    """Of the fine-tunings of a study; None where no start has three training sizes.
+
+    `place` numbers the picture's files; `targets` as of `planned`.
+    """
     arms = {arm: curves for arm in task.arms() if (curves := _curves(task, arm))}
     if not arms:
         return None
     alone = task.word != SLICE and task.test_cases == task.test_patients
     unit = plural(task.word) if alone else "patients"
     each = "" if alone else _each(task.test_cases / task.test_patients, task.word)
-    return planned(title, unit, each, arms, name=f"annotations-{place}")
+    return planned(title, unit, each, arms, targets, f"annotations-{place}")
 
 
 def _each(cases: float, word: str) -> str:
