@@ -4,7 +4,6 @@ The curves are of probes of frozen features (`launch.plan`) or of the fine-tunin
 three training sizes or more. What is computed is in `statistics.learning_curve` and `.planning`.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +14,14 @@ import numpy as np
 from jaxtyping import Float
 
 from ctssl_jax.dataset.cases import SLICE, plural
-from ctssl_jax.report.comparison.compare import Cell, Task
+from ctssl_jax.report.comparison.compare import Task
+from ctssl_jax.report.comparison.learning_curves import learning_curves
 from ctssl_jax.report.figures import annotations as figure
 from ctssl_jax.report.figures import tables
 from ctssl_jax.report.figures.picture import Picture, drawn
 from ctssl_jax.report.names import SCRATCH, arm_name, subject
-from ctssl_jax.report.runs import Run
 from ctssl_jax.report.words import count, number, signed
-from ctssl_jax.statistics.learning_curve import FEWEST_SIZES, REACH, Curve, Law, fit, measured
+from ctssl_jax.statistics.learning_curve import REACH, Curve, Law, fit
 from ctssl_jax.statistics.planning import (
     Brings,
     Estimate,
@@ -159,8 +158,7 @@ def of_task(
 
     `place` numbers the picture's files; `targets` as of `planned`.
     """
-    arms = {arm: curves for arm in task.arms() if (curves := _curves(task, arm))}
-    if not arms:
+    if not (arms := learning_curves(task)):
         return None
     alone = task.word != SLICE and task.test_cases == task.test_patients
     unit = plural(task.word) if alone else "patients"
@@ -170,38 +168,6 @@ def of_task(
 
 def _each(cases: float, word: str) -> str:
     return f"{cases:.1f} {plural(word)} each, on average" if cases > 1.05 else ""
-
-
-def _curves(task: Task, arm: str) -> list[Curve]:
-    """One curve for each pre-training of an arm, of the seeds that it has at every size."""
-    cells = sorted((cell for cell in task.cells if cell.arm == arm), key=lambda c: c.fraction)
-    if len(cells) < FEWEST_SIZES:
-        return []
-    by_encoder: dict[Any, list[dict[Any, Run]]] = defaultdict(list)
-    for cell in cells:
-        of: dict[Any, dict[Any, Run]] = defaultdict(dict)
-        for run in cell.runs:
-            of[run.results.get("encoder_run")][run.results["seed"]] = run
-        for encoder, runs in of.items():
-            by_encoder[encoder].append(runs)
-    whole = [at for at in by_encoder.values() if len(at) == len(cells)]
-    return [curve for at in whole if (curve := _curve(task, cells, at))]
-
-
-def _curve(task: Task, cells: Sequence[Cell], at: Sequence[dict[Any, Run]]) -> Curve | None:
-    seeds = sorted(set.intersection(*(set(runs) for runs in at)))
-    counts = [cell.sizes("patients") for cell in cells]
-    if not seeds or not all(counts):
-        return None
-    sizes = np.array([np.mean(own) for own in counts])
-    runs = [[of[seed] for of in at] for seed in seeds]
-    cases = runs[0][0].cases
-    assert cases is not None, "a run that counts has cases"
-    scores = np.array([[run.cases.scores for run in order if run.cases] for order in runs])
-    folds = np.zeros(len(cases.labels), int) if cases.folds is None else cases.folds
-    pool = float(sizes[-1] / cells[-1].fraction)
-    at_hand = task.test_patients if task.folds else round(pool)
-    return measured(cases.labels, scores, cases.patients, folds, sizes, pool, at_hand)
 
 
 def start_name(arm: str) -> str:
