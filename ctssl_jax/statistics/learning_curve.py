@@ -164,13 +164,15 @@ def measured(
     )
 
 
-def fit(curves: Sequence[Curve], draws: int = DRAWS, seed: int = 0) -> Law:
+def fit(curves: Sequence[Curve], draws: int = DRAWS, seed: int = 0, arm: int = 0) -> Law:
     """The power laws that fit the mean of the curves of an arm, one for each of its pre-trainings.
 
     Each draw is a refit of the measured means with errors of the size of theirs, and with a power
     and a gain drawn beforehand (for a linear model with normal errors that is a draw from the
     posterior exactly). The errors of the test patients are the same in every call with one seed, so
-    that arms which were tested on the same patients can be set against each other draw by draw.
+    that arms which were tested on the same patients can be set against each other draw by draw. All
+    other errors are drawn for each arm by itself, as its number `arm` says; what two arms that
+    learnt from the same subsets share of these is not known, and so not taken off a difference.
 
     Raises:
       ValueError: there are fewer than `FEWEST_SIZES` sizes or two orders, or an AUC is not known.
@@ -184,7 +186,7 @@ def fit(curves: Sequence[Curve], draws: int = DRAWS, seed: int = 0) -> Law:
     subset, orders = subset_variance(curves)
     steady = of_patients.T @ of_patients + np.diag(orders) + MISFIT**2 * np.eye(len(sizes))
     chosen = PowerLaws(sizes / at_hand, values, steady)
-    rng, shared = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    rng, shared = np.random.default_rng([seed, 1, arm]), np.random.default_rng([seed, 2])
     patients = shared.standard_normal((draws, len(of_patients)))
     tails = np.sqrt(max(first.rarest - 1, 1) / shared.chisquare(max(first.rarest - 1, 1), draws))
     errors = (patients * tails[:, None]) @ of_patients
@@ -241,21 +243,23 @@ def subset_variance(curves: Sequence[Curve]) -> tuple[float, Float[np.ndarray, "
     Variances at the sizes at hand are brought to N by 1 / n and averaged over sizes.
     """
     first = curves[0]
-    orders = len(first.values)
     seen = np.mean([np.var(curve.values, axis=0, ddof=1) for curve in curves], axis=0)
     # The test patients are few, so that networks which differ by nothing else differ on them.
-    apart = [curve.jackknife - curve.jackknife.mean(axis=1, keepdims=True) for curve in curves]
-    groups = len(first.jackknife)
-    by_test = np.mean(
-        [(groups - 1) * np.var(part, axis=0).sum(axis=0) / (orders - 1) for part in apart], axis=0
-    )
+    by_test = np.mean([_spread_by_test(curve) for curve in curves], axis=0)
     own = np.maximum(seen - by_test, 0.25 * seen) * first.networks
     left = np.maximum(1 - first.sizes / first.pool, 0.0)  # of subsets without replacement
     wide = left > 0.3
     if not wide.any():
         wide = left == left.max()
     at_hand = own[wide] / np.maximum(left[wide], 0.05) * first.sizes[wide] / first.patients
-    return float(at_hand.mean()), seen / orders / len(curves)
+    return float(at_hand.mean()), seen / sum(len(curve.values) for curve in curves)
+
+
+def _spread_by_test(curve: Curve) -> Float[np.ndarray, " k"]:
+    """Variance over orders that is to be expected of the test patients alone: their jackknife."""
+    apart = curve.jackknife - curve.jackknife.mean(axis=1, keepdims=True)
+    groups, orders = apart.shape[:2]
+    return (groups - 1) * np.var(apart, axis=0).sum(axis=0) / (orders - 1)
 
 
 def _encoder_spread(curves: Sequence[Curve]) -> float:

@@ -69,7 +69,7 @@ def refusal(curves: Sequence[Curve]) -> str:
         )
     if not np.isfinite([curve.values for curve in curves]).all():
         return "in some test the cases were of one class: prepare the dataset with fewer folds"
-    if len(first.values) < FEWEST_ORDERS:
+    if min(len(curve.values) for curve in curves) < FEWEST_ORDERS:
         return (
             "one repeat at each training size does not tell luck from learning: give "
             f"{FEWEST_ORDERS} seeds or more"

@@ -34,6 +34,7 @@ def parser() -> command.Parser:
     """Of the command's flags."""
     own = command.Parser(prog=f"python -m {NAME}", description=__doc__)
     own.add_argument("--data", type=Path, help="a labelled dataset folder, with folds or a test")
+    own.add_argument("--name", default="", help="of the task, on the page (the dataset's)")
     own.add_argument("--encoders", default="", metavar="RUN,...", help="pre-training run folders")
     own.add_argument("--sweeps", default="", metavar="RUNS,...", help="folders of fine-tunings")
     own.add_argument("--workdir", type=Path, required=True, help="a folder for the plan")
@@ -73,7 +74,7 @@ def checked(flags: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError(f"--target={flags.target}: give one AUC or more, as 0.85,0.9") from None
     if any(not 0.5 < target < 1 for target in flags.target):
         raise ConfigError(f"--target={flags.target}: an AUC is above 0.5 and below 1")
-    of_probes = {"orders": 8, "seed": 0, "size": 0, "accept_leakage": False}
+    of_probes = {"name": "", "orders": 8, "seed": 0, "size": 0, "accept_leakage": False}
     given = [name for name, usual in of_probes.items() if getattr(flags, name) != usual]
     if given and not flags.data:
         raise ConfigError(f"--{given[0]} is of probes: give --data and --encoders, or leave it out")

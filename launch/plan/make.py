@@ -86,7 +86,7 @@ def of_probes(flags: argparse.Namespace) -> tuple[Annotations, list[tuple[str, s
     alone = word != SLICE and cases == patients
     each = "" if alone or cases == patients else f"{cases / patients:.1f} {plural(word)} each"
     unit = plural(word) if alone else "patients"
-    found = planned(dataset.name, unit, each, arms, flags.target)
+    found = planned(flags.name or dataset.name, unit, each, arms, flags.target)
     facts = [
         ("Probes", f"logistic regression, C = {nested.PENALTY:g}, on whole slices"),
         ("Training sizes", ", ".join(map(str, sizes))),

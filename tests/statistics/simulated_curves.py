@@ -29,13 +29,16 @@ class World(NamedTuple):
         return np.clip(self.mean(n) + self.spread / np.sqrt(n) * rng.standard_normal(), 0.01, 0.999)
 
 
-def curve(world: World, patients: int, rng, orders: int = 8, folds: int = 5) -> Curve:
-    """The curve that somebody with so many patients measures, half of them positive."""
+def curve(world: World, patients: int, rng, orders=8, folds=5, hard=None) -> Curve:
+    """The curve that somebody with so many patients measures, half of them positive.
+
+    `hard` is what is the same of each case's score in every network, standard normal.
+    """
     pool = patients * (folds - 1) // folds
     sizes = np.unique([max(4, round(share * pool)) for share in (0.2, 0.3, 0.45, 0.65, 1.0)])
     labels = np.arange(patients) % 2
     fold = np.arange(patients) // 2 % folds
-    hard = np.sqrt(world.alike) * rng.standard_normal(patients)
+    hard = np.sqrt(world.alike) * (rng.standard_normal(patients) if hard is None else hard)
     scores = np.empty((orders, len(sizes), patients, 2))
     of_pool = world.spread / np.sqrt(patients) * rng.standard_normal()
     for order in range(orders):

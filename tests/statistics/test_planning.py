@@ -4,6 +4,7 @@ from math import inf
 
 import numpy as np
 import pytest
+from simulated_curves import World, curve
 from test_learning_curve import SIZES, planted
 
 from ctssl_jax.statistics.learning_curve import fit
@@ -126,3 +127,22 @@ def test_one_repeat_is_refused():
     curve = planted(RISING)
     one = curve._replace(values=curve.values[:1], jackknife=curve.jackknife[:, :1])
     assert refusal([one]).startswith("one repeat at each training size does not tell luck")
+
+
+def claims(curves, lift, seed):
+    """How often one start is said to save patients, or to cost them, against an equal one."""
+    rng, world, found = np.random.default_rng(seed), World(0.85, 0.6, 0.6), []
+    for _ in range(curves):
+        hard = rng.standard_normal(60)
+        starts = (world._replace(a=world.a + lift), world)
+        of = [[curve(start, 60, rng, hard=hard)] for start in starts]
+        better, worse = (fit(own, draws=1000, arm=arm) for arm, own in enumerate(of))
+        answer = saved(better, worse)
+        found.append((answer.low > 0, answer.high < 0))
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.slow
+def test_equal_starts_are_rarely_told_apart_and_very_different_ones_are():
+    assert claims(100, 0.0, 0).sum() <= 0.07
+    assert claims(30, 0.12, 1)[0] > 0.5

@@ -19,7 +19,7 @@ from ctssl_jax.report.comparison.learning_curves import learning_curves
 from ctssl_jax.report.figures import annotations as figure
 from ctssl_jax.report.figures import tables
 from ctssl_jax.report.figures.picture import Picture, drawn
-from ctssl_jax.report.names import SCRATCH, arm_name, subject
+from ctssl_jax.report.names import SCRATCH, arm_name, stands_on, subject
 from ctssl_jax.report.words import count, number, signed
 from ctssl_jax.statistics.learning_curve import REACH, Curve, Law, fit
 from ctssl_jax.statistics.planning import (
@@ -57,21 +57,17 @@ class Start:
 
     @property
     def name(self) -> str:
-        """As the page says it."""
-        return f"{start_name(self.arm)}{self.stands_on}"
+        """As the page says it, with what it stands on."""
+        count = len(self.curves)
+        if self.arm == RANDOM:
+            return f"No pre-training ({count} random {'encoder' if count == 1 else 'encoders'})"
+        on = stands_on(self.arm, count)
+        return arm_name(self.arm) + (f" ({on})" if on else "")
 
     @property
     def means(self) -> Float[np.ndarray, " k"]:
         """The measured AUC at each size, mean over pre-trainings of the means over orders."""
         return np.mean([curve.values.mean(axis=0) for curve in self.curves], axis=0)
-
-    @property
-    def stands_on(self) -> str:
-        """One encoder, or several; nothing of scratch."""
-        if self.arm == SCRATCH:
-            return ""
-        several = f"{len(self.curves)} encoders"
-        return f" ({'one encoder' if len(self.curves) == 1 else several})"
 
 
 @dataclass(frozen=True)
@@ -116,11 +112,11 @@ def planned(
     """
     laws: dict[str, Law] = {}
     refused: dict[str, str] = {}
-    for arm, curves in arms.items():
+    for place, (arm, curves) in enumerate(arms.items()):
         if why := refusal(curves):
             refused[arm] = why
             continue
-        law = fit(curves)
+        law = fit(curves, arm=place)
         if why := refusal_of_shape(curves, law):
             refused[arm] = why
         else:
@@ -168,11 +164,6 @@ def of_task(
 
 def _each(cases: float, word: str) -> str:
     return f"{cases:.1f} {plural(word)} each, on average" if cases > 1.05 else ""
-
-
-def start_name(arm: str) -> str:
-    """An arm as the page says it."""
-    return "No pre-training (random encoder)" if arm == RANDOM else arm_name(arm)
 
 
 def _subject(start: Start) -> str:
