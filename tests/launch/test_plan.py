@@ -19,7 +19,7 @@ from launch import benchmark_planner
 from launch.plan import starts
 from launch.plan.__main__ import main
 
-pytestmark = pytest.mark.usefixtures("tiny_encoder")
+pytestmark = pytest.mark.usefixtures("one_device", "tiny_encoder")
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +156,15 @@ def test_the_benchmark_counts_what_its_rows_say():
     assert found["error foretold"] == pytest.approx(0.05)
     (line,) = [x for x in benchmark_planner.table(rows) if x.startswith("| planted | 40 | 2 N")]
     assert "| 0.000 | 1.000 |" in line
+
+
+def test_the_benchmark_command(tmp_path, patients_path, encoder_run, capsys):
+    words = [f"--encoders={encoder_run}", f"--cache={tmp_path}", "--sizes=20", "--splits=1"]
+    task, out = f"--data=chest={patients_path}", tmp_path / "found.json"
+    assert benchmark_planner.main([*words, task, f"--out={out}"]) == 0
+    assert "| chest | 20 | 2 N | 4 |" in capsys.readouterr().out
+    rows = read_json(out)["rows"]
+    assert {row["start"] for row in rows} == {"spark", "random"}
+    assert all(0 <= row["theirs"] <= 1 for row in rows)
+    assert benchmark_planner.main([*words, "--data=chest"]) == 2
+    assert "give NAME=DATASET or NAME=DATASET@PIXELS" in capsys.readouterr().err
