@@ -158,7 +158,8 @@ def test_the_benchmark_counts_what_its_rows_say():
     assert "| 0.000 | 1.000 |" in line
 
 
-def test_the_benchmark_command(tmp_path, patients_path, encoder_run, capsys):
+def test_the_benchmark_command(tmp_path, patients_path, encoder_run, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_planner.nested, "ORDERS", 2)
     words = [f"--encoders={encoder_run}", f"--cache={tmp_path}", "--sizes=20", "--splits=1"]
     task, out = f"--data=chest={patients_path}", tmp_path / "found.json"
     assert benchmark_planner.main([*words, task, f"--out={out}"]) == 0
