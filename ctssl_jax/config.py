@@ -44,6 +44,13 @@ class Metric(enum.Enum):
     ACCURACY = "accuracy"
 
 
+class FeatureKind(enum.Enum):
+    """What features of slices are made by: an encoder, or formulas, see `frozen.radiomics`."""
+
+    ENCODER = "encoder"
+    RADIOMICS = "radiomics"
+
+
 class SubsetBy(enum.Enum):
     """What is drawn for a subset.
 
@@ -352,9 +359,10 @@ class EvaluateConfig:
 
     Attributes:
       task: name in results.
+      features: what is scored; RADIOMICS takes the values of the slices alone, without a network.
       encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
       accept_unfinished: as in `PretrainConfig`.
-      arm: name of the encoder in results; empty: the method's name, or "random".
+      arm: name of the encoder in results; empty: the method's name, "random" or "radiomics".
       seed: of the random encoder.
       subset_seed: of the training subset.
       subset_by, fraction, count, val_count: training and validation, as in `FinetuneConfig`.
@@ -372,6 +380,7 @@ class EvaluateConfig:
     """
 
     task: str = "task"
+    features: FeatureKind = dataclasses.field(default=FeatureKind.ENCODER, metadata={"added": True})
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
     accept_unfinished: bool = dataclasses.field(default=False, metadata={"unrecorded": True})
     arm: str = ""
@@ -403,6 +412,11 @@ class EvaluateConfig:
         _require_size("size", self.size)
         _require_subset_and_splits(self)
         _refuse_filter(self)
+        if self.features is FeatureKind.RADIOMICS and self.encoder_run:
+            raise ConfigError(
+                f"features=radiomics and encoder_run={self.encoder_run}: radiomics has no encoder; "
+                "give one of them"
+            )
         for name in ("knn_k", "linear_c"):
             values = getattr(self, name)
             if not values or min(values) <= 0 or len(set(values)) != len(values):
@@ -466,7 +480,8 @@ def _require_size(name: str, size: int) -> None:
 def to_json(config: Any) -> Any:
     """Plain data of a config. Private fields (paths may name patients) show as `<private>`.
 
-    Unrecorded fields, of which `data.json` says what came of them, are left out.
+    Unrecorded fields, of which `data.json` says what came of them, are left out, and fields that
+    were added later while they have their default: runs from before are runs of the same config.
     """
     if dataclasses.is_dataclass(config):
         return {
@@ -477,6 +492,7 @@ def to_json(config: Any) -> Any:
             )
             for field in dataclasses.fields(config)
             if not field.metadata.get("unrecorded")
+            and not (field.metadata.get("added") and getattr(config, field.name) == field.default)
         }
     if isinstance(config, enum.Enum):
         return config.value
