@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ctssl_jax.config import EvaluateConfig, FeatureKind, FinetuneConfig, first_difference
 from ctssl_jax.config_values import NAME, require_usable
@@ -208,10 +208,13 @@ class AblationConfig:
     ) -> Iterator[Cell]:
         """The runs that are compared, by growing size."""
         runs = [(arm, run, _mark(run, own)) for arm, own in arms.items() for run in own]
-        for (fraction, count, words), seed, (fold, base) in itertools.product(
-            self._sizes(), self.seeds, self._bases().items()
+        sizes = self._sizes()
+        for place, seed, (fold, base) in itertools.product(
+            sizes, self.seeds, self._bases().items()
         ):
+            fraction, count, words = place
             size, end = count or fraction, f"{words}-seed{seed}{fold}"
+            pictures = place == sizes[-1] and seed == self.seeds[0]  # others would hardly differ
             for arm, run, mark in runs:
                 config = self._varied(base, arm, run, seed, fraction, count)
                 if self.finetuned:
@@ -221,13 +224,13 @@ class AblationConfig:
                     name = f"{config.task}-{arm}{mark}-{end}"
                     yield Cell(name, made, self.base_config, size, tuning)
                 if self.frozen:
-                    yield _evaluated(_frozen(config, arm if run else RANDOM), mark, end, size)
+                    frozen = _frozen(config, arm=arm if run else RANDOM, pictures=pictures)
+                    yield _evaluated(frozen, mark, end, size)
             if self.radiomics:
                 config = self._varied(base, RADIOMICS, "", seed, fraction, count)
-                evaluated = dataclasses.replace(
-                    _frozen(config, RADIOMICS), features=FeatureKind.RADIOMICS, linear_c=FEW
-                )
-                yield _evaluated(evaluated, "", end, size)
+                kind: dict[str, Any] = {"features": FeatureKind.RADIOMICS, "linear_c": FEW}
+                frozen = _frozen(config, arm=RADIOMICS, pictures=pictures, **kind)
+                yield _evaluated(frozen, "", end, size)
 
     def _bases(self) -> dict[str, FinetuneConfig]:
         """What the runs vary, by what is added to their names: `base`, or one for each fold.
@@ -281,7 +284,7 @@ def _evaluated(config: EvaluateConfig, mark: str, end: str, size: int | float) -
     return Cell(f"{config.task}-{config.arm}{mark}-frozen-{end}", config, EVALUATE, size)
 
 
-def _frozen(config: FinetuneConfig, arm: str) -> EvaluateConfig:
+def _frozen(config: FinetuneConfig, **own: Any) -> EvaluateConfig:
     """Frozen features of the same encoder on the same slices."""
     same = {
         *("task", "encoder_run", "seed", "subset_seed", "subset_by", "fraction", "count", "data"),
@@ -289,4 +292,4 @@ def _frozen(config: FinetuneConfig, arm: str) -> EvaluateConfig:
         *("val_count", "bn_images", "accept_unfinished"),
     }
     shared = {name: getattr(config, name) for name in same}
-    return EvaluateConfig(**shared | {"arm": arm, "size": config.method.view.size})
+    return EvaluateConfig(**shared | {"size": config.method.view.size} | own)

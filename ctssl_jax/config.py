@@ -376,6 +376,7 @@ class EvaluateConfig:
       linear_c: values of scikit-learn's C to choose from, the inverse strength of the L2 penalty.
       linear_iterations: at most, of the linear probe's solver.
       select_by: validation metric that chooses k and C; the first listed of equals.
+      pictures: whether to draw cases beside those most alike.
       hang_after_s: as in `PretrainConfig`, without a batch.
     """
 
@@ -402,6 +403,7 @@ class EvaluateConfig:
     linear_iterations: int = 2000
     select_by: Metric = Metric.AUC
     precision: Precision = Precision.FLOAT32
+    pictures: bool = dataclasses.field(default=True, metadata={"elastic": True})
     hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
 
     def validate(self) -> None:

@@ -136,7 +136,8 @@ def run(
             write_predictions(workdir / f"predictions_{name}.csv", predictions, cases)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
-        draw_neighbours(train, val, dataset, config, workdir)
+        if config.pictures:
+            draw_neighbours(train, val, dataset, config, workdir)
     run_folder.write_results(workdir, results)
     distributed.say(_test_line(results))
     return results

@@ -78,6 +78,7 @@ def test_frozen_features_and_radiomics_stand_alone_if_asked(runs):
     cells = list(both.cells())
     assert [cell.config.arm for cell in cells] == ["random", "spark", "radiomics"] * 4
     assert all(isinstance(cell.config, EvaluateConfig) for cell in cells)
+    assert [cell.config.pictures for cell in cells] == [False] * 6 + [True] * 3 + [False] * 3
     made_up = cells[2].config
     assert (made_up.features, made_up.encoder_run) == (FeatureKind.RADIOMICS, "")
     alone = AblationConfig(base, "", scratch=False, radiomics=True, **asked)
