@@ -7,7 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ctssl_jax.config import EvaluateConfig, FeatureKind, FinetuneConfig, first_difference
+from ctssl_jax.config import EvaluateConfig, FeatureKind, FinetuneConfig
+from ctssl_jax.config_record import first_difference
 from ctssl_jax.config_values import NAME, require_usable
 from ctssl_jax.dataset.splits import fold_names
 from ctssl_jax.errors import ConfigError

@@ -24,8 +24,8 @@ from ctssl_jax.config import (
     Metric,
     Precision,
     ProbeConfig,
-    config_record,
 )
+from ctssl_jax.config_record import config_record
 from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.canvas import to_canvas
 from ctssl_jax.dataset.signatures import load_signatures, save_signatures
