@@ -5,9 +5,10 @@ import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ctssl_jax.config import EvaluateConfig, FinetuneConfig, first_difference
+from ctssl_jax.config import EvaluateConfig, FeatureKind, FinetuneConfig
+from ctssl_jax.config_record import first_difference
 from ctssl_jax.config_values import NAME, require_usable
 from ctssl_jax.dataset.splits import fold_names
 from ctssl_jax.errors import ConfigError
@@ -16,6 +17,8 @@ from ctssl_jax.run import folder as run_folder
 MOST_FOLDS = 100
 SCRATCH = "scratch"
 RANDOM = "random"  # the arm of frozen features that goes with it
+RADIOMICS = FeatureKind.RADIOMICS.value
+FEW = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # C of a tenth as many features, which need less of a penalty
 EVALUATE = "evaluate"
 TUNING = "tuning"  # folder of the cells that try learning rates
 
@@ -53,8 +56,11 @@ class AblationConfig:
       encoders: run folders of pre-trainings, or imports: RUN, whose arm is the run's method, or
         ARM=RUN. Several runs of one arm are its pre-trainings, which differ by their seed alone.
       scratch: an arm without pre-training.
+      finetuned: False: no fine-tuning, so that `frozen` or `radiomics` stands alone.
       frozen: beside each fine-tuning, kNN and a linear probe on the arm's frozen features; in place
         of scratch a random encoder.
+      radiomics: an arm of its own, of first-order and texture features without any network, with
+        the same two classifiers.
       fractions: of the training split.
       counts: numbers of training images or patients (`base.subset_by`), in place of `fractions`.
       seeds: of head, order and augmentation; all arms of a seed share them.
@@ -72,7 +78,9 @@ class AblationConfig:
     base_config: str
     encoders: tuple[str, ...] = ()
     scratch: bool = True
+    finetuned: bool = True
     frozen: bool = False
+    radiomics: bool = False
     fractions: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
     counts: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -92,6 +100,8 @@ class AblationConfig:
                 raise ConfigError(f"{name}={values}: give one or more different values")
         if min(self.counts, default=1) < 1:
             raise ConfigError(f"counts={self.counts}: each must be 1 or more")
+        if not (self.finetuned or self.frozen or self.radiomics):
+            raise ConfigError("finetuned, frozen and radiomics are all false: give one of them")
         self._validate_tuning()
         for cell in self.cells():
             cell.config.validate()
@@ -101,6 +111,8 @@ class AblationConfig:
             raise ConfigError(
                 f"lrs={self.lrs} and tuning_seeds={self.tuning_seeds}: give both or none"
             )
+        if self.lrs and not self.finetuned:
+            raise ConfigError(f"lrs={self.lrs} and finetuned=false: frozen features have no rate")
         if self.lrs and (len(set(self.lrs)) != len(self.lrs) or len(self.lrs) < 2):
             raise ConfigError(f"lrs={self.lrs}: give two or more different values")
         if len(set(self.tuning_seeds)) != len(self.tuning_seeds):
@@ -123,7 +135,7 @@ class AblationConfig:
             arm, run = _split(entry)
             method = run_folder.method(run)
             arm = arm or method
-            if arm in (SCRATCH, RANDOM):
+            if arm in (SCRATCH, RANDOM, RADIOMICS):
                 raise ConfigError(
                     f"encoders: {arm} is the arm without pre-training: give {run} another name, as "
                     f"in NAME={run}"
@@ -131,7 +143,7 @@ class AblationConfig:
             for other in arms.setdefault(arm, []):
                 _require_same_recipe(arm, run, other)
             arms[arm].append(run)
-        if not arms:
+        if not arms and not self.radiomics:
             raise ConfigError("no arm: give encoders, or scratch=true")
         return arms
 
@@ -197,21 +209,29 @@ class AblationConfig:
     ) -> Iterator[Cell]:
         """The runs that are compared, by growing size."""
         runs = [(arm, run, _mark(run, own)) for arm, own in arms.items() for run in own]
-        for size, seed, (fold, base), (arm, run, mark) in itertools.product(
-            self._sizes(), self.seeds, self._bases().items(), runs
+        sizes = self._sizes()
+        for place, seed, (fold, base) in itertools.product(
+            sizes, self.seeds, self._bases().items()
         ):
-            fraction, count, words = size
-            config = self._varied(base, arm, run, seed, fraction, count)
-            tuning = tries.get((words, fold, arm), MappingProxyType({}))
-            words = f"{words}-seed{seed}{fold}"
-            name = f"{config.task}-{arm}{mark}-{words}"
-            lrs, seeds = (self.lrs, self.tuning_seeds) if tuning else ((), ())
-            made = dataclasses.replace(config, tuned_lrs=lrs, tuned_seeds=seeds)
-            yield Cell(name, made, self.base_config, count or fraction, tuning)
-            if self.frozen:
-                frozen = _frozen(config, arm if run else RANDOM)
-                name = f"{config.task}-{frozen.arm}{mark}-frozen-{words}"
-                yield Cell(name, frozen, EVALUATE, count or fraction)
+            fraction, count, words = place
+            size, end = count or fraction, f"{words}-seed{seed}{fold}"
+            pictures = place == sizes[-1] and seed == self.seeds[0]  # others would hardly differ
+            for arm, run, mark in runs:
+                config = self._varied(base, arm, run, seed, fraction, count)
+                if self.finetuned:
+                    tuning = tries.get((words, fold, arm), MappingProxyType({}))
+                    lrs, seeds = (self.lrs, self.tuning_seeds) if tuning else ((), ())
+                    made = dataclasses.replace(config, tuned_lrs=lrs, tuned_seeds=seeds)
+                    name = f"{config.task}-{arm}{mark}-{end}"
+                    yield Cell(name, made, self.base_config, size, tuning)
+                if self.frozen:
+                    frozen = _frozen(config, arm=arm if run else RANDOM, pictures=pictures)
+                    yield _evaluated(frozen, mark, end, size)
+            if self.radiomics:
+                config = self._varied(base, RADIOMICS, "", seed, fraction, count)
+                kind: dict[str, Any] = {"features": FeatureKind.RADIOMICS, "linear_c": FEW}
+                frozen = _frozen(config, arm=RADIOMICS, pictures=pictures, **kind)
+                yield _evaluated(frozen, "", end, size)
 
     def _bases(self) -> dict[str, FinetuneConfig]:
         """What the runs vary, by what is added to their names: `base`, or one for each fold.
@@ -260,7 +280,12 @@ def _require_same_recipe(arm: str, run: str, other: str) -> None:
         )
 
 
-def _frozen(config: FinetuneConfig, arm: str) -> EvaluateConfig:
+def _evaluated(config: EvaluateConfig, mark: str, end: str, size: int | float) -> Cell:
+    """The cell of frozen features."""
+    return Cell(f"{config.task}-{config.arm}{mark}-frozen-{end}", config, EVALUATE, size)
+
+
+def _frozen(config: FinetuneConfig, **own: Any) -> EvaluateConfig:
     """Frozen features of the same encoder on the same slices."""
     same = {
         *("task", "encoder_run", "seed", "subset_seed", "subset_by", "fraction", "count", "data"),
@@ -268,4 +293,4 @@ def _frozen(config: FinetuneConfig, arm: str) -> EvaluateConfig:
         *("val_count", "bn_images", "accept_unfinished"),
     }
     shared = {name: getattr(config, name) for name in same}
-    return EvaluateConfig(**shared | {"arm": arm, "size": config.method.view.size})
+    return EvaluateConfig(**shared | {"size": config.method.view.size} | own)

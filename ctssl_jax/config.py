@@ -7,15 +7,12 @@ as `--config.method.mask_ratio=0.5` set attributes; after `validate()` nobody as
 
 import dataclasses
 import enum
-import hashlib
-import json
 import math
-from typing import Any
 
 import jax.numpy as jnp
 
 from ctssl_jax.augment import Intensity
-from ctssl_jax.config_values import require_usable
+from ctssl_jax.config_values import require, require_usable
 from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.canvas import SMALLEST
 from ctssl_jax.dataset.splits import parts
@@ -42,6 +39,13 @@ class Metric(enum.Enum):
 
     AUC = "auc"
     ACCURACY = "accuracy"
+
+
+class FeatureKind(enum.Enum):
+    """What features of slices are made by: an encoder, or formulas, see `frozen.radiomics`."""
+
+    ENCODER = "encoder"
+    RADIOMICS = "radiomics"
 
 
 class SubsetBy(enum.Enum):
@@ -89,13 +93,13 @@ class EncoderConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
-        if self.depth not in DEPTHS:
-            known = ", ".join(map(str, DEPTHS))
-            raise ConfigError(f"encoder.depth={self.depth}: must be one of {known}")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ConfigError(f"encoder.drop_path_rate={self.drop_path_rate}: must be in [0, 1)")
-        if not 0 <= self.remat_stages <= 4:
-            raise ConfigError(f"encoder.remat_stages={self.remat_stages}: must be 0 to 4")
+        require(
+            self,
+            "encoder",
+            depth=(self.depth in DEPTHS, f"one of {', '.join(map(str, DEPTHS))}"),
+            drop_path_rate=(0 <= self.drop_path_rate < 1, "in [0, 1)"),
+            remat_stages=(0 <= self.remat_stages <= 4, "0 to 4"),
+        )
 
     def build(self, precision: Precision) -> ResNet:
         """The network."""
@@ -127,14 +131,15 @@ class ProbeConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
-        if self.every < 0:
-            raise ConfigError(f"probe.every={self.every}: must be 0 (never) or more")
+        require(
+            self,
+            "probe",
+            every=(self.every >= 0, "0 (never) or more"),
+            k=(self.k > 0, "above 0"),
+            canvas=(self.canvas >= SMALLEST, f"{SMALLEST} or more"),
+        )
         if self.every and not self.path:
             raise ConfigError(f"probe.every={self.every} needs probe.path: a labelled dataset")
-        if self.k <= 0:
-            raise ConfigError(f"probe.k={self.k}: must be above 0")
-        if self.canvas < SMALLEST:
-            raise ConfigError(f"probe.canvas={self.canvas}: must be at least {SMALLEST}")
         _require_size("probe.size", self.size)
 
 
@@ -316,16 +321,13 @@ class FinetuneConfig:
         _require_patience(self)
         _require_subset_and_splits(self)
         _refuse_filter(self)
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay={self.layer_decay}: must be in (0, 1]")
-        if self.patience < 0:
-            raise ConfigError(f"patience={self.patience}: must be 0 (never) or more")
-        if self.steps < 0:
-            raise ConfigError(f"steps={self.steps}: must be 0 (by epochs) or more")
-        if self.validate_every < 0:
-            raise ConfigError(
-                f"validate_every={self.validate_every}: must be 0 (after each epoch) or more"
-            )
+        require(
+            self,
+            layer_decay=(0 < self.layer_decay <= 1, "in (0, 1]"),
+            patience=(self.patience >= 0, "0 (never) or more"),
+            steps=(self.steps >= 0, "0 (by epochs) or more"),
+            validate_every=(self.validate_every >= 0, "0 (after each epoch) or more"),
+        )
         if bool(self.tuned_lrs) != bool(self.tuned_seeds):
             raise ConfigError(
                 f"tuned_lrs={self.tuned_lrs} and tuned_seeds={self.tuned_seeds}: give both or none"
@@ -352,9 +354,10 @@ class EvaluateConfig:
 
     Attributes:
       task: name in results.
+      features: what is scored; RADIOMICS takes the values of the slices alone, without a network.
       encoder_run: run folder of the pre-training, or an import; empty: a random encoder.
       accept_unfinished: as in `PretrainConfig`.
-      arm: name of the encoder in results; empty: the method's name, or "random".
+      arm: name of the encoder in results; empty: the method's name, "random" or "radiomics".
       seed: of the random encoder.
       subset_seed: of the training subset.
       subset_by, fraction, count, val_count: training and validation, as in `FinetuneConfig`.
@@ -368,10 +371,12 @@ class EvaluateConfig:
       linear_c: values of scikit-learn's C to choose from, the inverse strength of the L2 penalty.
       linear_iterations: at most, of the linear probe's solver.
       select_by: validation metric that chooses k and C; the first listed of equals.
+      pictures: whether to draw cases beside those most alike.
       hang_after_s: as in `PretrainConfig`, without a batch.
     """
 
     task: str = "task"
+    features: FeatureKind = dataclasses.field(default=FeatureKind.ENCODER, metadata={"added": True})
     encoder_run: str = dataclasses.field(default="", metadata={"private": True})
     accept_unfinished: bool = dataclasses.field(default=False, metadata={"unrecorded": True})
     arm: str = ""
@@ -393,6 +398,7 @@ class EvaluateConfig:
     linear_iterations: int = 2000
     select_by: Metric = Metric.AUC
     precision: Precision = Precision.FLOAT32
+    pictures: bool = dataclasses.field(default=True, metadata={"elastic": True})
     hang_after_s: float = dataclasses.field(default=1800.0, metadata={"elastic": True})
 
     def validate(self) -> None:
@@ -403,6 +409,11 @@ class EvaluateConfig:
         _require_size("size", self.size)
         _require_subset_and_splits(self)
         _refuse_filter(self)
+        if self.features is FeatureKind.RADIOMICS and self.encoder_run:
+            raise ConfigError(
+                f"features=radiomics and encoder_run={self.encoder_run}: radiomics has no encoder; "
+                "give one of them"
+            )
         for name in ("knn_k", "linear_c"):
             values = getattr(self, name)
             if not values or min(values) <= 0 or len(set(values)) != len(values):
@@ -421,27 +432,23 @@ def _validate_parts(config: Config) -> None:
 
 
 def _require_positive(config: Config, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
+    require(config, "", **{name: (getattr(config, name) > 0, "above 0") for name in names})
 
 
 def _require_patience(config: Config) -> None:
-    if config.hang_after_s < 0:
-        raise ConfigError(f"hang_after_s={config.hang_after_s}: must be 0 (never) or more")
+    require(config, hang_after_s=(config.hang_after_s >= 0, "0 (never) or more"))
 
 
 def _require_subset_and_splits(config: FinetuneConfig | EvaluateConfig) -> None:
-    if not 0 < config.fraction <= 1:
-        raise ConfigError(f"fraction={config.fraction}: must be in (0, 1]")
-    if config.count < 0:
-        raise ConfigError(f"count={config.count}: must be 0 (by fraction) or more")
+    require(
+        config,
+        fraction=(0 < config.fraction <= 1, "in (0, 1]"),
+        count=(config.count >= 0, "0 (by fraction) or more"),
+        val_count=(config.val_count >= 0, "0 (all) or more"),
+        bn_images=(config.bn_images >= 0, "0 (running statistics) or more"),
+    )
     if config.count and config.fraction != 1:
         raise ConfigError(f"count={config.count} and fraction={config.fraction}: give one of them")
-    if config.val_count < 0:
-        raise ConfigError(f"val_count={config.val_count}: must be 0 (all) or more")
-    if config.bn_images < 0:
-        raise ConfigError(f"bn_images={config.bn_images}: must be 0 (running statistics) or more")
     splits = (config.data.split, config.val_split, config.test_split)
     names = [name for split in splits for name in parts(split)]
     if len(set(names)) != len(names):
@@ -461,82 +468,3 @@ def _refuse_filter(config: FinetuneConfig | EvaluateConfig) -> None:
 def _require_size(name: str, size: int) -> None:
     if size < STRIDE or size % STRIDE:
         raise ConfigError(f"{name}={size}: must be a multiple of {STRIDE}, the encoder's stride")
-
-
-def to_json(config: Any) -> Any:
-    """Plain data of a config. Private fields (paths may name patients) show as `<private>`.
-
-    Unrecorded fields, of which `data.json` says what came of them, are left out.
-    """
-    if dataclasses.is_dataclass(config):
-        return {
-            field.name: (
-                "<private>"
-                if field.metadata.get("private") and getattr(config, field.name)
-                else to_json(getattr(config, field.name))
-            )
-            for field in dataclasses.fields(config)
-            if not field.metadata.get("unrecorded")
-        }
-    if isinstance(config, enum.Enum):
-        return config.value
-    if isinstance(config, tuple | list):
-        return [to_json(item) for item in config]
-    return config
-
-
-def config_record(config: Config) -> dict[str, Any]:
-    """What `config.json` holds: type, values, and the hash of those that a run may not change.
-
-    Elastic fields say how a run is computed, not what: a run may be resumed with others, and they
-    stand apart, outside the hash.
-    """
-    values = to_json(config)
-    if not isinstance(config, EvaluateConfig):
-        values["method"] = {"type": type(config.method).__name__, **values["method"]}
-    elastic = _pop_elastic(config, values)
-    record = {"type": type(config).__name__, "config": values}
-    return {**record, "elastic": elastic, "hash": digest(record)}
-
-
-def digest(values: Any) -> str:
-    """By which a run is named: a hash of plain data."""
-    text = json.dumps(values, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def without(values: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """Plain values of a config but for some fields, which are named as deep as they lie.
-
-    >>> without({"seed": 0, "data": {"split": "train", "prefetch": 4}}, {"data": {"prefetch": 8}})
-    {'seed': 0, 'data': {'split': 'train'}}
-    """
-    kept = {}
-    for name, value in values.items():
-        inner = fields.get(name)
-        if isinstance(value, dict) and isinstance(inner, dict):
-            kept[name] = without(value, inner)
-        elif name not in fields:
-            kept[name] = value
-    return kept
-
-
-def _pop_elastic(config: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Takes the elastic fields out of a config's plain values."""
-    popped = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.metadata.get("elastic"):
-            popped[field.name] = values.pop(field.name)
-        elif dataclasses.is_dataclass(value) and (inner := _pop_elastic(value, values[field.name])):
-            popped[field.name] = inner
-    return popped
-
-
-def first_difference(ours: Any, theirs: Any, name: str = "config") -> str:
-    """The first value in which two plain configs differ: `name: theirs there, ours here`."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
-                return first_difference(ours.get(key), theirs.get(key), f"{name}.{key}")
-    return f"{name} is {theirs} there and {ours} here"

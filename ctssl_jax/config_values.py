@@ -24,6 +24,17 @@ NAME = re.compile(r"[^\W_][\w.+-]{0,99}")
 NAMES = ("task", "arm")
 
 
+def require(config: object, name: str = "", **rules: tuple[bool, str]) -> None:
+    """Raises `ConfigError` for the first field whose rule, (holds, what it must be), does not hold.
+
+    `name` is that of the part, as in `optim`.
+    """
+    for field, (holds, wording) in rules.items():
+        if not holds:
+            full = f"{name}.{field}" if name else field
+            raise ConfigError(f"{full}={getattr(config, field)}: must be {wording}")
+
+
 def require_usable(config: Any, prefix: str = "") -> None:
     """Raises `ConfigError` naming the first field, of all parts, whose value is of no use."""
     kinds = _kinds(type(config))  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int, Int16, Shaped
 
 from ctssl_jax import files
 from ctssl_jax.augment import IntensityKind
+from ctssl_jax.config_values import require
 from ctssl_jax.dataset.canvas import SMALLEST, to_canvas
 from ctssl_jax.dataset.cases import CaseTable, case_table
 from ctssl_jax.dataset.manifest import read_manifest
@@ -66,15 +67,14 @@ class DataConfig:
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
-        for field, least in (("canvas", SMALLEST), ("num_threads", 1), ("prefetch", 1)):
-            value = getattr(self, field)
-            if value < least:
-                raise ConfigError(f"data.{field}={value}: must be at least {least}")
-        if self.prefetch < self.num_threads:
-            raise ConfigError(
-                f"data.prefetch={self.prefetch}: must be at least data.num_threads"
-                f"={self.num_threads}, each thread fills one batch"
-            )
+        threads = f"data.num_threads={self.num_threads} or more: each thread fills one batch"
+        require(
+            self,
+            "data",
+            canvas=(self.canvas >= SMALLEST, f"{SMALLEST} or more"),
+            num_threads=(self.num_threads >= 1, "1 or more"),
+            prefetch=(self.prefetch >= max(1, self.num_threads), threads),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

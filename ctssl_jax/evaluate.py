@@ -2,7 +2,8 @@
 
 A feature is the global average of the last stage's map, of a case the mean over its slices; the
 view is the whole slice, BatchNorm is in evaluation mode; a random encoder's statistics are measured
-on the training subset first. Two classifiers read the features, both scikit-learn's:
+on the training subset first. With `features=radiomics` a slice has the features of
+`frozen.radiomics`, and there is no encoder. Two classifiers read the features, both scikit-learn's:
 
 knn     The k training cases of smallest cosine distance d = 1 - cos vote for their class, each
         with weight 1 / d; a score is a class's share of the votes. Training slices at distance 0,
@@ -17,8 +18,9 @@ Of an unlabelled dataset the features of `data.split` are written and nothing is
 `data_prep.duplicates --method=embedding` takes them.
 """
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,16 +29,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
+from numpy.typing import ArrayLike
 
 from ctssl_jax import data
 from ctssl_jax.augment import Interpolation
-from ctssl_jax.config import EvaluateConfig
+from ctssl_jax.config import EvaluateConfig, FeatureKind
 from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.cases import SLICE, CaseTable, case_word, plural
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.frozen.classifiers import Choice, choose, fit_knn, fit_linear
-from ctssl_jax.frozen.features import Features, features, make_embed, save_embeddings
+from ctssl_jax.frozen.features import (
+    Features,
+    features,
+    make_embed,
+    make_radiomics,
+    save_embeddings,
+)
 from ctssl_jax.frozen.neighbours import draw_neighbours
+from ctssl_jax.frozen.store import Compute, FeatureStore
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import PyTree, init_encoder
@@ -46,16 +56,25 @@ from ctssl_jax.nn.resnet import STRIDE, ResNet
 from ctssl_jax.run import batch_statistics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.checkpoint import latest_step, load_encoder
-from ctssl_jax.run.encoder import require_finished
+from ctssl_jax.run.encoder import require_finished, weights_digest
 from ctssl_jax.run.opening import open_dataset, open_labelled, resolved, results_header
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
 
 
 def run(
-    config: EvaluateConfig, workdir: Path, supervisor: Supervisor | None = None
+    config: EvaluateConfig,
+    workdir: Path,
+    supervisor: Supervisor | None = None,
+    store: FeatureStore | None = None,
 ) -> dict[str, Any]:
     """Scores an encoder's features; repeating it in the same `workdir` returns what it found.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+      supervisor: of the process.
+      store: features that runs before this one have computed.
 
     Returns:
       The content of `results.json`.
@@ -65,11 +84,12 @@ def run(
     """
     if not data.open_dataset(config.data.path).classes:
         return _run_unlabelled(config, workdir, supervisor or Supervisor())
-    beat = (supervisor or Supervisor()).beat
+    beat, store = (supervisor or Supervisor()).beat, store or FeatureStore()
     opened = open_labelled(config)
     config, dataset, (subset, held) = opened.config, opened.dataset, opened.drawn
-    encoder = config.encoder.build(config.precision)
-    weights = encoder_weights(config)
+    whose = _whose(config, dataset)
+    known = store.knows(whose, (config.data.split, config.val_split, config.test_split))
+    weights = None if known else _encoder_weights(config)
     word = case_word(dataset.manifest)
     ks = _neighbours(config, len(subset.cases), word)
     if run_folder.open_run(workdir, config, dataset, audit=opened.audit, encoder=opened.encoder):
@@ -78,17 +98,16 @@ def run(
 
     classes = len(dataset.classes)
     distributed.say(
-        f"{config.task}: {config.arm}, {subset.counted(word, 'training')}, {classes} classes, "
-        f"{encoder.widths[-1]} features of ResNet-{config.encoder.depth}"
+        f"{config.task}: {config.arm}, {subset.counted(word, 'training')}, {classes} classes"
     )
     if config.encoder_run:
         for line in run_folder.notes(config.encoder_run, config.intensity):
             distributed.say(line)
-    mesh = sharding.make_mesh()
-    weights = _settled(config, dataset, encoder, weights, subset.rows, mesh)
-    embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
-    embed = partial(embed, *sharding.replicate(weights, mesh))
-    read = partial(_read_cases, embed, dataset, config.data, mesh, beat)
+    compute = _compute(config, dataset, weights, subset.rows, beat)
+
+    def read(split: str, cases: CaseTable) -> Features:
+        return store.features(whose, split, compute).of_cases(cases)
+
     train, val = read(config.data.split, subset.cases), read(config.val_split, held.cases)
     knn = partial(fit_knn, train, classes)
     linear = partial(fit_linear, train, classes, config.linear_iterations)
@@ -117,7 +136,8 @@ def run(
             write_predictions(workdir / f"predictions_{name}.csv", predictions, cases)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", train=train, val=val, test=test)
-        draw_neighbours(train, val, dataset, config, workdir)
+        if config.pictures:
+            draw_neighbours(train, val, dataset, config, workdir)
     run_folder.write_results(workdir, results)
     distributed.say(_test_line(results))
     return results
@@ -130,10 +150,13 @@ def _run_unlabelled(
     known = require_finished(config.encoder_run, config.accept_unfinished)
     dataset, audit = open_dataset(config)
     config = resolved(config, dataset)
-    weights, split = encoder_weights(config), config.data.split
+    weights = _encoder_weights(config)
     if run_folder.open_run(workdir, config, dataset, audit=audit, encoder=known):
         return _found_before(config, workdir)
-    found = embedded(config, dataset, weights, supervisor.beat)
+    split = config.data.split
+    rows = np.arange(len(dataset.source(split)))
+    compute = _compute(config, dataset, weights, rows, supervisor.beat)
+    found = FeatureStore().features(None, split, compute)
     if distributed.is_first():
         save_embeddings(workdir / "embeddings.npz", **{split: found})
     results = {
@@ -154,36 +177,63 @@ def _run_unlabelled(
 
 
 def embedded(
-    config: EvaluateConfig,
-    dataset: data.Dataset,
-    weights: tuple[PyTree, PyTree],
-    check: Callable[[], None] = lambda: None,
+    config: EvaluateConfig, dataset: data.Dataset, check: Callable[[], None] = lambda: None
 ) -> Features:
-    """Features of all slices of `data.split`, by the `encoder_weights` of the config.
+    """Features of all slices of `data.split`; a random encoder's statistics are of these slices.
 
-    A random encoder's statistics are of these slices. `check` is called at every batch and may
-    raise.
-    """
-    encoder = config.encoder.build(config.precision)
-    mesh, split = sharding.make_mesh(), config.data.split
-    rows = np.arange(len(dataset.source(split)))
-    weights = _settled(config, dataset, encoder, weights, rows, mesh)
-    embed = make_embed(encoder, config.intensity, dataset.intensity, config.size, mesh)
-    embed = partial(embed, *sharding.replicate(weights, mesh))
-    return _read(embed, dataset, config.data, split, mesh, check)
-
-
-def encoder_weights(config: EvaluateConfig) -> tuple[PyTree, PyTree]:
-    """Parameters and statistics of the run's encoder, or of a random one.
+    `check` is called at every batch and may raise.
 
     Raises:
       UserError: there is no such encoder, or it does not fit.
     """
+    rows = np.arange(len(dataset.source(config.data.split)))
+    compute = _compute(config, dataset, _encoder_weights(config), rows, check)
+    return FeatureStore().features(None, config.data.split, compute)
+
+
+def _encoder_weights(config: EvaluateConfig) -> tuple[PyTree, PyTree] | None:
+    """Those of the run, or random ones; None where there is no encoder."""
+    if config.features is FeatureKind.RADIOMICS:
+        return None
     encoder, channels = config.encoder.build(config.precision), config.intensity.channels
     if config.encoder_run:
         return load_encoder(Path(config.encoder_run), encoder, channels)
     init = sharding.jit_init(lambda key: init_encoder(encoder, key, STRIDE, channels))
     return init(jax.random.key(config.seed))
+
+
+def _whose(config: EvaluateConfig, dataset: data.Dataset) -> Hashable:
+    """What a split's features depend on; None where that is the training subset, too."""
+    if config.features is FeatureKind.ENCODER and not _keeps_statistics(config):
+        return None
+    reading = (config.size, config.data.canvas, config.data.transpose, config.precision)
+    network = (weights_digest(config.encoder_run), repr(config.encoder))
+    return (config.features, dataset, *network, *reading, repr(config.intensity))
+
+
+def _compute(
+    config: EvaluateConfig,
+    dataset: data.Dataset,
+    weights: tuple[PyTree, PyTree] | None,
+    rows: Int[np.ndarray, " n"],
+    beat: Callable[[], None],
+) -> Compute:
+    """What gives the features of a split; nothing is compiled or measured before the first."""
+    mesh = sharding.make_mesh()
+
+    @functools.cache
+    def embed() -> Callable[[jax.Array], ArrayLike]:
+        how = (config.intensity, dataset.intensity, config.size, mesh)
+        if weights is None:
+            return make_radiomics(*how)
+        encoder = config.encoder.build(config.precision)
+        settled = _settled(config, dataset, encoder, weights, rows, mesh)
+        return partial(make_embed(encoder, *how), *sharding.replicate(settled, mesh))
+
+    def compute(split: str) -> Features:
+        return _read(embed(), dataset, config.data, split, mesh, beat)
+
+    return compute
 
 
 def _settled(
@@ -199,7 +249,7 @@ def _settled(
     A pre-trained one keeps those it was trained with, as is usual for frozen features: to take the
     task's would be to adapt it. One of so few steps that it has none gets them, too.
     """
-    if not config.bn_images or (config.encoder_run and not _is_unsettled(Path(config.encoder_run))):
+    if _keeps_statistics(config):
         return weights
     if config.encoder_run:
         distributed.say(
@@ -213,6 +263,12 @@ def _settled(
     params, stats = sharding.replicate(weights, mesh)
     stats = batch_statistics.settled(measure, dataset, config.data, chosen, mesh, params, stats)
     return params, stats
+
+
+def _keeps_statistics(config: EvaluateConfig) -> bool:
+    """Whether features are of the statistics that the encoder came with."""
+    pretrained = config.encoder_run and not _is_unsettled(Path(config.encoder_run))
+    return bool(pretrained or not config.bn_images)
 
 
 def _is_unsettled(run: Path) -> bool:
@@ -244,7 +300,7 @@ def _found_before(config: EvaluateConfig, workdir: Path) -> dict[str, Any]:
 
 
 def _read(
-    embed: Callable[[jax.Array], jax.Array],
+    embed: Callable[[jax.Array], ArrayLike],
     dataset: data.Dataset,
     reading: DataConfig,
     split: str,
@@ -258,19 +314,6 @@ def _read(
     speed = slices / (time.monotonic() - began)
     distributed.say(f"features of {split}: {slices:,} slices, {speed:,.1f} img/s")
     return found
-
-
-def _read_cases(
-    embed: Callable[[jax.Array], jax.Array],
-    dataset: data.Dataset,
-    reading: DataConfig,
-    mesh: Mesh,
-    beat: Callable[[], None],
-    split: str,
-    cases: CaseTable,
-) -> Features:
-    """Features of cases of a split."""
-    return _read(embed, dataset, reading, split, mesh, beat).of_cases(cases)
 
 
 def _choice_line(name: str, choice: Choice, config: EvaluateConfig) -> str:

@@ -43,8 +43,11 @@ def dispatch(config: object, workdir: Path, supervisor: Supervisor) -> None:
     run(config, workdir, supervisor)
 
 
-def run(config: Any, workdir: Path, supervisor: Supervisor) -> None:
-    """Makes the run of a valid config; `hang_after_s` counts from its first look at the data."""
+def run(config: Any, workdir: Path, supervisor: Supervisor, store: Any = None) -> None:
+    """Makes the run of a valid config; `hang_after_s` counts from its first look at the data.
+
+    `store`, a `FeatureStore`, holds what runs before it have computed.
+    """
     from ctssl_jax import evaluate, finetune, pretrain
     from ctssl_jax.config import FinetuneConfig, PretrainConfig
 
@@ -54,7 +57,7 @@ def run(config: Any, workdir: Path, supervisor: Supervisor) -> None:
         elif isinstance(config, FinetuneConfig):
             finetune.run(config, workdir, supervisor)
         else:
-            evaluate.run(config, workdir, supervisor)
+            evaluate.run(config, workdir, supervisor, store)
 
 
 def provide_phantom(path: str) -> None:

@@ -26,8 +26,7 @@ class MetricWriter:
     """
 
     def __init__(self, run: Path, step: int = 0):
-        self._path = run / "metrics.jsonl"
-        self._log = run / "log.txt"
+        self._run, self._path = run, run / "metrics.jsonl"
         kept = [row for row in read_metrics(run) if row["step"] <= step]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = Events(run / "events", step)
@@ -40,13 +39,18 @@ class MetricWriter:
 
     def line(self, text: str) -> None:
         """A line for people."""
-        print(text, flush=True)
-        with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
+        log_line(self._run, text)
 
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()
+
+
+def log_line(run: Path, text: str) -> None:
+    """A line for people, on stdout and in the run's `log.txt`."""
+    print(text, flush=True)
+    with (run / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text + "\n")
 
 
 class Events:

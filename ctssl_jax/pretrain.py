@@ -82,7 +82,6 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(program.init, key)
     start = _load_start(config, program.encoder, abstract)
-    changed = run_folder.changed(workdir, config)
     if run_folder.open_run(
         workdir,
         config,
@@ -124,8 +123,6 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
         f"{program.total_steps:,} steps of {config.batch_size} slices, {config.epochs:g} epochs; "
         + config.rate_in_words()
     )
-    for line in changed:
-        writer.line(line)
 
     due = []
     if config.picture_every:

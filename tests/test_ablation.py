@@ -7,7 +7,7 @@ import pytest
 
 from configs import ablation
 from ctssl_jax.ablation import AblationConfig
-from ctssl_jax.config import EvaluateConfig, FinetuneConfig
+from ctssl_jax.config import EvaluateConfig, FeatureKind, FinetuneConfig
 from ctssl_jax.errors import ConfigError, DataError
 
 PRESETS = ("covid_ct", "covid_ct_as_run", "organsmnist", "hemorrhage", "demo", "smoke")
@@ -70,6 +70,22 @@ def test_frozen_features_are_of_the_same_encoder_and_slices(runs):
         assert frozen.size == tuned.method.view.size
 
 
+def test_frozen_features_and_radiomics_stand_alone_if_asked(runs):
+    base = ablation.get_config("demo").base
+    asked = {"counts": (9, 20), "seeds": (2, 3), "finetuned": False}
+    both = AblationConfig(base, "", (f"{runs}/SparK",), frozen=True, radiomics=True, **asked)
+    both.validate()
+    cells = list(both.cells())
+    assert [cell.config.arm for cell in cells] == ["random", "spark", "radiomics"] * 4
+    assert all(isinstance(cell.config, EvaluateConfig) for cell in cells)
+    assert [cell.config.pictures for cell in cells] == [False] * 6 + [True] * 3 + [False] * 3
+    made_up = cells[2].config
+    assert (made_up.features, made_up.encoder_run) == (FeatureKind.RADIOMICS, "")
+    alone = AblationConfig(base, "", scratch=False, radiomics=True, **asked)
+    alone.validate()
+    assert [cell.name for cell in alone.cells()] == [cell.name for cell in cells[2::3]]
+
+
 def test_folds_take_turns_and_all_arms_of_one_share_its_splits(runs):
     config = AblationConfig(
         FinetuneConfig(),
@@ -109,6 +125,7 @@ def test_folds_take_turns_and_all_arms_of_one_share_its_splits(runs):
         ({"counts": (0, 5)}, "counts="),
         ({"fractions": (1.5,)}, "fraction=1.5"),
         ({"scratch": False}, "no arm"),
+        ({"finetuned": False}, "finetuned, frozen and radiomics are all false"),
         ({"folds": 2}, "folds=2: must be 3 or more"),
         ({"folds": -5}, "folds=-5: must be 3 or more"),
     ],
@@ -210,6 +227,10 @@ def test_learning_rates_are_tried_first_on_seeds_of_their_own_without_the_test(r
     ("change", "named"),
     [
         ({"lrs": (1e-3, 1e-4)}, "give both or none"),
+        (
+            {"lrs": (1e-3, 1e-4), "tuning_seeds": (5,), "finetuned": False, "frozen": True},
+            "frozen features have no rate",
+        ),
         ({"tuning_seeds": (5,)}, "give both or none"),
         ({"lrs": (1e-3,), "tuning_seeds": (5,)}, "lrs=.*give two or more"),
         ({"lrs": (1e-3, 1e-3), "tuning_seeds": (5,)}, "lrs=.*different"),

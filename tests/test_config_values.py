@@ -14,13 +14,8 @@ from tiny import ENCODER, METHODS
 
 from ctssl_jax import finetune, pretrain
 from ctssl_jax.ablation import AblationConfig
-from ctssl_jax.config import (
-    EvaluateConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    config_record,
-    first_difference,
-)
+from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from ctssl_jax.config_record import config_record, first_difference
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import UserError, printable
 from ctssl_jax.run.budget import budget

@@ -7,14 +7,8 @@ from shipped import FINETUNING, PRETRAINING, SHIPPED, load
 
 from configs import ablation
 from ctssl_jax import flags
-from ctssl_jax.config import (
-    EncoderConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    SubsetBy,
-    config_record,
-    to_json,
-)
+from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig, SubsetBy
+from ctssl_jax.config_record import config_record, to_json
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods import Cases, SparK, Supervised
 from ctssl_jax.nn.active import SparseForm

@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 import zipfile
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,15 @@ from memory import write_slices
 from ctssl_jax import data, evaluate, main
 from ctssl_jax.augment import Intensity, Interpolation
 from ctssl_jax.augment import views as augment
-from ctssl_jax.config import EncoderConfig, EvaluateConfig, Metric, Precision, ProbeConfig
+from ctssl_jax.config import (
+    EncoderConfig,
+    EvaluateConfig,
+    FeatureKind,
+    Metric,
+    Precision,
+    ProbeConfig,
+)
+from ctssl_jax.config_record import config_record
 from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.canvas import to_canvas
 from ctssl_jax.dataset.signatures import load_signatures, save_signatures
@@ -24,7 +33,9 @@ from ctssl_jax.errors import ConfigError, DataError, DivergedError
 from ctssl_jax.frozen import features as frozen_features
 from ctssl_jax.frozen import probe as frozen_probe
 from ctssl_jax.frozen.classifiers import Fitted, choose, fit_knn, fit_linear
-from ctssl_jax.frozen.features import Features
+from ctssl_jax.frozen.features import Features, make_radiomics
+from ctssl_jax.frozen.radiomics import NAMES
+from ctssl_jax.frozen.store import FeatureStore
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.methods.base import TrainState, init_encoder
 from ctssl_jax.metrics import classification_metrics
@@ -221,7 +232,7 @@ def test_k_is_chosen_on_validation_where_test_would_choose_another(
         return Features(x, labels, patients, np.arange(len(labels)))
 
     monkeypatch.setattr(evaluate, "features", planted)
-    monkeypatch.setattr(evaluate, "encoder_weights", lambda *_: ({}, {}))
+    monkeypatch.setattr(evaluate, "_encoder_weights", lambda *_: ({}, {}))
     config = smoke(phantom_path, fraction=1.0, knn_k=(3, 1))
     config.bn_images = 0  # there is no network here
     found = evaluate.run(config, tmp_path / "run")["knn"]
@@ -569,7 +580,7 @@ def test_an_unlabelled_set_has_its_features_written_and_nothing_scored(capsys, t
     assert sorted(arrays) == ["train_features", "train_label", "train_record"]
     assert arrays["train_record"].tolist() == [0, 1, 2, 3, 4]
     config = EvaluateConfig(encoder=EncoderConfig(depth=18))
-    params, stats = jax.device_get(evaluate.encoder_weights(config))
+    params, stats = jax.device_get(evaluate._encoder_weights(config))
     source = data.open_dataset(path).source("train")
     expected = by_hand(params, stats, source, 0, 255, Intensity(mean=(0.28,), std=(0.256,)))
     np.testing.assert_allclose(arrays["train_features"], expected, rtol=1e-3, atol=1e-4)
@@ -686,3 +697,79 @@ def test_probe_that_cannot_work_is_refused_before_training(tmp_path, phantom_pat
     ):
         with pytest.raises(ConfigError, match=named):
             ProbeConfig(**change).validate()
+
+
+# Features that runs share, and features without a network
+
+
+def test_a_store_computes_each_part_once_and_gives_what_the_whole_gives(grey_path):
+    asked = []
+
+    def compute(split):
+        asked.append(split)
+        return labelled(np.full((2, 3), len(asked)), [0, 1])
+
+    store = FeatureStore()
+    assert not store.knows("encoder", ["val+test"])
+    first = store.features("encoder", "val+test", compute)
+    assert first.records.tolist() == [0, 1, 2, 3]
+    assert first.x[:, 0].tolist() == [1, 1, 2, 2]
+    assert store.knows("encoder", ["test", "val"])
+    assert store.features("encoder", "test", compute).x[:, 0].tolist() == [2, 2]
+    assert asked == ["val", "test"]
+    store.features("another", "val", compute)
+    store.features(None, "val", compute)
+    store.features(None, "val", compute)
+    assert asked == ["val", "test", "val", "val", "val"]
+    assert not store.knows(None, ["val"])
+
+    dataset, mesh = data.open_dataset(grey_path), sharding.make_mesh()
+    embed = make_radiomics(Intensity(), dataset.intensity, 64, mesh)
+    own = partial(frozen_features.features, embed, dataset, DataConfig(canvas=64), mesh=mesh)
+    joined = store.features("grey", "train+test", own)
+    for ours, whole in zip(joined, own("train+test"), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+
+
+def test_what_was_longest_unasked_for_goes_first():
+    one = labelled(np.zeros((4, 8)), [0, 1, 0, 1])
+    store = FeatureStore(most=2 * sum(array.nbytes for array in one))
+    for split in ("a", "b", "a", "c"):
+        store.features("encoder", split, lambda _: one)
+    assert [store.knows("encoder", [split]) for split in "abc"] == [True, False, True]
+
+
+def test_cells_that_share_an_encoder_find_what_they_find_alone(
+    tmp_path, phantom_path, tiny_encoder, monkeypatch
+):
+    store, reads = FeatureStore(), []
+    real = evaluate.features
+    monkeypatch.setattr(evaluate, "features", lambda *args: reads.append(args[3]) or real(*args))
+    monkeypatch.setattr(evaluate, "_keeps_statistics", lambda config: True)
+    for fraction in (0.5, 1.0):
+        config = smoke(phantom_path, fraction=fraction, knn_k=(1,))
+        shared = evaluate.run(config, tmp_path / f"shared-{fraction}", store=store)
+        assert evaluate.run(config, tmp_path / f"alone-{fraction}") == shared
+        one, other = (tmp_path / f"{kind}-{fraction}" for kind in ("shared", "alone"))
+        for name in ("predictions_linear.csv", "predictions_knn.csv"):
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert reads == ["train", "val", "test"] * 3  # the store's, and each that is alone
+
+
+def test_radiomics_is_scored_without_a_network(tmp_path, phantom_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_encoder", None)
+    monkeypatch.setattr(evaluate, "init_encoder", None)
+    config = smoke(phantom_path, fraction=1.0, features=FeatureKind.RADIOMICS, knn_k=(1,))
+    found = evaluate.run(config, tmp_path / "run")
+    assert (found["arm"], found["encoder_run"]) == ("radiomics", None)
+    with np.load(tmp_path / "run" / "embeddings.npz", allow_pickle=False) as file:
+        assert file["test_features"].shape[1] == len(NAMES)
+    with pytest.raises(ConfigError, match="radiomics has no encoder"):
+        dataclasses.replace(config, encoder_run="runs/spark").validate()
+
+
+def test_a_field_that_was_added_later_leaves_older_runs_what_they_are():
+    """Their record has no such field; while it has its default neither has ours."""
+    assert "features" not in config_record(EvaluateConfig())["config"]
+    other = config_record(EvaluateConfig(features=FeatureKind.RADIOMICS))
+    assert other["config"]["features"] == "radiomics"

@@ -150,6 +150,6 @@ def test_demo_phantom_is_made_where_it_is_missing(tmp_path, monkeypatch):
 
 def test_json_of_the_config_is_plain():
     config = flags.parse(["main", SPARK]).config
-    from ctssl_jax.config import to_json
+    from ctssl_jax.config_record import to_json
 
     assert json.loads(json.dumps(to_json(config))) == to_json(config)

@@ -36,6 +36,7 @@ from ctssl_jax.augment.resample import (
     random_rotation,
 )
 from ctssl_jax.augment.resample import resize as resize
+from ctssl_jax.config_values import require
 from ctssl_jax.dataset.windows import GREY_RANGE, WINDOWS, Window
 from ctssl_jax.errors import ConfigError
 
@@ -106,7 +107,7 @@ class ViewGroup:
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
         probability = "a probability, 0 to 1"
-        _check(
+        require(
             self,
             "views",
             count=(self.count >= 1, "at least 1"),
@@ -182,7 +183,7 @@ class Intensity:
         """Raises ConfigError that names the field and its value."""
         low, high = self.window_hu
         entries, per_channel = (1, self.channels), f"1 or {self.channels} (channels) numbers"
-        _check(
+        require(
             self,
             "intensity",
             window_hu=(-math.inf < low < high < math.inf, "(low, high) in HU, low < high"),
@@ -383,10 +384,3 @@ def random_noise(
     # Drawn flat, as in `sample_crop`: the CPU compiler is slow at more dimensions.
     noise = deviation * jax.random.normal(pixel_key, (image.size,)).reshape(image.shape)
     return jnp.where(draw[0] < probability, jnp.clip(image + noise, 0.0, 1.0), image)
-
-
-def _check(config: object, name: str, **rules: tuple[bool, str]) -> None:
-    """Raises ConfigError for the first field whose rule (holds, wording) does not hold."""
-    for field, (holds, wording) in rules.items():
-        if not holds:
-            raise ConfigError(f"{name}.{field}={getattr(config, field)}: must be {wording}")

@@ -1,6 +1,6 @@
 """Features of slices by a frozen encoder: what they are, how they are made, the file of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int16, Shaped
+from numpy.typing import ArrayLike
 
 from ctssl_jax import data
 from ctssl_jax.augment import Intensity, IntensityKind, Interpolation
@@ -17,6 +18,7 @@ from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.errors import DivergedError
 from ctssl_jax.files import whole_file
+from ctssl_jax.frozen.radiomics import radiomics
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import PyTree
 from ctssl_jax.nn.resnet import ResNet, pool
@@ -43,6 +45,16 @@ class Features(NamedTuple):
         """Those of cases: the mean over the slices of each; of whole splits alone."""
         x = cases.means(self.x, np.arange(len(self.x)))
         return Features(x, cases.labels, cases.patients, cases.records.astype(np.int32))
+
+
+def joined(found: Sequence[Features]) -> Features:
+    """Those of a sum of splits: one after the other, the rows of each after those before it."""
+    starts = np.cumsum([0, *(len(each.records) for each in found[:-1])])
+    shifted = [
+        each._replace(records=each.records + np.int32(start))
+        for each, start in zip(found, starts, strict=True)
+    ]
+    return Features(*(np.concatenate(arrays) for arrays in zip(*shifted, strict=True)))
 
 
 def save_embeddings(path: Path, **splits: Features) -> None:
@@ -76,8 +88,21 @@ def make_embed(
     return jax.jit(embed, out_shardings=sharding.replicated(mesh))
 
 
+def make_radiomics(
+    intensity: Intensity, kind: IntensityKind, size: int, mesh: Mesh
+) -> Callable[[jax.Array], Float[np.ndarray, "b d"]]:
+    """A function of stored values, as `make_embed`'s, that needs no encoder; see `radiomics`."""
+
+    def unit(image: Int16[Array, "b h w"]) -> Float[Array, "b s s"]:
+        whole = augment.to_unit(image, intensity, kind)
+        return jnp.clip(augment.resize(whole, size, Interpolation.BICUBIC), 0.0, 1.0)[..., 0]
+
+    unit = jax.jit(unit, out_shardings=sharding.replicated(mesh))
+    return lambda image: radiomics(np.asarray(unit(image)))
+
+
 def features(
-    embed: Callable[[jax.Array], jax.Array],
+    embed: Callable[[jax.Array], ArrayLike],
     dataset: data.Dataset,
     reading: DataConfig,
     split: str,

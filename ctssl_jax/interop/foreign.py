@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ctssl_jax.augment import Intensity, IntensityMode, ViewGroup
-from ctssl_jax.config import digest, to_json
+from ctssl_jax.config_record import digest, to_json
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.files import open_ordinary, sha256, write_text
 from ctssl_jax.interop.export import METADATA

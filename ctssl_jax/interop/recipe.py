@@ -134,7 +134,7 @@ def of_run(record: dict[str, Any], data: dict[str, Any] | None) -> Recipe:
 
 
 def read_intensity(values: dict[str, Any]) -> Intensity:
-    """The inverse of `config.to_json`; what an older run does not say is the default."""
+    """The inverse of `config_record.to_json`; what an older run does not say is the default."""
     enums = {"mode": IntensityMode, "window": Window, "standardise": Standardise}
     plain: dict[str, Any] = {
         name: enums[name](value) if name in enums else tuple(value) if name != "channels" else value

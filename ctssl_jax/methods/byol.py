@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.config_values import require
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.base import (
     Batch,
@@ -85,8 +86,7 @@ class BYOL:
                 f"method.view.size={self.view.size} and method.other_view.size="
                 f"{self.other_view.size}: must be equal"
             )
-        if not 0 <= self.tau < 1:
-            raise ConfigError(f"method.tau={self.tau}: must be in [0, 1)")
+        require(self, "method", tau=(0 <= self.tau < 1, "in [0, 1)"))
 
     def validate_run(self, batch_size: int, slices: int) -> None:
         """Raises `ConfigError` for a batch too small for the heads' BatchNorm."""

@@ -15,6 +15,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from ctssl_jax.config_values import require
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.base import Batch, Initial, Out, Progress, PyTree, TrainState, init_encoder
 from ctssl_jax.methods.supervised import Classifier, Supervised
@@ -127,9 +128,13 @@ class Cases(Supervised):
     def validate(self) -> None:
         """Raises `ConfigError` also for numbers of slices that make no sense."""
         super().validate()
-        for name in ("slices", "top_k", "hidden"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"method.{name}={getattr(self, name)}: must be at least 1")
+        require(
+            self,
+            "method",
+            slices=(self.slices >= 1, "1 or more"),
+            top_k=(self.top_k >= 1, "1 or more"),
+            hidden=(self.hidden >= 1, "1 or more"),
+        )
         random = [name for name in RANDOM if getattr(self.view, name)]
         if self.frozen and random:
             raise ConfigError(

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.config_values import require
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.base import (
     Batch,
@@ -102,15 +103,14 @@ class MoCo:
         self.view.validate()
         if self.view.count != 2:
             raise ConfigError(f"method.view.count={self.view.count}: MoCo compares two, set 2")
-        if self.temperature <= 0:
-            raise ConfigError(f"method.temperature={self.temperature}: must be above 0")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"method.momentum={self.momentum}: must be in [0, 1)")
-        if self.queue_size < 1 or self.bn_groups < 1:
-            raise ConfigError(
-                f"method.queue_size={self.queue_size}, method.bn_groups={self.bn_groups}: "
-                "must be at least 1"
-            )
+        require(
+            self,
+            "method",
+            temperature=(self.temperature > 0, "above 0"),
+            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
+            queue_size=(self.queue_size >= 1, "1 or more"),
+            bn_groups=(self.bn_groups >= 1, "1 or more"),
+        )
 
     def validate_run(self, batch_size: int, slices: int) -> None:
         """Raises `ConfigError` where queue, batch, groups and data do not fit."""

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.config_values import require
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.base import (
     Batch,
@@ -79,8 +80,7 @@ class SimCLR:
         self.view.validate()
         if self.view.count != 2:
             raise ConfigError(f"method.view.count={self.view.count}: SimCLR compares two, set 2")
-        if self.temperature <= 0:
-            raise ConfigError(f"method.temperature={self.temperature}: must be above 0")
+        require(self, "method", temperature=(self.temperature > 0, "above 0"))
 
     def validate_run(self, batch_size: int, slices: int) -> None:
         """Raises `ConfigError` for a batch without negatives, or with a slice twice."""

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.config_values import require
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.base import Batch, Initial, Out, Progress, PyTree, TrainState, init_encoder
 from ctssl_jax.nn.heads import torch_uniform
@@ -70,8 +71,8 @@ class Supervised:
             raise ConfigError(
                 f"method.classes={self.classes}: use 2 or more, or 0 for the dataset's"
             )
-        if any(weight <= 0 for weight in self.class_weights):
-            raise ConfigError(f"method.class_weights={self.class_weights}: must be above 0")
+        positive = all(weight > 0 for weight in self.class_weights)
+        require(self, "method", class_weights=(positive, "above 0"))
 
     def validate_run(self, batch_size: int, slices: int) -> None:
         """Any batch and any number of slices will do."""

@@ -14,6 +14,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.config_values import require
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.base import (
     Batch,
@@ -102,12 +103,15 @@ class SwAV:
         self.small_view.validate()
         if self.view.count < 2:
             raise ConfigError(f"method.view.count={self.view.count}: SwAV swaps codes, set 2")
-        for name in ("temperature", "epsilon"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"method.{name}={getattr(self, name)}: must be above 0")
-        for name, least in (("prototypes", 2), ("sinkhorn_iterations", 1), ("queue_size", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"method.{name}={getattr(self, name)}: must be at least {least}")
+        require(
+            self,
+            "method",
+            temperature=(self.temperature > 0, "above 0"),
+            epsilon=(self.epsilon > 0, "above 0"),
+            prototypes=(self.prototypes >= 2, "2 or more"),
+            sinkhorn_iterations=(self.sinkhorn_iterations >= 1, "1 or more"),
+            queue_size=(self.queue_size >= 0, "0 or more"),
+        )
 
     def validate_run(self, batch_size: int, slices: int) -> None:
         """Raises `ConfigError` where queue, batch and data do not fit."""

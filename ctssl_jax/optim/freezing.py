@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ctssl_jax.errors import ConfigError
+from ctssl_jax.config_values import require
 from ctssl_jax.optim.optimizer import OptimConfig, PyTree, Schedule, make_optimizer
 
 
@@ -45,11 +45,14 @@ class FreezeConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
-        for name in ("epochs", "steps", "double_every"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"freeze.{name}={getattr(self, name)}: must not be negative")
-        if not 0 < self.encoder_lr_ratio <= 1:
-            raise ConfigError(f"freeze.encoder_lr_ratio={self.encoder_lr_ratio}: must be in (0, 1]")
+        require(
+            self,
+            "freeze",
+            epochs=(self.epochs >= 0, "0 or more"),
+            steps=(self.steps >= 0, "0 or more"),
+            double_every=(self.double_every >= 0, "0 or more"),
+            encoder_lr_ratio=(0 < self.encoder_lr_ratio <= 1, "in (0, 1]"),
+        )
 
     def frozen_steps(self, steps_per_epoch: int) -> int:
         """How many steps the convolutions rest."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from ctssl_jax.config_values import require
 from ctssl_jax.errors import ConfigError
 
 PyTree = Any
@@ -93,18 +94,23 @@ class OptimConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` naming the field."""
-        for field in ("lr", "eps", "trust_coefficient"):
-            if getattr(self, field) <= 0:
-                raise ConfigError(f"optim.{field}={getattr(self, field)}: must be above 0")
-        for field in (
-            *("warmup_epochs", "warmup_start", "final"),
-            *("weight_decay", "weight_decay_end", "clip_norm", "lr_batch"),
-        ):
-            if getattr(self, field) < 0:
-                raise ConfigError(f"optim.{field}={getattr(self, field)}: must not be negative")
-        for field in ("b1", "b2", "momentum"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ConfigError(f"optim.{field}={getattr(self, field)}: must be in [0, 1)")
+        require(
+            self,
+            "optim",
+            lr=(self.lr > 0, "above 0"),
+            eps=(self.eps > 0, "above 0"),
+            trust_coefficient=(self.trust_coefficient > 0, "above 0"),
+            warmup_epochs=(self.warmup_epochs >= 0, "0 or more"),
+            warmup_start=(self.warmup_start >= 0, "0 or more"),
+            final=(self.final >= 0, "0 or more"),
+            weight_decay=(self.weight_decay >= 0, "0 or more"),
+            weight_decay_end=(self.weight_decay_end >= 0, "0 or more"),
+            clip_norm=(self.clip_norm >= 0, "0 or more"),
+            lr_batch=(self.lr_batch >= 0, "0 or more"),
+            b1=(0 <= self.b1 < 1, "in [0, 1)"),
+            b2=(0 <= self.b2 < 1, "in [0, 1)"),
+            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
+        )
         if self.cosine_epochs and self.cosine_epochs <= self.warmup_epochs:
             raise ConfigError(
                 f"optim.cosine_epochs={self.cosine_epochs} does not end after "

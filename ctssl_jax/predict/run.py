@@ -8,7 +8,8 @@ import numpy as np
 
 from ctssl_jax import data
 from ctssl_jax.augment import ViewGroup
-from ctssl_jax.config import EncoderConfig, FinetuneConfig, digest
+from ctssl_jax.config import EncoderConfig, FinetuneConfig
+from ctssl_jax.config_record import digest
 from ctssl_jax.data import DataConfig, Dataset
 from ctssl_jax.dataset.cases import case_word, plural
 from ctssl_jax.errors import ConfigError, DataError, StorageError

@@ -78,10 +78,12 @@ def _write_run(run: Run, folder: Path) -> None:
     (folder / "STATUS").write_text(f"{run.status}\n", encoding="utf-8")
     rows = "".join(json.dumps(row) + "\n" for row in run.metrics)
     (folder / "metrics.jsonl").write_text(rows, encoding="utf-8")
-    if run.results:
-        _write_json(folder / "results.json", run.results)
-        text = read_text(run.folder / "predictions.csv")
-        (folder / "predictions.csv").write_text(_predictions(text), encoding="utf-8")
+    if run.kind in ("fine-tuning", "evaluation"):
+        found = read_json(run.folder / "results.json")
+        found.pop("files", None)  # the sums of files with more columns
+        _write_json(folder / "results.json", run.results or found)
+        for path in sorted(run.folder.glob("predictions*.csv")):
+            (folder / path.name).write_text(_predictions(read_text(path)), encoding="utf-8")
 
 
 def _predictions(text: str) -> str:

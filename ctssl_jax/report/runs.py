@@ -27,10 +27,12 @@ from ctssl_jax.statistics import roc_auc, threshold_at_sensitivity, threshold_at
 KINDS = {
     "PretrainConfig": "pre-training",
     "FinetuneConfig": "fine-tuning",
-    "EvaluateConfig": "evaluation",  # listed only: frozen features are another question
+    "EvaluateConfig": "evaluation",  # listed; compared by `frozen_features`, another question
     "ImportedEncoder": "imported encoder",  # likewise
     "PredictConfig": "external test",  # of a run, on other data
 }
+FROZEN = "frozen features"
+"""The kind of an evaluation that is read by `frozen_features`."""
 PICTURE_LIMIT = 1 << 23
 """Largest picture of a run that is shown, in bytes."""
 TOLERANCE = 2e-3
@@ -131,6 +133,28 @@ def read_run(folder: Path) -> Run:
     except Unusable as error:
         return replace(run, problem=str(error))
     return run
+
+
+def frozen_features(run: Run, classifier: str) -> Run:
+    """An evaluation as the run of one of its classifiers, `linear` or `knn`, of a task of its own.
+
+    It has results and cases as a fine-tuning has, or a `problem`.
+    """
+    try:
+        if run.problem or run.kind != "evaluation":
+            raise Unusable(run.problem or "no evaluation of frozen features")
+        found = _json(run.folder / "results.json")
+        own = found.get(classifier)
+        if not isinstance(own, dict):
+            raise Unusable(f"results.json has no {classifier}")
+        results = _checked(found | own)
+        results["task"] += f", {classifier}"
+        predictions = run.folder / f"predictions_{classifier}.csv"
+        split, held_out = (str(run.config.get(f"{name}_split", name)) for name in ("test", "val"))
+        cases = _cases(predictions, results, split, held_out)
+    except Unusable as error:
+        return replace(run, kind=FROZEN, problem=str(error))
+    return replace(run, kind=FROZEN, results=results, cases=cases)
 
 
 def is_number(value: Any) -> bool:
@@ -313,7 +337,11 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _results(path: Path) -> dict[str, Any]:
-    results = _json(path)
+    return _checked(_json(path))
+
+
+def _checked(results: dict[str, Any]) -> dict[str, Any]:
+    """What results.json holds; raises where it is not as documented."""
     for name in ("task", "arm", "data_fingerprint"):
         if not isinstance(results.get(name), str) or not results[name]:
             raise Unusable(f"results.json has no {name}")

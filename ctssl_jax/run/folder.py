@@ -12,18 +12,12 @@ import jax
 
 from ctssl_jax import __version__, files
 from ctssl_jax.augment import Intensity
-from ctssl_jax.config import (
-    Config,
-    PretrainConfig,
-    config_record,
-    first_difference,
-    to_json,
-    without,
-)
+from ctssl_jax.config import Config, PretrainConfig
+from ctssl_jax.config_record import config_record, first_difference, to_json, without
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.hosts import distributed
-from ctssl_jax.metrics import MetricWriter, SilentWriter, Writer
+from ctssl_jax.metrics import MetricWriter, SilentWriter, Writer, log_line
 from ctssl_jax.run import lock as run_lock
 
 STATUS = "STATUS"
@@ -125,12 +119,15 @@ def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bo
         if _is_done(workdir, record, data):  # meanwhile, by another process
             run_lock.release(workdir)
             return True
+        changed = _changed(workdir, record)
         for leftover in (*workdir.glob("*.tmp"), *workdir.glob("figures/*.tmp")):
             leftover.unlink()  # of a write that a kill cut short
         write_json(workdir / "env.json", environment(record["config"]["precision"]))
         write_json(workdir / "data.json", data)
         files.write_text(workdir / STATUS, "running\n")
         write_json(workdir / "config.json", record)
+        if changed:
+            log_line(workdir, changed)
         return False
     except OSError as error:
         of = f" ({error.filename})" if error.filename else ""
@@ -177,16 +174,16 @@ def writer(workdir: Path, step: int) -> Writer:
     return made
 
 
-def changed(workdir: Path, config: Config) -> list[str]:
-    """A line where a run goes on with other elastic fields than it had; none of a fresh run."""
+def _changed(workdir: Path, record: dict[str, Any]) -> str:
+    """A line where a run goes on with other elastic fields than it had; "" of a fresh run."""
     if not (workdir / "config.json").exists():
-        return []
-    ours, theirs = config_record(config), read_config(workdir)
+        return ""
+    theirs = read_config(workdir)
     before = theirs.get("elastic") or {}
-    if ours["hash"] != theirs["hash"] or ours["elastic"] == before:
-        return []
-    difference = first_difference(ours["elastic"], before)
-    return [f"goes on with another setting ({difference}): the numbers do not depend on it"]
+    if record["hash"] != theirs["hash"] or record["elastic"] == before:
+        return ""
+    difference = first_difference(record["elastic"], before)
+    return f"goes on with another setting ({difference}): the numbers do not depend on it"
 
 
 def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, Key
 
 from ctssl_jax import data
-from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from ctssl_jax.config import EvaluateConfig, FeatureKind, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.cases import case_word
 from ctssl_jax.errors import ConfigError
@@ -130,7 +130,10 @@ def resolved(config: LabelledConfig, dataset: Dataset) -> Any:
     """
     known = run_folder.method(config.encoder_run)  # scratch without one
     if isinstance(config, EvaluateConfig):
-        own = known if config.encoder_run else "random"
+        if config.features is FeatureKind.RADIOMICS:
+            own = config.features.value
+        else:
+            own = known if config.encoder_run else "random"
         return resolve(dataclasses.replace(config, arm=config.arm or own), dataset)
     method = _for_classes(config.method, dataset)
     return resolve(dataclasses.replace(config, method=method, arm=config.arm or known), dataset)

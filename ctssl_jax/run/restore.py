@@ -73,7 +73,7 @@ def read_fine_tuned(run: Path) -> FineTuned:
 
 
 def finetune_config(values: dict[str, Any]) -> FinetuneConfig:
-    """The inverse of `config.to_json`, but for private fields; what is not said is the default.
+    """The inverse of `to_json`, but for private fields; what is not said is the default.
 
     Raises:
       StorageError: the values are not those of a fine-tuning of this version or an older one.

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from ctssl_jax import command as frame
-from ctssl_jax.config import PretrainConfig, config_record
+from ctssl_jax.config import PretrainConfig
+from ctssl_jax.config_record import config_record
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import platform, sharding
 from ctssl_jax.run import folder as run_folder

@@ -116,8 +116,7 @@ def case_features(
     table = data.read_cases(dataset, start.config.data.split)
     known = f"{dataset.fingerprint} {start.config.size} {start.weights}"
     if (x := _remembered(path, known)) is None:
-        weights = evaluate.encoder_weights(start.config)
-        x = evaluate.embedded(start.config, dataset, weights, check).of_cases(table).x
+        x = evaluate.embedded(start.config, dataset, check).of_cases(table).x
         cache.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, x=x.astype(np.float32), known=np.array(known))

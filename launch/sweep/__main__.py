@@ -225,11 +225,14 @@ def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Ite
     """
     import jax
 
+    from ctssl_jax.frozen.store import FeatureStore
+
+    store = FeatureStore()
     for cell in cells:
         path = workdir / cell.name
         distributed.say(cell.name)
         try:
-            main.run(cell.config, path, supervisor)
+            main.run(cell.config, path, supervisor, store)
         except Exception as error:
             several = jax.process_count() > 1
             failure = frame.for_user(error, several)

@@ -10,7 +10,8 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 from ctssl_jax.ablation import Cell
-from ctssl_jax.config import FinetuneConfig, config_record
+from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.config_record import config_record
 from ctssl_jax.data import open_dataset
 from ctssl_jax.errors import StorageError
 from ctssl_jax.files import no_formula, write_text

@@ -9,13 +9,8 @@ import pytest
 
 from ctssl_jax import evaluate, finetune, pretrain
 from ctssl_jax.augment import Intensity, IntensityMode, Standardise, to_unit
-from ctssl_jax.config import (
-    EncoderConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    config_record,
-)
+from ctssl_jax.config import EncoderConfig, EvaluateConfig, FinetuneConfig, PretrainConfig
+from ctssl_jax.config_record import config_record
 from ctssl_jax.data import DataConfig, open_dataset
 from ctssl_jax.dataset.histogram import RANGE, Tally
 from ctssl_jax.dataset.windows import WINDOWS, Window

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from configs import finetune_covid_ct, spark
-from ctssl_jax.config import config_record
+from ctssl_jax.config_record import config_record
 from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.recipes import phantom

@@ -9,7 +9,7 @@ import pytest
 
 from configs import spark
 from ctssl_jax import data
-from ctssl_jax.config import config_record
+from ctssl_jax.config_record import config_record
 from ctssl_jax.files import read_json
 from ctssl_jax.frozen.features import Features
 from ctssl_jax.methods.base import Start, init_encoder

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from configs import spark
 from ctssl_jax import finetune, flags
-from ctssl_jax.config import config_record
+from ctssl_jax.config_record import config_record
 from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
 from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.metrics import read_predictions

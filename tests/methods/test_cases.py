@@ -157,8 +157,8 @@ def test_the_head_is_named_for_export():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"slices": 0}, r"method\.slices=0: must be at least 1"),
-        ({"top_k": 0}, r"method\.top_k=0: must be at least 1"),
+        ({"slices": 0}, r"method\.slices=0: must be 1 or more"),
+        ({"top_k": 0}, r"method\.top_k=0: must be 1 or more"),
         ({"frozen": True}, r"method\.frozen=true and method\.view\.hflip=0\.5: features are"),
         ({"learn": Learn.SLICES, "pooling": Pooling.ATTENTION}, "teaches no attention"),
     ],

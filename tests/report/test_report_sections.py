@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_report import edit_json, write, write_finetuning, write_lines, write_pretraining
 
-from ctssl_jax.config import to_json
+from ctssl_jax.config_record import to_json
 from ctssl_jax.report import write_report
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.comparison.outcomes import FALSE_POSITIVES, confusion, roc_curves

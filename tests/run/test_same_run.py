@@ -2,7 +2,8 @@
 
 import pytest
 
-from ctssl_jax.config import FinetuneConfig, PretrainConfig, config_record, digest
+from ctssl_jax.config import FinetuneConfig, PretrainConfig
+from ctssl_jax.config_record import config_record, digest
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import folder
 

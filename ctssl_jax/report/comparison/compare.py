@@ -26,7 +26,7 @@ from ctssl_jax.report.comparison.recipes import (
 )
 from ctssl_jax.report.comparison.robustness import Robustness, robustness
 from ctssl_jax.report.names import SCRATCH, SPARK, arm_name, arm_order
-from ctssl_jax.report.runs import Cases, Run, is_number
+from ctssl_jax.report.runs import FROZEN, Cases, Run, is_number
 from ctssl_jax.statistics import (
     Difference,
     Interval,
@@ -163,8 +163,13 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(runs: list[Run]) -> Comparison:
-    """Sorts runs into tasks and cells and computes every interval and difference."""
+def compare(runs: list[Run], baseline: str = SCRATCH) -> Comparison:
+    """Sorts runs into tasks and cells and computes every interval and difference.
+
+    Args:
+      runs: of fine-tuning, or of frozen features (`runs.frozen_features`).
+      baseline: the arm that the others are set against.
+    """
     runs = pool(_marked(runs, _repeats(runs)))
     runs = _marked(runs, _without_auc(runs))
     runs = _marked(runs, mixed_seeds(_cells(runs)) | mixed_pretrainings(_cells(runs), runs))
@@ -177,7 +182,7 @@ def compare(runs: list[Run]) -> Comparison:
         for group in kinds.values():
             parted, apart = alike(group)
             conflicts += [f"{name[:80]}: {said}" for said in [*apart, *tuning_conflicts(group)]]
-            tasks += [_task(part) for part in parted]
+            tasks += [_task(part, baseline) for part in parted]
     return Comparison(unpool(runs), tasks, list(dict.fromkeys(conflicts)), _encoder_notes(tasks))
 
 
@@ -186,7 +191,8 @@ def _marked(runs: list[Run], refused: dict[Path, str]) -> list[Run]:
 
 
 def _fine_tuned(runs: list[Run]) -> list[Run]:
-    return [run for run in runs if run.kind == "fine-tuning" and not run.problem]
+    scored = ("fine-tuning", FROZEN)
+    return [run for run in runs if run.kind in scored and not run.problem]
 
 
 def _cells(runs: list[Run], *more: str) -> list[list[Run]]:
@@ -253,11 +259,11 @@ def _encoder_notes(tasks: list[Task]) -> list[str]:
     ]
 
 
-def _task(runs: list[Run]) -> Task:
+def _task(runs: list[Run], baseline: str) -> Task:
     results, cases = runs[0].results, _cases(runs[0])
     sampled = _sampled(runs)
-    pairs = all_pairs(sampled, last=SCRATCH)
-    against_scratch = {(pair.fraction, pair.a): pair for pair in pairs if pair.b == SCRATCH}
+    pairs = all_pairs(sampled, last=baseline)
+    against = {(pair.fraction, pair.a): pair for pair in pairs if pair.b == baseline}
     return Task(
         name=results["task"],
         fingerprint=results["data_fingerprint"],
@@ -265,7 +271,7 @@ def _task(runs: list[Run]) -> Task:
         test_cases=len(cases.labels),
         test_patients=len(np.unique(cases.patients)),
         patients_known=cases.patients_known,
-        cells=tuple(_cell(place, of, against_scratch.get(place)) for place, of in sampled.items()),
+        cells=tuple(_cell(place, of, against.get(place)) for place, of in sampled.items()),
         pairs=pairs,
         robustness=robustness(sampled, pairs, claimed=SPARK),
         folds=len(runs[0].folds),

@@ -1,0 +1,28 @@
+"""Cuts the pictures of a folder to their central 64 x 64 pixels, as the study's plan says.
+
+    python docs/results/centre.py FROM TO
+
+PNG files keep their place below the folder.
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+SIDE = 64
+
+
+def main(source: Path, out: Path) -> None:
+    """Writes the centre of each picture."""
+    for path in sorted(source.rglob("*.png")):
+        with Image.open(path) as picture:
+            left, top = ((length - SIDE) // 2 for length in picture.size)
+            centre = picture.crop((left, top, left + SIDE, top + SIDE))
+        target = out / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        centre.save(target)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))
