@@ -157,3 +157,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     found = coverage(WORLDS, 100, 1)
     assert 0.76 < found[0.8] < 0.9
     assert 0.93 < found[0.95] < 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoders", [2, 3, 5])
+def test_intervals_hold_another_pretraining(encoders):
+    rng, world, held = np.random.default_rng(2), World(0.85, 0.6, 0.6), []
+
+    def drawn():
+        return world._replace(a=world.a + 0.05 * rng.standard_normal())
+
+    for _ in range(40):
+        seed = int(rng.integers(2**31))  # all encoders are tested on the same patients
+        of = [curve(drawn(), 60, np.random.default_rng(seed)) for _ in range(encoders)]
+        law = fit(of, draws=1000)
+        for times in (2, 4):
+            low, high = quantiles(law.network(60 * times), 0.95)
+            held.append(low <= drawn().network(60 * times, rng) <= high)
+    assert np.mean(held) > 0.92
