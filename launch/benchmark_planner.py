@@ -224,7 +224,7 @@ def curves_of(flags: argparse.Namespace, text: str) -> Iterator[dict[str, Any]]:
     if not path or not (pixels or "0").isdecimal():
         raise ConfigError(f"--data={text}: give NAME=DATASET or NAME=DATASET@PIXELS")
     dataset = data.open_dataset(path)
-    starts = starts_of(dataset, flags.encoders.split(","), int(pixels or 0), accept=False)
+    starts = starts_of(dataset, flags.encoders.split(","), int(pixels or 0), accept_leakage=False)
     for number, start in enumerate(starts):
         features = case_features(start, dataset, flags.cache / name)
         for at_hand, split in product(map(int, flags.sizes.split(",")), range(flags.splits)):

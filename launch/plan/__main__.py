@@ -28,6 +28,8 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import distributed, platform
 
 NAME = "launch.plan"
+OF_PROBES = ("name", "orders", "seed", "size", "accept_leakage", "accept_unfinished")
+"""Flags that have no effect on sweeps."""
 
 
 def parser() -> command.Parser:
@@ -43,6 +45,9 @@ def parser() -> command.Parser:
     own.add_argument("--seed", type=int, default=0, help="of the orders")
     own.add_argument(
         "--size", type=int, default=0, help="side of the input in pixels (as in pre-training)"
+    )
+    own.add_argument(
+        "--accept_unfinished", action="store_true", help="take encoders whose runs are not done"
     )
     own.add_argument(
         "--accept_leakage",
@@ -74,8 +79,8 @@ def checked(flags: argparse.Namespace) -> argparse.Namespace:
         raise ConfigError(f"--target={flags.target}: give one AUC or more, as 0.85,0.9") from None
     if any(not 0.5 < target < 1 for target in flags.target):
         raise ConfigError(f"--target={flags.target}: an AUC is above 0.5 and below 1")
-    of_probes = {"name": "", "orders": 8, "seed": 0, "size": 0, "accept_leakage": False}
-    given = [name for name, usual in of_probes.items() if getattr(flags, name) != usual]
+    usual = parser().get_default
+    given = [name for name in OF_PROBES if getattr(flags, name) != usual(name)]
     if given and not flags.data:
         raise ConfigError(f"--{given[0]} is of probes: give --data and --encoders, or leave it out")
     if flags.orders < 2:

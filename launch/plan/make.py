@@ -1,8 +1,10 @@
 """A plan from flags to files: curves of probes and of fine-tunings, their page, JSON and CSV."""
 
 import argparse
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 
 from ctssl_jax import data
 from ctssl_jax.dataset.cases import SLICE, case_word, plural
-from ctssl_jax.errors import DataError, StorageError
+from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.files import make_private, sealed, write_json, write_text
 from ctssl_jax.frozen import nested
 from ctssl_jax.metrics import duration
@@ -54,7 +56,8 @@ def plan(flags: argparse.Namespace) -> None:
     if all(start.refused for found in plans for start in found.starts):
         raise DataError(f"nothing is foretold: {plans[0].starts[0].refused}")
     for found in plans:
-        for said in (lead_sentence(found), *found.sentences(), *_needs(found)):
+        marked = [f"MARKED: {found.warning}"] if found.warning else []
+        for said in (*marked, lead_sentence(found), *found.sentences(), *_needs(found)):
             print(f"{found.title}: {said}", flush=True)
     write(plans, facts, flags.workdir)
     print(f"{flags.workdir}/plan.html")
@@ -63,8 +66,11 @@ def plan(flags: argparse.Namespace) -> None:
 def of_probes(flags: argparse.Namespace) -> tuple[Annotations, list[tuple[str, str]]]:
     """The curves of probes of every encoder, and how they were made."""
     began, dataset = time.monotonic(), data.open_dataset(flags.data)
-    leakage.require_audit(dataset, flags.accept_leakage)
-    starts = starts_of(dataset, flags.encoders, flags.size, flags.accept_leakage)
+    with own_flags():
+        audit = leakage.require_audit(dataset, flags.accept_leakage)
+        starts = starts_of(
+            dataset, flags.encoders, flags.size, flags.accept_leakage, flags.accept_unfinished
+        )
     data.require_labels(dataset, *starts[0].config.data.split.split("+"))
     folds, arms = fold_of_cases(dataset), dict[str, list[Curve]]()
     make_private(flags.workdir)
@@ -87,6 +93,9 @@ def of_probes(flags: argparse.Namespace) -> tuple[Annotations, list[tuple[str, s
     each = "" if alone or cases == patients else f"{cases / patients:.1f} {plural(word)} each"
     unit = plural(word) if alone else "patients"
     found = planned(flags.name or dataset.name, unit, each, arms, flags.target)
+    marks = ["the splits leak"] if audit["verdict"] == "fail" else []
+    marks += [start.warning for start in starts if start.warning]
+    found = dataclasses.replace(found, warning="; ".join(dict.fromkeys(marks)))
     facts = [
         ("Probes", f"logistic regression, C = {nested.PENALTY:g}, on whole slices"),
         ("Training sizes", ", ".join(map(str, sizes))),
@@ -97,6 +106,17 @@ def of_probes(flags: argparse.Namespace) -> tuple[Annotations, list[tuple[str, s
         ("Took", duration(time.monotonic() - began)),
     ]
     return found, facts
+
+
+@contextmanager
+def own_flags() -> Iterator[None]:
+    """Errors of runs name the flags of a config; here they name those of this command."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        said = str(error).replace("--config.data.accept_", "--accept_")
+        said = said.replace("--config.accept_", "--accept_").replace("=true", "")
+        raise type(error)(said) from None
 
 
 def of_sweeps(places: Sequence[str], targets: Sequence[float]) -> list[Annotations]:
@@ -156,6 +176,7 @@ def record(found: Annotations) -> dict[str, Any]:
         "patients": found.patients,
         "reach": found.reach,
         "reference": found.reference,
+        "warning": found.warning,
         "lead": lead_sentence(found),
         "starts": [_start(start) for start in found.starts],
     }

@@ -35,6 +35,8 @@ class Start(NamedTuple):
     arm: str
     config: EvaluateConfig
     weights: str
+    warning: str = ""
+    """What every result of it is marked with: an unfinished run, test cases that it has seen."""
 
     @property
     def file(self) -> str:
@@ -42,27 +44,43 @@ class Start(NamedTuple):
         return f"{self.arm}-{self.weights[:12]}.npz"
 
 
-def starts_of(dataset: Dataset, runs: Sequence[str], size: int, accept: bool) -> list[Start]:
+def starts_of(
+    dataset: Dataset,
+    runs: Sequence[str],
+    size: int = 0,
+    accept_leakage: bool = False,
+    accept_unfinished: bool = False,
+) -> list[Start]:
     """The encoders of some runs, and those of the arm `RANDOM`, like the first of them.
 
     Args:
       dataset: that is planned for.
       runs: run folders of pre-trainings, or imports.
       size: side of the network's input in pixels; 0: as in each pre-training.
-      accept: take a dataset that leaks, or whose test cases an encoder has seen.
+      accept_leakage: take an encoder that has seen test cases.
+      accept_unfinished: take an encoder whose run is not done.
 
     Raises:
       UserError: a run is missing, unfinished, or has seen the test cases.
     """
     splits, found = splits_of(dataset), list[Start]()
     for run in runs:
-        stamp = require_finished(run, accept=False)
+        stamp = require_finished(run, accept_unfinished)
         assert stamp is not None, "of a run"
-        leakage.require_unseen(dataset, tuple(splits), run, accept)
+        seen = leakage.require_unseen(dataset, tuple(splits), run, accept_leakage)
         config = _config(dataset, run, "+".join(splits), size)
         if any(start.weights == stamp[run_folder.WEIGHTS] for start in found):
             raise ConfigError(f"--encoders: {run} has the weights of another one: name each once")
-        found.append(Start(run_folder.method(run), config, stamp[run_folder.WEIGHTS]))
+        marks = [
+            *(["an encoder of an unfinished run"] if stamp.get("accepted") else []),
+            *(
+                ["an encoder has seen test cases"]
+                if isinstance(seen, dict) and any(seen.values())
+                else []
+            ),
+        ]
+        method, weights = run_folder.method(run), stamp[run_folder.WEIGHTS]
+        found.append(Start(method, config, weights, "; ".join(marks)))
     if found:
         like = found[0].config
         for seed in range(RANDOM_ENCODERS):

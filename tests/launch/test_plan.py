@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -92,6 +93,19 @@ def test_too_few_patients_are_refused_in_one_line(tmp_path, phantom_path, encode
 def test_flags_that_do_not_go_together(tmp_path, words, said, capsys):
     assert main([*words, f"--workdir={tmp_path}"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_unfinished_encoder_is_refused_or_marked(tmp_path, patients_path, encoder_run, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(encoder_run, run)
+    (run / "STATUS").write_text("running\n")
+    words = argv(patients_path, run, tmp_path / "plan", "--orders=2")
+    assert main(words) == 2
+    assert "set --accept_unfinished\n" in capsys.readouterr().err
+    assert main([*words, "--accept_unfinished"]) == 0
+    assert "MARKED: an encoder of an unfinished run" in capsys.readouterr().out
+    page = (tmp_path / "plan" / "plan.html").read_text()
+    assert page.count("an encoder of an unfinished run") == 2
 
 
 def test_one_encoder_named_twice_is_refused(tmp_path, patients_path, encoder_run, capsys):

@@ -5,7 +5,7 @@ three training sizes or more. What is computed is in `statistics.learning_curve`
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, isfinite
 from typing import Any
@@ -20,7 +20,7 @@ from ctssl_jax.report.figures import annotations as figure
 from ctssl_jax.report.figures import tables
 from ctssl_jax.report.figures.picture import Picture, drawn
 from ctssl_jax.report.names import SCRATCH, arm_name, stands_on, subject
-from ctssl_jax.report.words import count, number, signed
+from ctssl_jax.report.words import cell_leakage, count, number, signed
 from ctssl_jax.statistics.learning_curve import REACH, Curve, Law, fit
 from ctssl_jax.statistics.planning import (
     Brings,
@@ -72,7 +72,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Of one task: `unit` is what is counted, "scans" or "patients"; `each` says what those are."""
+    """Of one task: `unit` is what is counted, "scans" or "patients"; `each` says what those are.
+
+    `warning` is what all of it is marked with, as that data leak.
+    """
 
     title: str
     unit: str
@@ -81,6 +84,7 @@ class Annotations:
     reference: str
     starts: tuple[Start, ...]
     picture: Picture
+    warning: str = ""
 
     @property
     def reach(self) -> int:
@@ -159,7 +163,9 @@ def of_task(
     alone = task.word != SLICE and task.test_cases == task.test_patients
     unit = plural(task.word) if alone else "patients"
     each = "" if alone else _each(task.test_cases / task.test_patients, task.word)
-    return planned(title, unit, each, arms, targets, f"annotations-{place}")
+    found = planned(title, unit, each, arms, targets, f"annotations-{place}")
+    marks = dict.fromkeys(filter(None, map(cell_leakage, task.cells)))
+    return replace(found, warning="; ".join(marks))
 
 
 def _each(cases: float, word: str) -> str:
@@ -209,10 +215,12 @@ def lead_sentence(found: Annotations) -> str:
         return f"More annotations: nothing is foretold, for {found.starts[0].refused}."
     best = max(told, key=lambda start: start.brings[-1].auc.middle)
     step = next((each for each in best.brings if each.more == 50), best.brings[-1])
+    marked = f" Marked: {found.warning}." if found.warning else ""
     return (
         f"{step.more} more annotated {found.unit} would bring "
         f"{_subject(best)} to an AUC of about {ends(step.auc)}: "
         f"{signed(step.gain.middle)} ({signed(step.gain.low)} to {signed(step.gain.high)})."
+        + marked
     )
 
 
