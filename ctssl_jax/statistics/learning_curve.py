@@ -200,7 +200,7 @@ def fit(curves: Sequence[Curve], draws: int = DRAWS, seed: int = 0, arm: int = 0
     return Law(
         at_hand,
         level,
-        np.clip(gain, 0, 1 - level),
+        np.minimum(gain, 1 - level),
         power,
         subset,
         float(np.sum(of_patients[:, -1] ** 2)),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from simulated_curves import World, curve
 
 from ctssl_jax.statistics.learning_curve import (
@@ -12,7 +13,7 @@ from ctssl_jax.statistics.learning_curve import (
     quantiles,
     subset_variance,
 )
-from ctssl_jax.statistics.power_law import least_squares
+from ctssl_jax.statistics.power_law import PowerLaws, least_squares
 from ctssl_jax.statistics.significance import delong
 
 SIZES = np.array([10.0, 14, 20, 30, 48])
@@ -42,6 +43,14 @@ def test_a_planted_law_is_carried_on(a, b, c):
         assert abs(np.median(law.mean(60 * times)) - truth) < 0.006 * times
         low, high = quantiles(law.mean(60 * times), 0.95)
         assert low < truth < high
+
+
+def test_without_news_the_gain_is_as_foreseen():
+    laws = PowerLaws(SIZES / 60, np.full(5, 0.75), 4.0 * np.eye(5))
+    _, gain, power = laws.drawn(np.full((4000, 5), 0.75), np.random.default_rng(0))
+    # A fifth of 1 - 0.75, and as much for its standard deviation, with what is below 0 at 0.
+    assert gain.mean() == pytest.approx(0.05 * (norm.cdf(1) + norm.pdf(1)), rel=0.05)
+    assert np.median(power) == pytest.approx(0.6, rel=0.15)
 
 
 def test_no_draw_falls_or_passes_one():
@@ -86,7 +95,10 @@ def test_pretrainings_that_differ_widen_the_interval():
     apart = [planted(means + shift) for shift in (-0.05, 0.0, 0.05)]
     assert fit(alike).encoder < 1e-9
     assert fit(apart).encoder == pytest.approx(0.05)
-    assert np.std(fit(apart).network(120)) > 1.3 * np.std(fit(alike).network(120))
+    assert np.std(fit(apart).level) > 1.3 * np.std(fit(alike).level)
+    one, other = (fit(curves) for curves in (apart, alike))
+    beyond = [np.median(np.abs(law.network(120) - law.mean(120))) for law in (one, other)]
+    assert beyond[0] > 0.02 + beyond[1]  # one encoder more, beside the error of their mean
 
 
 def test_jackknife_variance_is_that_of_delong():
