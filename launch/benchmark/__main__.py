@@ -11,9 +11,13 @@ Parts:
               Augmentation is left out. --starts: how often the processes are started anew
   reading     reading, decoding and batching of config.data.path beside the step
   startup     from the command to the first step, with an empty compilation cache and a full one
+  peak        what the device does at best: matrix products, and bytes copied
+  parity      a step on the device, in both precisions, beside the CPU's
+  gpu         all that is worth knowing of a new device, within --minutes, without a config:
+              python -m launch.benchmark gpu --minutes=10 --workdir=OUT; `gpu --help` has the rest
 
 All but `reading` and `startup` take random slices and need no data. With --out it writes a JSON
-file of every number and, but for `startup`, a picture beside it.
+file of every number and, of parts of the step, a picture beside it.
 """
 
 if __name__ == "__main__":
@@ -26,6 +30,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ctssl_jax import command as frame
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.config_record import config_record
@@ -33,7 +39,7 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import platform, sharding
 from ctssl_jax.run import folder as run_folder
 from launch import measuring
-from launch.benchmark import compare, parts, picture, reading, startup
+from launch.benchmark import compare, device, parity, parts, peak, picture, reading, startup
 from launch.benchmark.steps import SLICES
 
 
@@ -56,7 +62,7 @@ def parse(argv: list[str]) -> tuple[Options, PretrainConfig]:
       ConfigError: a wrong flag, key or value, or a config that is not of a pre-training run.
     """
     parser = measuring.Parser("launch.benchmark", __doc__)
-    known = [*parts.PARTS, "compare", "reading", "startup"]
+    known = [*parts.PARTS, "compare", "reading", "startup", "peak", "parity"]
     parser.add_argument("part", choices=known, metavar="PART")
     parser.add_argument("--repeats", type=int, default=20, help="timed runs of each (default: 20)")
     parser.add_argument("--starts", type=int, default=3, help="of `compare` (default: 3)")
@@ -97,6 +103,8 @@ def measure(options: Options, config: PretrainConfig) -> None:
         "repeats": options.repeats,
         "environment": environment,
         "config": config_record(config),
+        "peak_bytes": peak_bytes(),
+        "table": table,
         **found,
     }
     measuring.write(options.out, record)
@@ -106,6 +114,12 @@ def measure(options: Options, config: PretrainConfig) -> None:
 
 def timed(options: Options, config: PretrainConfig) -> tuple[dict[str, Any], str]:
     """What one part found, and its table."""
+    if options.part == "peak":
+        best = peak.measure()
+        return {"found": best}, peak.table(best)
+    if options.part == "parity":
+        apart = parity.measure(config)
+        return {"found": apart}, parity.table(apart)
     if options.part == "startup":
         starts = startup.measure(options.arguments, options.repeats)
         return {"seconds": starts}, startup.table(starts)
@@ -125,8 +139,16 @@ def timed(options: Options, config: PretrainConfig) -> tuple[dict[str, Any], str
     return {"rows": shares, "seconds": times}, parts.table(shares)
 
 
+def peak_bytes() -> int | None:
+    """The most memory of the first device that was taken at once; None where it does not say."""
+    known = jax.local_devices()[0].memory_stats()
+    return int(known["peak_bytes_in_use"]) if known and "peak_bytes_in_use" in known else None
+
+
 def command(argv: list[str]) -> int:
     """The command; returns its exit code."""
+    if argv[1:2] == ["gpu"]:
+        return frame.run("launch.benchmark", lambda: device.measure(argv[2:]))
     platform.set_cpu_flags()
     platform.quiet_libraries()
 
