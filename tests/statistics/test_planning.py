@@ -48,6 +48,8 @@ def test_nothing_is_said_beyond_four_times_the_patients():
     beyond = needed(law, 0.8999)
     assert beyond.patients.middle == inf
     assert beyond.chance < 0.5
+    assert (0.7 / 0.02) ** (1 / 0.6) > 240  # finite, and yet beyond
+    assert needed(law, 0.88).patients.middle == inf
 
 
 def test_patients_for_an_auc():
