@@ -50,7 +50,6 @@ from ctssl_jax.frozen.store import Compute, FeatureStore
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import PyTree, init_encoder
-from ctssl_jax.metrics import Scored, write_predictions
 from ctssl_jax.nn.normalisation import MOMENTUM
 from ctssl_jax.nn.resnet import STRIDE, ResNet
 from ctssl_jax.run import batch_statistics
@@ -58,6 +57,7 @@ from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.checkpoint import latest_step, load_encoder
 from ctssl_jax.run.encoder import require_finished, weights_digest
 from ctssl_jax.run.opening import open_dataset, open_labelled, resolved, results_header
+from ctssl_jax.scores import Scored, write_predictions
 
 SYMBOLS = {"knn": "k", "linear": "C"}  # the methods, and what each chooses on validation
 

@@ -25,7 +25,6 @@ from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Start, TrainState
 from ctssl_jax.methods.cases import Cases
 from ctssl_jax.methods.supervised import Supervised
-from ctssl_jax.metrics import Scored, classification_metrics, write_predictions
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule
 from ctssl_jax.optim.freezing import finetune_optimizer, head_optimizer
@@ -37,6 +36,7 @@ from ctssl_jax.run.checkpoint import BestWeights, Checkpoints, load_start
 from ctssl_jax.run.opening import Drawn, open_labelled, results_header, start_or_resume
 from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor, slice_features
 from ctssl_jax.run.subset import Subset
+from ctssl_jax.scores import Scored, classification_metrics, write_predictions
 from ctssl_jax.train import Due, Pace, Session, attend, fit, init_state, make_step
 
 

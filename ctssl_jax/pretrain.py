@@ -15,8 +15,8 @@ from ctssl_jax.config import PretrainConfig
 from ctssl_jax.frozen.probe import make_probe
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
+from ctssl_jax.log import Writer
 from ctssl_jax.methods.base import Start, TrainState
-from ctssl_jax.metrics import Writer
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.run import folder as run_folder

@@ -22,8 +22,8 @@ from ctssl_jax.augment import views as augment
 from ctssl_jax.errors import DivergedError, Preempted
 from ctssl_jax.hosts import distributed, memory, sharding
 from ctssl_jax.hosts.signals import Supervisor
+from ctssl_jax.log import Throughput, Writer, duration, time_of_end
 from ctssl_jax.methods.base import Batch, Method, Out, Progress, PyTree, Start, TrainState, started
-from ctssl_jax.metrics import Throughput, Writer, duration, time_of_end
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import Schedule
 from ctssl_jax.run.health import Watch, in_words

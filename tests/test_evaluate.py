@@ -38,10 +38,10 @@ from ctssl_jax.frozen.radiomics import NAMES
 from ctssl_jax.frozen.store import FeatureStore
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.methods.base import TrainState, init_encoder
-from ctssl_jax.metrics import classification_metrics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.checkpoint import Checkpoints
 from ctssl_jax.run.subset import subset
+from ctssl_jax.scores import classification_metrics
 from data_prep.source import Slice
 
 pytestmark = pytest.mark.usefixtures("one_device")

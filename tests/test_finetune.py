@@ -14,16 +14,10 @@ from ctssl_jax.config import SubsetBy
 from ctssl_jax.dataset.signatures import load_file, load_signatures, save_signatures
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.files import read_json
-from ctssl_jax.metrics import (
-    Scored,
-    classification_metrics,
-    duration,
-    read_metrics,
-    read_predictions,
-    write_predictions,
-)
+from ctssl_jax.log import duration, read_metrics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.subset import Subset, subset, training_subset, validation_subset
+from ctssl_jax.scores import Scored, classification_metrics, read_predictions, write_predictions
 
 pytestmark = pytest.mark.usefixtures("tiny_encoder")
 

@@ -11,10 +11,11 @@ import pytest
 from ctssl_jax import data, evaluate, finetune
 from ctssl_jax.config import EvaluateConfig, SubsetBy
 from ctssl_jax.hosts import sharding
+from ctssl_jax.log import read_metrics
 from ctssl_jax.methods.cases import Learn, Pooling
-from ctssl_jax.metrics import read_metrics, read_predictions
 from ctssl_jax.run.bags import bag_rows
 from ctssl_jax.run.subset import training_subset
+from ctssl_jax.scores import read_predictions
 from data_prep.phantom import source as phantom
 
 SHAPE = {"patients": 12, "slices": 6, "size": 32}

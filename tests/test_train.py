@@ -19,7 +19,7 @@ from ctssl_jax import train
 from ctssl_jax.errors import ConfigError, DivergedError, Preempted
 from ctssl_jax.hosts import sharding
 from ctssl_jax.hosts.signals import Supervisor
-from ctssl_jax.metrics import MetricWriter, read_metrics
+from ctssl_jax.log import MetricWriter, read_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
 from ctssl_jax.run.checkpoint import Checkpoints, load_encoder

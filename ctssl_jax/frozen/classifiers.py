@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ctssl_jax.config import Metric
 from ctssl_jax.frozen.features import Features
-from ctssl_jax.metrics import Scored
+from ctssl_jax.scores import Scored
 
 
 class Fitted(NamedTuple):

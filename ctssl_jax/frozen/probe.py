@@ -14,9 +14,9 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.frozen.classifiers import fit_knn
 from ctssl_jax.frozen.features import features, make_embed
 from ctssl_jax.methods.base import TrainState
-from ctssl_jax.metrics import classification_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.run import leakage
+from ctssl_jax.scores import classification_metrics
 
 
 def make_probe(

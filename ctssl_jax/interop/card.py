@@ -6,8 +6,8 @@ import numpy as np
 
 from ctssl_jax.dataset.cases import SLICE, plural
 from ctssl_jax.interop.weights import Weights
-from ctssl_jax.metrics import read_predictions
 from ctssl_jax.run import folder as run_folder
+from ctssl_jax.scores import read_predictions
 from ctssl_jax.statistics import accuracy, auc, bootstrap_interval
 
 LOADING = {

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int, Shaped
 
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.cases import case_word
-from ctssl_jax.metrics import Scored
 from ctssl_jax.predict.network import Said, SplitCases
 from ctssl_jax.predict.tables import Threshold
 from ctssl_jax.run.restore import FineTuned
+from ctssl_jax.scores import Scored
 from ctssl_jax.statistics import (
     accuracy,
     auc,

@@ -15,9 +15,9 @@ from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.hosts import distributed, sharding
+from ctssl_jax.log import duration
 from ctssl_jax.methods.base import PyTree, TrainState
 from ctssl_jax.methods.supervised import Supervised
-from ctssl_jax.metrics import duration
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.run.prediction import head_here, make_predictor, pool_cases, slice_features
 

@@ -14,10 +14,10 @@ import numpy as np
 from ctssl_jax import data
 from ctssl_jax.data import Dataset
 from ctssl_jax.files import whole_file
-from ctssl_jax.metrics import read_predictions
 from ctssl_jax.predict.network import Said, SplitCases
 from ctssl_jax.run.likeness import distances, limit
 from ctssl_jax.run.restore import FineTuned
+from ctssl_jax.scores import read_predictions
 from ctssl_jax.statistics import threshold_at_sensitivity, threshold_at_specificity
 
 TOP = 5  # slices that are named of a case

@@ -17,7 +17,7 @@ from ctssl_jax.config_record import config_record, first_difference, to_json, wi
 from ctssl_jax.data import Dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.hosts import distributed
-from ctssl_jax.metrics import MetricWriter, SilentWriter, Writer, log_line
+from ctssl_jax.log import MetricWriter, SilentWriter, Writer, log_line
 from ctssl_jax.run import lock as run_lock
 
 STATUS = "STATUS"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ctssl_jax.errors import ConfigError, DeviceError
-from ctssl_jax.metrics import duration
+from ctssl_jax.log import duration
 
 OURS, TORCH = "ours", ("torch", "torch:channels_last")
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ctssl_jax import command as frame
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.files import make_private, write_json, write_text
-from ctssl_jax.metrics import duration
+from ctssl_jax.log import duration
 
 METHODS = ("spark", "moco", "swav", "byol")
 LEAST = 20.0

@@ -46,7 +46,7 @@ from ctssl_jax.errors import ConfigError, DataError, Preempted, StorageError, Us
 from ctssl_jax.files import make_private
 from ctssl_jax.hosts import distributed
 from ctssl_jax.hosts.signals import Supervisor
-from ctssl_jax.metrics import duration, time_of_end
+from ctssl_jax.log import duration, time_of_end
 from ctssl_jax.run.opening import open_labelled
 from launch import local
 from launch.sweep import folder, pool

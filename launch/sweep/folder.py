@@ -15,7 +15,7 @@ from ctssl_jax.config_record import config_record
 from ctssl_jax.data import open_dataset
 from ctssl_jax.errors import StorageError
 from ctssl_jax.files import no_formula, write_text
-from ctssl_jax.metrics import read_metrics
+from ctssl_jax.log import read_metrics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import lock as run_lock
 from ctssl_jax.run.encoder import weights_digest

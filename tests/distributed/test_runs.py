@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from processes import rows, tiny
 
-from ctssl_jax.metrics import read_metrics
+from ctssl_jax.log import read_metrics
 
 METHODS = ["spark", "moco", "swav", "byol"]
 

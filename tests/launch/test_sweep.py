@@ -21,10 +21,10 @@ from ctssl_jax import finetune, flags
 from ctssl_jax.config_record import config_record
 from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
 from ctssl_jax.methods.base import Start, init_encoder
-from ctssl_jax.metrics import read_predictions
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.runs import find_runs
 from ctssl_jax.run import checkpoint
+from ctssl_jax.scores import read_predictions
 from data_prep.phantom import source as phantom
 from data_prep.pipeline.prepare import prepare
 from data_prep.pipeline.records import PUBLIC_KEY

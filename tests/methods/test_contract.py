@@ -20,8 +20,8 @@ from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.data import DataConfig
 from ctssl_jax.hosts import sharding
 from ctssl_jax.interop.names import named_leaves
+from ctssl_jax.log import read_metrics
 from ctssl_jax.methods.base import Method, Progress, init_encoder
-from ctssl_jax.metrics import read_metrics
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import OptimConfig, OptimizerName
 from ctssl_jax.optim.freezing import FreezeConfig

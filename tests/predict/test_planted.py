@@ -12,8 +12,8 @@ from memory import write_slices
 
 from ctssl_jax import data, finetune
 from ctssl_jax.config import EncoderConfig
+from ctssl_jax.log import read_metrics
 from ctssl_jax.methods.cases import Learn, Pooling
-from ctssl_jax.metrics import read_metrics
 from ctssl_jax.nn.normalisation import BatchNorm
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.predict.network import as_state, embed_splits, say

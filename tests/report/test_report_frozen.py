@@ -41,18 +41,24 @@ def runs(tmp_path):
             write_evaluation(tmp_path / "runs" / f"frozen-{arm}{seed}", **numbers)
             tuned = {**numbers, "arm": {"random": "scratch"}.get(arm, arm)}
             write_finetuning(tmp_path / "runs" / f"{arm}{seed}", **tuned)
+        path = tmp_path / "runs" / f"frozen-radiomics{seed}"
+        run = write_evaluation(path, arm="radiomics", seed=seed, skill=1.0)
+        record = json.loads((run / "config.json").read_text())
+        config = {**record["config"], "features": "radiomics", "linear_c": [1.0]}
+        edit_json(run / "config.json", config=config)
     return tmp_path / "runs"
 
 
 def test_a_linear_probe_is_compared_as_a_fine_tuning_is(runs):
     found = find_runs([runs])
     probes = [frozen_features(run, "linear") for run in found if run.kind == "evaluation"]
-    assert [run.kind for run in probes] == [FROZEN] * 4
+    assert [run.kind for run in probes] == [FROZEN] * 6
     (frozen,) = compare(probes, "random").tasks
     assert frozen.name == "covid_ct, linear"
     (tuned,) = compare(found).tasks
     assert tuned.name == "covid_ct"
     of = {cell.arm: cell for cell in frozen.cells}
+    assert of["radiomics"].pair.b == "random"  # other features and penalties are what an arm is
     other = {cell.arm: cell for cell in tuned.cells}
     assert of["spark"].interval("auc") == other["spark"].interval("auc")
     assert of["spark"].pair.b == "random"
@@ -90,6 +96,7 @@ def test_the_studys_tables_are_the_same_of_what_is_published(runs, tmp_path):
     with (tmp_path / "own.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["task"] for row in rows} == {"covid_ct", "covid_ct, linear"}
-    (gap,) = (row for row in rows if row["question"] == "minus random")
-    assert gap["start"] == "spark"
+    gaps = {row["start"]: row for row in rows if row["question"] == "minus random"}
+    assert set(gaps) == {"spark", "radiomics"}
+    gap = gaps["spark"]
     assert float(gap["low"]) < float(gap["estimate"]) < float(gap["high"])

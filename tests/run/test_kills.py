@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ctssl_jax.files import read_json
-from ctssl_jax.metrics import read_metrics
+from ctssl_jax.log import read_metrics
 from data_prep import folder
 from data_prep.phantom import source as phantom
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from ctssl_jax.dataset.splits import fold_number, folds_of
-from ctssl_jax.metrics import Scored
 from ctssl_jax.report.comparison.recipes import CHOSEN, tuned
 from ctssl_jax.report.runs import Cases, Run
+from ctssl_jax.scores import Scored
 from ctssl_jax.statistics import auc, resampled, within_folds
 
 OWN = ("test_split", "val_split", "data.split", "intensity.mean", "intensity.std")

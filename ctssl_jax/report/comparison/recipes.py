@@ -15,8 +15,9 @@ from ctssl_jax.report.runs import Run
 
 FREE = {"seed", "subset_seed", "encoder_run", "log_every"}
 """Settings that the runs of one arm and size may differ in."""
-OF_THE_ARM = {*FREE, "arm", "encoder.zero_init_residual"}
-"""Settings that arms may differ in: what an arm is, and how its literature starts the encoder."""
+OF_THE_ARM = {*FREE, "arm", "encoder.zero_init_residual", "features", "linear_c"}
+"""Settings that arms may differ in: what an arm is, how its literature starts the encoder, and the
+penalties that go with the number of frozen features."""
 CHOSEN = "optim.lr"
 """The setting that may be chosen for each arm and size, where `results.json` says `tuning`."""
 OF_AN_ENCODER = {
