@@ -16,7 +16,7 @@ from ctssl_jax.dataset.cases import SLICE, case_word, plural
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.files import make_private, sealed, write_json, write_text
 from ctssl_jax.frozen import nested
-from ctssl_jax.metrics import duration
+from ctssl_jax.log import duration
 from ctssl_jax.report import require_installed
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.plan import write_plan
