@@ -2,7 +2,7 @@
 # The second study as it was run: bash docs/results/study.sh prepare|first|second|rates|horizon|frozen
 #
 # From a checkout with its environment in .venv. SOURCE holds the public sets (lidc-crops, nodules with
-# labels.csv, ct-ich, organs.npz, head-ct), DATA and RUNS are written. What is done is kept: repeat a
+# labels.csv of the columns case, label and patient, ct-ich, organs.npz, head-ct), DATA and RUNS are written. What is done is kept: repeat a
 # part until it says that it is over. docs/results/plan.md has the reasons of every number.
 set -u
 SOURCE=${SOURCE:-source} DATA=${DATA:-data} RUNS=${RUNS:-runs/study} P=.venv/bin/python
