@@ -2,7 +2,7 @@
 
 import pytest
 
-from ctssl_jax.config import FinetuneConfig, PretrainConfig
+from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.config_record import config_record, digest
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import folder
@@ -28,12 +28,13 @@ def test_a_record_from_when_more_fields_counted_is_still_the_runs(tmp_path):
         folder._require_same_run(run, config_record(PretrainConfig(seed=1)), DATA)
 
 
-def test_what_is_changed_is_told_and_of_a_fresh_run_nothing(tmp_path):
-    assert folder.changed(tmp_path, PretrainConfig()) == []
-    made(tmp_path, config_record(PretrainConfig()))
-    assert folder.changed(tmp_path, PretrainConfig()) == []
-    (line,) = folder.changed(tmp_path, PretrainConfig(log_every=7))
-    assert "config.log_every is 50 there and 7 here" in line
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, EvaluateConfig])
+def test_what_is_changed_is_told_and_of_a_fresh_run_nothing(tmp_path, kind):
+    assert folder._changed(tmp_path, config_record(kind())) == ""
+    made(tmp_path, config_record(kind()))
+    assert folder._changed(tmp_path, config_record(kind())) == ""
+    line = folder._changed(tmp_path, config_record(kind(hang_after_s=7.0)))
+    assert "config.hang_after_s is 1800.0 there and 7.0 here" in line
 
 
 @pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig])
