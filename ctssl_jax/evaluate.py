@@ -207,7 +207,8 @@ def _whose(config: EvaluateConfig, dataset: data.Dataset) -> Hashable:
     if config.features is FeatureKind.ENCODER and not _keeps_statistics(config):
         return None
     reading = (config.size, config.data.canvas, config.data.transpose, config.precision)
-    network = (weights_digest(config.encoder_run), repr(config.encoder))
+    # A random encoder is its seed.
+    network = (weights_digest(config.encoder_run) or config.seed, repr(config.encoder))
     return (config.features, dataset, *network, *reading, repr(config.intensity))
 
 
@@ -224,10 +225,12 @@ def _compute(
     @functools.cache
     def embed() -> Callable[[jax.Array], ArrayLike]:
         how = (config.intensity, dataset.intensity, config.size, mesh)
-        if weights is None:
+        if config.features is FeatureKind.RADIOMICS:
             return make_radiomics(*how)
         encoder = config.encoder.build(config.precision)
-        settled = _settled(config, dataset, encoder, weights, rows, mesh)
+        own = weights or _encoder_weights(config)  # none were loaded where the store knew all
+        assert own is not None, "there is an encoder"
+        settled = _settled(config, dataset, encoder, own, rows, mesh)
         return partial(make_embed(encoder, *how), *sharding.replicate(settled, mesh))
 
     def compute(split: str) -> Features:

@@ -756,6 +756,13 @@ def test_cells_that_share_an_encoder_find_what_they_find_alone(
     assert reads == ["train", "val", "test"] * 3  # the store's, and each that is alone
 
 
+def test_random_encoders_of_two_seeds_share_no_features(grey_path):
+    dataset = data.open_dataset(grey_path)
+    one, other = (evaluate._whose(EvaluateConfig(seed=n, bn_images=0), dataset) for n in (0, 1))
+    assert one is not None
+    assert one != other
+
+
 def test_radiomics_is_scored_without_a_network(tmp_path, phantom_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_encoder", None)
     monkeypatch.setattr(evaluate, "init_encoder", None)

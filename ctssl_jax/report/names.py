@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 SCRATCH, SPARK = "scratch", "spark"
+RANDOM = "random"  # of frozen features, in place of scratch
 OTHERS = {SCRATCH: "From scratch", "pretrained": "Pre-trained"}
 """Arms that are no method of ours."""
 PAPER_ORDER = (SCRATCH, SPARK, "moco", "swav", "byol")

@@ -21,7 +21,7 @@ from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, load_signatures, save_signatures
 from ctssl_jax.dataset.verdict import FORMAT
 from ctssl_jax.errors import DataError
-from ctssl_jax.files import read_json, sha256
+from ctssl_jax.files import read_json
 from ctssl_jax.hosts import distributed
 from ctssl_jax.run import folder as run_folder
 
@@ -158,8 +158,8 @@ def require_unseen(
     file = Path(encoder_run) / SEEN
     if not file.exists():
         return UNKNOWN
-    load_file(file)  # what is wrong with it is told in the words of its format
-    counts = dict(_seen_counts(file, sha256(file), dataset, splits, _not_duplicates(dataset)))
+    changed = file.stat().st_mtime_ns
+    counts = dict(_seen_counts(file, changed, dataset, splits, _not_duplicates(dataset)))
     if not sum(counts.values()):
         return counts
     if not accept:
@@ -173,9 +173,9 @@ def require_unseen(
 
 @functools.lru_cache(maxsize=256)
 def _seen_counts(
-    file: Path, digest: str, dataset: Dataset, splits: tuple[str, ...], apart: frozenset[Name]
+    file: Path, changed: int, dataset: Dataset, splits: tuple[str, ...], apart: frozenset[Name]
 ) -> dict[str, int]:
-    """`_counts` of what a file of this digest holds: the cells of a sweep ask the same again."""
+    """`_counts` of a file, last written at `changed`: the cells of a sweep ask the same again."""
     held_out = Signatures.concatenate(load_signatures(dataset.path, split) for split in splits)
     return _counts(load_file(file), held_out, " and ".join(splits), apart)
 

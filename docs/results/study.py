@@ -16,6 +16,7 @@ import numpy as np
 
 from ctssl_jax.report.comparison.compare import Cell, Task, compare
 from ctssl_jax.report.comparison.pairs import Answer
+from ctssl_jax.report.names import RANDOM
 from ctssl_jax.report.runs import Run, find_runs, frozen_features
 from ctssl_jax.statistics import Interval, holm
 
@@ -36,7 +37,7 @@ def main() -> None:
     runs = find_runs(asked.runs)
     tuned = compare(runs).tasks
     evaluated = [run for run in runs if run.kind == "evaluation"]
-    frozen = compare([frozen_features(run, "linear") for run in evaluated], "random").tasks
+    frozen = compare([frozen_features(run, "linear") for run in evaluated], RANDOM).tasks
     left_out(runs)
     rows = list(primary(tuned))
     for task in (*tuned, *frozen):

@@ -38,6 +38,10 @@ class Measurement(NamedTuple):
     words: tuple[str, ...]
     limit: float
 
+    def file(self, workdir: Path) -> Path:
+        """Where its numbers are kept."""
+        return workdir / f"{self.name.replace(' ', '-')}.json"
+
 
 def measurements(small: bool, data: str) -> Iterator[Measurement]:
     """What is measured, the most important first.
@@ -88,11 +92,10 @@ def measure(argv: list[str]) -> None:
     if asked.minutes <= 0:
         raise ConfigError(f"--minutes={asked.minutes:g}: must be above 0")
     make_private(asked.workdir)
-    end = time.monotonic() + 60 * asked.minutes
+    end, plan = time.monotonic() + 60 * asked.minutes, list(measurements(asked.small, asked.data))
     failed, skipped = [], []
-    for each in measurements(asked.small, asked.data):
-        file = asked.workdir / f"{each.name.replace(' ', '-')}.json"
-        left = end - time.monotonic()
+    for each in plan:
+        file, left = each.file(asked.workdir), end - time.monotonic()
         if file.exists():
             continue
         if left < LEAST:
@@ -102,8 +105,8 @@ def measure(argv: list[str]) -> None:
         if said := attempt(each, file, min(each.limit, left)):
             failed.append(f"{each.name}: {said}")
             print(f"  {said}", flush=True)
-        write(asked.workdir, list(measurements(asked.small, asked.data)))
-    write(asked.workdir, list(measurements(asked.small, asked.data)))
+        write(asked.workdir, plan)
+    write(asked.workdir, plan)
     for name in skipped:
         print(f"no time was left for {name}: repeat the command")
     print(f"{asked.workdir}/gpu.md: {len(failed)} failed, {len(skipped)} left to do")
@@ -126,8 +129,7 @@ def write(workdir: Path, plan: list[Measurement]) -> None:
     """Writes gpu.json and gpu.md of what there is."""
     found: dict[str, Any] = {}
     for each in plan:
-        file = workdir / f"{each.name.replace(' ', '-')}.json"
-        if file.exists():
+        if (file := each.file(workdir)).exists():
             found[each.name] = json.loads(file.read_text())
     write_json(workdir / "gpu.json", found)
     write_text(workdir / "gpu.md", page(found))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ctssl_jax import data, evaluate
+from ctssl_jax.ablation import RANDOM
 from ctssl_jax.augment import Intensity
 from ctssl_jax.config import EncoderConfig, EvaluateConfig
 from ctssl_jax.data import DataConfig, Dataset
@@ -23,9 +24,8 @@ from ctssl_jax.run import leakage
 from ctssl_jax.run.encoder import require_finished
 from ctssl_jax.run.restore import from_plain
 
-RANDOM = "random"
-"""The arm of encoders that were never trained: for frozen features, no pre-training."""
 RANDOM_ENCODERS = 3
+"""Of the arm `RANDOM`, which were never trained: for frozen features, no pre-training."""
 TEST, LEARNT = "test", ("train", "val")
 
 
@@ -132,7 +132,8 @@ def case_features(
     """Features of all cases by a start's encoder, remembered in the folder `cache`."""
     path = cache / start.file
     table = data.read_cases(dataset, start.config.data.split)
-    known = f"{dataset.fingerprint} {start.config.size} {start.weights}"
+    how = start.config  # a random encoder's weights do not say how slices are read
+    known = f"{dataset.fingerprint} {how.size} {how.data.canvas} {how.intensity} {start.weights}"
     if (x := _remembered(path, known)) is None:
         x = evaluate.embedded(start.config, dataset, check).of_cases(table).x
         cache.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from ctssl_jax.report.comparison.learning_curves import learning_curves
 from ctssl_jax.report.figures import annotations as figure
 from ctssl_jax.report.figures import tables
 from ctssl_jax.report.figures.picture import Picture, drawn
-from ctssl_jax.report.names import SCRATCH, arm_name, stands_on, subject
+from ctssl_jax.report.names import RANDOM, SCRATCH, arm_name, stands_on, subject
 from ctssl_jax.report.words import cell_leakage, count, number, signed
 from ctssl_jax.statistics.learning_curve import REACH, Curve, Law, fit
 from ctssl_jax.statistics.planning import (
@@ -34,7 +34,6 @@ from ctssl_jax.statistics.planning import (
 )
 
 MORE = (25, 50, 100)
-RANDOM = "random"
 REFERENCES = (SCRATCH, RANDOM)
 """What a start is set against: no pre-training, of fine-tunings and of frozen features."""
 

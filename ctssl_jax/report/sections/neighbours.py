@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ctssl_jax.report.figures.picture import Picture
-from ctssl_jax.report.names import arm_name
+from ctssl_jax.report.names import RANDOM, arm_name
 from ctssl_jax.report.runs import Run, neighbours
 from ctssl_jax.report.sections.data_card import text
 
@@ -40,4 +40,4 @@ def neighbours_section(run: Run, name: str) -> Neighbours | None:
 def encoder_name(run: Run) -> str:
     """What an evaluation took the features of."""
     arm = str(run.config.get("arm") or "")
-    return "Random encoder" if arm == "random" else arm_name(arm) or "Encoder"
+    return "Random encoder" if arm == RANDOM else arm_name(arm) or "Encoder"
