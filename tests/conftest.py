@@ -5,13 +5,14 @@ import signal
 from pathlib import Path
 from types import ModuleType
 
+import compiler_options
 import pytest
 
 from ctssl_jax.hosts import platform
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = compiler_options.flags(devices=4)
 platform.set_cpu_flags()
 platform.enable_compilation_cache()
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import compiler_options
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 SMOKE = importlib.import_module("configs.spark").get_config("smoke")
 STEPS = 12
-ONE_DEVICE = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+ONE_DEVICE = {**os.environ, "XLA_FLAGS": compiler_options.flags()}
 
 
 def test_four_devices_give_the_loss_of_one():

@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import compiler_options
+
 from launch.local import free_port
 
 HERE = Path(__file__).parent
@@ -15,7 +17,7 @@ HERE = Path(__file__).parent
 
 def environment(devices, **changes):
     """Of a process with so many fake devices, and the suite's compilation cache."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = compiler_options.flags(devices)
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **changes}
 
 

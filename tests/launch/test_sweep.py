@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import compiler_options
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -383,7 +384,7 @@ def test_cross_validation_from_folds_to_report(tmp_path, argv, folds_path):
 @pytest.mark.slow
 def test_killed_at_any_moment_and_repeated_the_table_is_the_same(tmp_path, argv):
     argv = [*argv[1:-1], "--config.fractions=(0.25,)", "--parallel=2"]  # and 0.5
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": compiler_options.flags()}
 
     def start(workdir):
         words = [sys.executable, "-m", "launch.sweep", *argv, f"--workdir={workdir}"]

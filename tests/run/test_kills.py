@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import compiler_options
 import pytest
 
 from ctssl_jax.files import read_json
@@ -33,7 +34,7 @@ KILLS = int(os.environ.get("CTSSL_JAX_KILLS", 8))
 def start(kind, data, workdir, encoder):
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": compiler_options.flags(),
         "ENCODER": str(encoder),
     }
     return subprocess.Popen(
