@@ -5,6 +5,7 @@
 PNG files keep their place below the folder.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,11 @@ SIDE = 64
 
 def main(source: Path, out: Path) -> None:
     """Writes the centre of each picture."""
-    for path in sorted(source.rglob("*.png")):
+    found = [Path(at, name) for at, _, names in os.walk(source, followlinks=True) for name in names]
+    pictures = sorted(path for path in found if path.suffix == ".png")
+    if not pictures:
+        sys.exit(f"{source}: no PNG file there or below")
+    for path in pictures:
         with Image.open(path) as picture:
             left, top = ((length - SIDE) // 2 for length in picture.size)
             centre = picture.crop((left, top, left + SIDE, top + SIDE))

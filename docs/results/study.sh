@@ -4,7 +4,7 @@
 # From a checkout with its environment in .venv. SOURCE holds the public sets (lidc-crops, nodules with
 # labels.csv of the columns case, label and patient, ct-ich, organs.npz, head-ct), DATA and RUNS are written. What is done is kept: repeat a
 # part until it says that it is over. docs/results/plan.md has the reasons of every number.
-set -u
+set -eu
 SOURCE=${SOURCE:-source} DATA=${DATA:-data} RUNS=${RUNS:-runs/study} P=.venv/bin/python
 GREY='--config.base.intensity.mean=(0.35,) --config.base.intensity.std=(0.25,)'
 TUNED="$GREY --config.base.encoder.depth=18 --config.base.freeze.epochs=0 --config.base.subset_by=patient --config.base.bn_images=128"
