@@ -274,29 +274,14 @@ def compare_precisions(single, double, rounded, case):
     return wrong
 
 
-def convolve_float64_as_products():
-    """XLA's own convolutions of float64 take minutes on CPU, and it is not they that are tested.
-
-    Those of float32 stay as they are: what they give is compared with these.
-    """
-    from jax import lax
-
-    from ctssl_jax.nn import convolution
-
-    convolve = lax.conv_general_dilated
-
-    def convolve_or_multiply(lhs, rhs, window_strides, padding, **others):
-        if lhs.dtype == np.float64:
-            return convolution._shifted_products(lhs, rhs, window_strides, padding)
-        return convolve(lhs, rhs, window_strides, padding, **others)
-
-    lax.conv_general_dilated = convolve_or_multiply
-
-
 def main(name, form):
     """Prints, as JSON, the complaints of one case by precision."""
     platform.set_cpu_flags()  # as the program itself runs
-    convolve_float64_as_products()
+
+    import float64
+    from jax import lax
+
+    lax.conv_general_dilated = float64.convolve
     case = CASES[NAMES.index(name)]
     in_double = Implementation(case, form, "float64")
     double = in_double.compute()

@@ -40,6 +40,7 @@ class TinyEncoder(ResNet):
                 padding=((0, 0), (0, 0)),
                 use_bias=False,
                 name=f"conv{i}",
+                dtype=self.dtype,
                 param_dtype=self.param_dtype,
             )(x)
             x = BatchNorm(

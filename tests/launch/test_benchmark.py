@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from ctssl_jax.errors import ConfigError, DataError, DeviceError, Interrupted
 from ctssl_jax.hosts import platform, sharding
@@ -85,8 +86,8 @@ def test_summary_is_of_medians():
 
 def test_a_breakdown_names_the_parts_of_a_method():
     """By shapes alone: compiling them all is what the command is for."""
-
     with pytest.MonkeyPatch.context() as patch:
+        tiny.patch_runs(patch)
         patch.setattr(parts, "compiled", lambda run, *args: jax.eval_shape(run, *args))
         patch.setattr(parts, "whole_step", lambda config: None)
         assert list(parts.breakdown(config_of("spark"))) == [
@@ -108,7 +109,7 @@ def quick_step(monkeypatch):
         state = State(jnp.zeros(3))
         return steps.Prepared(step, state, steps.random_batch(config), jax.random.key(0))
 
-    for module in (parts, worker):
+    for module in (parts, reading, worker):
         monkeypatch.setattr(module, "prepare", prepare)
     monkeypatch.setattr(platform, "quiet_libraries", lambda: None)
 

@@ -65,7 +65,7 @@ def test_the_page_has_the_rate_of_each_step_beside_the_best():
     assert "| moco | 500.0 | 512 | 12.5% | 250.00 | – | 3.0 |" in device.page({"step moco": step})
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("tiny_encoder")
 def test_the_device_is_set_beside_the_cpu():
     """On a CPU both are one device: float32 is equal to itself, bfloat16 is not."""
     rows = parity.measure(config_of("simclr"))
