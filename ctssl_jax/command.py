@@ -10,6 +10,7 @@ import errno
 import faulthandler
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from ctssl_jax.hosts.roll_call import Lifeline
 from ctssl_jax.hosts.signals import Supervisor, dump_stacks
 from ctssl_jax.run import lock as run_lock
 
+UNREAD = 128 + signal.SIGPIPE  # as the shell has it of a program that a closed pipe ends
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -60,7 +62,14 @@ def run(name: str, work: Callable[[], int | None]) -> int:
     """
     show_any_text()
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()  # what is still to be written fails here, not while Python ends
+        return code
+    except BrokenPipeError:
+        # Whoever read the output has read enough, as `head` has: what is left goes nowhere.
+        with contextlib.suppress(OSError, ValueError):  # a stdout without a file, as under pytest
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except UserError as error:
         print(f"{name}: {printable(error)}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -61,19 +61,21 @@ def main(name: str, usage: str, verbs: Mapping[str, Verb], argv: Sequence[str]) 
     Returns:
       The exit code, where the module has not ended the program itself.
     """
-    if len(argv) < 2 or argv[1] in ("--help", "-h"):
+
+    def show() -> None:
         width = max(map(len, verbs))
         lines = (f"  {verb:<{width}}  {known.title}" for verb, known in verbs.items())
         print("\n".join([usage, "", *lines]))
-        return 0
 
-    def hand_over() -> None:
+    def check() -> None:
         if argv[1] not in verbs:
             close = difflib.get_close_matches(argv[1], verbs, 1)
             mend = f"did you mean {close[0]}?" if close else f"there are {', '.join(verbs)}"
             raise ConfigError(f"no command {argv[1]}: {mend}")
 
-    if code := command.run(name, hand_over):
+    if len(argv) < 2 or argv[1] in ("--help", "-h"):
+        return command.run(name, show)
+    if code := command.run(name, check):
         return code
     module, _, words = verbs[argv[1]]
     sys.argv = [argv[0], *words, *argv[2:]]

@@ -112,6 +112,22 @@ def test_an_unknown_verb_names_the_closest(capsys):
     assert "there are prep, train," in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [[], ["sweep", "--help"], ["prep", "folder", "--help"]])
+def test_output_that_nobody_reads_ends_without_a_complaint(words):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "ctssl_jax", *words],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # argparse leaves alone what its help cannot write
+
+
 @pytest.mark.parametrize("package", ["data_prep", "launch"])
 def test_a_package_lists_its_commands(package):
     found = verbs.commands_in(package, ROOT / package)
