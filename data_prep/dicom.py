@@ -115,6 +115,7 @@ class DicomSource:
 
     def _header(self, item: Item) -> Header:
         """The header of an item; its patient is that of the item, if it has one."""
+        # What `place` made, in this preparation: it is in no file that others could write.
         stamp, header = pickle.loads(item.header) if item.header else ("", None)
         if header is None or stamp != item.stamp():
             header = read_header(item.path, os.path.relpath(os.path.dirname(item.path), self.root))

@@ -80,8 +80,8 @@ class Pool:
         first = list(islice(remaining, self.workers))
         if not first:
             return
-        # Not fork: libraries of this process have threads. A server forks clean copies instead,
-        # of itself with all that is imported here: each process would take seconds over it.
+        # Not fork: libraries of this process have threads that are at work. A server forks clean
+        # copies instead, of itself with all that is imported here, which takes seconds.
         processes = get_context("forkserver")
         processes.set_forkserver_preload([name for name in sys.modules if name.startswith(OURS)])
         begun = processes.Semaphore(0)
