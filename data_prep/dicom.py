@@ -6,6 +6,7 @@ of their position on the slice normal (DICOM PS3.3 C.7.6.2.1.1), not by file nam
 
 import argparse
 import os
+import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,10 +80,12 @@ class DicomSource:
         Raises:
             Unusable: Also if `patient_regex` does not match.
         """
+        stamp = item.stamp()  # before it is read: a file that changes meanwhile is read again
         header = self._header(item)
         if self.patient_regex and not item.patient:
             raise Unusable(NO_MATCH)
-        return Place(unit=header.series, patient=header.patient, study=header.study)
+        kept = pickle.dumps((stamp, header))
+        return Place(unit=header.series, patient=header.patient, study=header.study, header=kept)
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
         """The slices of one series along its normal, from the feet to the head."""
@@ -112,7 +115,10 @@ class DicomSource:
 
     def _header(self, item: Item) -> Header:
         """The header of an item; its patient is that of the item, if it has one."""
-        header = read_header(item.path, os.path.relpath(os.path.dirname(item.path), self.root))
+        # What `place` made, in this preparation: it is in no file that others could write.
+        stamp, header = pickle.loads(item.header) if item.header else ("", None)
+        if header is None or stamp != item.stamp():
+            header = read_header(item.path, os.path.relpath(os.path.dirname(item.path), self.root))
         if self.patient_by is PatientBy.STUDY:
             return replace(header, patient=header.study)
         return replace(header, patient=item.patient or header.patient)

@@ -11,8 +11,9 @@ Identifiers are raw in here, as in the source. Nothing of this module is written
 `preparation` replaces patient and series by pseudonyms, and items by their running number.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -69,6 +70,7 @@ class Item:
         case: What its label is of, as in the source, where that is known without opening the file
             and is neither the slice, the series nor the patient; else "".
         slice_label: Index of the class of this very slice, beside that of its case; -1 if none.
+        header: What `Source.place` has read of it for `Source.read`; empty if nothing.
     """
 
     number: int
@@ -82,6 +84,19 @@ class Item:
     flaw: tuple[str, bool] | None = None
     case: str = ""
     slice_label: int = -1
+    header: bytes = field(default=b"", repr=False, compare=False)
+
+    def plain(self) -> dict[str, Any]:
+        """All but the header, as JSON takes it."""
+        return {name: value for name, value in vars(self).items() if name != "header"}
+
+    def stamp(self) -> str:
+        """What changes when its file does; "" if there is none."""
+        try:
+            stat = os.stat(self.path)
+        except OSError:
+            return ""
+        return f"{stat.st_size}-{stat.st_mtime_ns}"
 
     def require_sound(self) -> None:
         """Raises its flaw, as `Unusable` or `Unwanted`, if it has one."""
@@ -95,11 +110,13 @@ class Place:
     """Where an item belongs: its unit (read in one go, restarted as one) and its patient.
 
     `study` is what the file says of its study, to check patients by; "" if it says nothing.
+    `header` is what the item is to keep for `Source.read`, in any form.
     """
 
     unit: str
     patient: str
     study: str = ""
+    header: bytes = field(default=b"", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -221,7 +238,7 @@ class Source(Protocol):
         """The unit and patient of an item; raises `Unusable` if it has none."""
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
-        """The slices of one unit, given all its items in their order."""
+        """The slices of one unit, given all its items in their order, with or without headers."""
 
     def facts(self) -> Mapping[str, Any]:
         """What the manifest says beside counts: plain data, called after `items()`.

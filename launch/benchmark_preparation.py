@@ -1,10 +1,11 @@
 """How fast slices are prepared on this machine, and how much memory that takes.
 
     python -m launch.benchmark_preparation [--series=10,100,1000] [--slices=250] [--size=64]
-        [--workers=1,2] [--repeats=1] [--folder=SCRATCH] [--out=FILE.json]
+        [--scan=FOLDER] [--workers=1,2] [--repeats=1] [--folder=SCRATCH] [--out=FILE.json]
 
-For each number of series it writes that many synthetic DICOM series, prepares them with each number
-of processes by `python -m data_prep.dicom`, and removes both. Peak memory is the largest sum of the
+For each number of series it writes that many synthetic DICOM series, or as many patients with the
+scan of yours that is named, prepares them with each number of processes by `python -m
+data_prep.dicom`, and removes both. Peak memory is the largest sum of the
 anonymous memory of all processes of the command, sampled (Linux); it should not grow with the
 archive. It measures only.
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pydicom
 from jaxtyping import UInt16
 from PIL import Image
 
@@ -95,6 +97,26 @@ def write_series(folder: Path, series: int, slices: int, size: int) -> None:
             (home / f"{index:06d}.dcm").write_bytes(head + moved.tobytes())
 
 
+def write_copies(folder: Path, series: int, scan: Path) -> int:
+    """Writes an uncompressed DICOM series as that of many patients; returns its slices.
+
+    Each is moved by so many rows, so that no two are the same.
+    """
+    files = [pydicom.dcmread(path) for path in sorted(scan.iterdir())]
+    images = [file.pixel_array for file in files]
+    for number in range(series):
+        home = folder / f"{number:06d}"
+        home.mkdir(parents=True)
+        for index, (file, image) in enumerate(zip(files, images, strict=True)):
+            file.PatientID = PATIENT.format(number)
+            file.StudyInstanceUID, file.SeriesInstanceUID = study_uid(number), series_uid(number)
+            file.SOPInstanceUID = instance_uid(number, index)
+            file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
+            file.PixelData = np.roll(image, number, axis=0).tobytes()
+            file.save_as(home / f"{index:06d}.dcm")
+    return len(files)
+
+
 def anonymous_mib(process: psutil.Process) -> float:
     """Memory of a process that is its own and no file's."""
     for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
@@ -146,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=numbers, default=(1, 2))
     parser.add_argument("--slices", type=int, default=250, help="of a series")
     parser.add_argument("--size", type=int, default=64, help="rows and columns in pixels")
+    parser.add_argument("--scan", type=Path, help="folder of a DICOM series, in place of these")
     parser.add_argument("--repeats", type=int, default=1, help="of each; the median is told")
     parser.add_argument("--folder", type=Path, help="where the archive goes for a while")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
@@ -158,7 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
             for series in args.series:
                 source = Path(name) / "archive"
-                write_series(source, series, args.slices, args.size)
+                slices = args.slices
+                if args.scan:
+                    slices = write_copies(source, series, args.scan)
+                else:
+                    write_series(source, series, slices, args.size)
                 tried: dict[int, list[tuple[float, float]]] = {w: [] for w in args.workers}
                 for _ in range(args.repeats):
                     for workers in args.workers:
@@ -168,12 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 shutil.rmtree(source)
                 for workers, results in tried.items():
                     seconds = statistics.median(s for s, _ in results)
-                    rate = series * args.slices / seconds
+                    rate = series * slices / seconds
                     rows.append(
                         {
                             "series": series,
-                            "slices": series * args.slices,
-                            "size": args.size,
+                            "slices": series * slices,
+                            "size": None if args.scan else args.size,
                             "workers": workers,
                             "seconds": seconds,
                             "slices_per_second": rate,
@@ -181,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                             "peak_mib": max(mib for _, mib in results),
                         }
                     )
-                    cells = [f"{series:,}", f"{series * args.slices:,}", workers, f"{seconds:.1f}"]
+                    cells = [f"{series:,}", f"{series * slices:,}", workers, f"{seconds:.1f}"]
                     cells += [f"{rate:,.0f}", f"{rate / max(workers, 1):,.0f}"]
                     cells += [f"{rows[-1]['peak_mib']:,.0f}"]
                     print("".join(f"{cell:>10}" for cell in cells), flush=True)

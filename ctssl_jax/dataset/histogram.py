@@ -42,7 +42,7 @@ class Tally:
         """The tally of one slice."""
         first, last = RANGE[intensity]
         low = int(image.min())
-        share = np.bincount(image.ravel().astype(np.intp) - low) / image.size
+        share = np.bincount(np.subtract(image, low, dtype=np.intp).ravel()) / image.size
         values = np.arange(low, low + len(share))
         histogram = np.bincount(np.clip(values, first, last) - first, share, last - first + 1)
         if intensity == "hu":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int16, Int32, Shaped, UInt8, UInt64
+from jaxtyping import Float32, Int, Int16, Int32, Shaped, UInt8, UInt64
 from PIL import Image
 
 from ctssl_jax.dataset.manifest import read_manifest
@@ -114,10 +114,11 @@ def difference_hash(image: Int16[np.ndarray, "h w"]) -> int:
     Source: Hash_LIDC_Volume.py of Wolfda95/Less_is_More@c3ca90d; LIDC_3DDICOM_to_2Dpng.py of
     Wolfda95/SSL-MedicalImagining-CL-MAE@87a1627, lines 48 to 54.
     """
-    low, high = int(image.min()), int(image.max())
+    low, high = float(image.min()), float(image.max())
     if low == high:
         return 0
-    grey = np.rint((image.astype(np.float32) - low) * (255 / (high - low))).astype(np.uint8)
+    grey = _scaled(image, low, high)
+    grey = np.rint(grey, out=grey).astype(np.uint8)
     small = np.asarray(Image.fromarray(grey).resize((9, 8), Image.Resampling.LANCZOS))
     bits = small[:, 1:] > small[:, :-1]
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
@@ -135,9 +136,18 @@ def thumbnail(image: Int16[np.ndarray, "h w"], intensity: str) -> UInt8[np.ndarr
     low, high = {"hu": WINDOW_HU, "grey8": (0.0, 255.0)}.get(intensity, (0.0, 0.0))
     if low == high:
         low, high = float(image.min()), max(float(image.max()), float(image.min()) + 1)
-    grey = np.clip((image.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+    grey = _scaled(image, low, high)
+    grey = np.clip(grey, 0, 255, out=grey)
     small = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.rint(np.clip(np.asarray(small), 0, 255)).astype(np.uint8)
+
+
+def _scaled(image: Int16[np.ndarray, "h w"], low: float, high: float) -> Float32[np.ndarray, "h w"]:
+    """From `low` to `high` as 0 to 255, without copies between: memory is what it waits for."""
+    grey = image.astype(np.float32)
+    grey -= low
+    grey *= 255 / (high - low)
+    return grey
 
 
 def save_signatures(path: Path, signatures: Iterable[Signatures]) -> None:

@@ -22,7 +22,8 @@ class Index:
         self._db = sqlite3.connect("")
         # Names are bytes, since not all are UTF-8.
         self._db.execute(
-            "CREATE TABLE item (number INTEGER PRIMARY KEY, unit, patient, study, stamp, item)"
+            "CREATE TABLE item "
+            "(number INTEGER PRIMARY KEY, unit, patient, study, stamp, item, header)"
         )
         self._db.execute("CREATE TABLE rejected (number INTEGER PRIMARY KEY, reason, fault, item)")
         self._db.execute("CREATE TABLE left_out (patient, study)")
@@ -34,12 +35,12 @@ class Index:
     def add(self, item: Item, place: Place, stamp: str) -> None:
         """Adds an item; the stamp changes when its file does."""
         names = (to_bytes(name) for name in (place.unit, place.patient, place.study))
-        row = (item.number, *names, stamp, json.dumps(vars(item)))
-        self._db.execute("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?)", row)
+        row = (item.number, *names, stamp, json.dumps(item.plain()), place.header)
+        self._db.execute("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def reject(self, item: Item, reason: str, fault: bool) -> None:
         """Adds an item that has no unit."""
-        row = (item.number, reason, fault, json.dumps(vars(item)))
+        row = (item.number, reason, fault, json.dumps(item.plain()))
         self._db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", row)
 
     def leave_out(self, item: Item, place: Place, reason: str) -> None:
@@ -60,10 +61,10 @@ class Index:
     def units(self) -> Iterator[tuple[str, str, tuple[Item, ...]]]:
         """Yields name, stamp and items of each unit."""
         for (unit,) in self._db.execute("SELECT DISTINCT unit FROM item ORDER BY unit"):
-            query = "SELECT stamp, item FROM item WHERE unit = ? ORDER BY number"
+            query = "SELECT stamp, item, header FROM item WHERE unit = ? ORDER BY number"
             rows = self._db.execute(query, (unit,)).fetchall()
-            items = tuple(_item(row) for _, row in rows)
-            yield from_bytes(unit), " ".join(stamp for stamp, _ in rows), items
+            items = tuple(_item(text, header) for _, text, header in rows)
+            yield from_bytes(unit), " ".join(stamp for stamp, _, _ in rows), items
 
     def rejected(self) -> Iterator[Rejected]:
         """Yields the items without a unit."""
@@ -116,8 +117,8 @@ class Index:
         return [Study(from_bytes(study), from_bytes(name), files) for study, name, files in rows]
 
 
-def _item(text: str) -> Item:
+def _item(text: str, header: bytes = b"") -> Item:
     fields: dict[str, Any] = json.loads(text)
     for name in ("part", "flaw"):
         fields[name] = fields[name] and tuple(fields[name])
-    return Item(**fields)
+    return Item(**fields, header=header)

@@ -6,7 +6,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 from ctssl_jax import __version__
 from ctssl_jax.dataset.signatures import Signatures, of_records
@@ -27,7 +27,7 @@ def units(context: Context, index: Index) -> Iterator[Unit]:
     shared = [source.name, source.intensity, dict(source.options()), context.canvas, __version__]
     shared.append(sorted(records.features()))
     for name, stamp, items in index.units():
-        text = json.dumps([*shared, stamp, [astuple(item) for item in items]])
+        text = json.dumps([*shared, stamp, [item.plain() for item in items]])
         digest = hmac.new(context.key, text.encode(), hashlib.sha256).hexdigest()
         yield Unit(f"{pseudonym(context.key, name)}-{digest[:32]}", items)
 

@@ -131,13 +131,14 @@ class Writer:
 
     Args:
         path: The file.
-        compressed: By the file format itself (zstd), or not, for files that do not stay.
+        compressed: By the file format itself, or not, for files that do not stay.
     """
 
     def __init__(self, path: Path, *, compressed: bool):
         self._path, self._temporary = path, temporary_name(path)
-        # Random access wants one record a group.
-        options = "group_size:1,max_parallelism:1" + ("" if compressed else ",uncompressed")
+        # Random access wants one record a group. The first level of zstd takes a third of the time
+        # of the usual third, and less to read, for a tenth more bytes (CT of 512 x 512 pixels).
+        options = "group_size:1,max_parallelism:1," + ("zstd:1" if compressed else "uncompressed")
         self._writer = ArrayRecordWriter(str(self._temporary), options)
 
     def write(self, record: bytes) -> None:
@@ -162,11 +163,11 @@ def _refusals() -> Iterator[None]:
 
 
 def read(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    """Yields the records `start` to `stop` (not included) of a file, a few held at once."""
+    """Yields the records `start` to `stop` (not included) of a file, one held at a time."""
     reader = ArrayRecordReader(str(path))
     try:
-        for first in range(start, stop, 16):
-            yield from reader.read(list(range(first, min(first + 16, stop))))
+        for number in range(start, stop):
+            yield from reader.read([number])
     finally:
         reader.close()
 

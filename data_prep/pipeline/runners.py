@@ -7,6 +7,7 @@ A task is done by `function(context, task)`. The context is handed to each proce
 
 import resource
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ctssl_jax.errors import ConfigError
 
 WORKER_MEMORY = 8 * 2**30  # bytes of address space; a unit that wants more is given up
 WORKER_SECONDS = 1800.0  # for one task
+OURS = "data_prep."  # modules
 START_SECONDS = 10.0  # in which a process has started, or has failed to
 
 Function = Callable[[Any, Any], Any]
@@ -78,8 +80,10 @@ class Pool:
         first = list(islice(remaining, self.workers))
         if not first:
             return
-        # Not fork: libraries of this process have threads. A server forks clean copies instead.
+        # Not fork: libraries of this process have threads that are at work. A server forks clean
+        # copies instead, of itself with all that is imported here, which takes seconds.
         processes = get_context("forkserver")
+        processes.set_forkserver_preload([name for name in sys.modules if name.startswith(OURS)])
         begun = processes.Semaphore(0)
         pool = ProcessPool(
             len(first),

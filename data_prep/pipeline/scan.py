@@ -1,6 +1,5 @@
 """Step 1 of a preparation: where each item belongs, from its header."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -53,18 +52,9 @@ def _place(context: Context, items: Sequence[Item]) -> list[tuple[Place, str] | 
     """Place and stamp of each item, or why it has none."""
     placed = place_all(context.source, items)
     return [
-        place if isinstance(place, Unusable) else (place, _stamp(item))
+        place if isinstance(place, Unusable) else (place, item.stamp())
         for item, place in zip(items, placed, strict=True)
     ]
-
-
-def _stamp(item: Item) -> str:
-    """What changes when the file of an item does; "" if there is none."""
-    try:
-        stat = os.stat(item.path)
-    except OSError:
-        return ""
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:

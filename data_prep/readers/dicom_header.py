@@ -66,11 +66,23 @@ class PixelFormat(NamedTuple):
     overlay: bool
 
 
+class PixelsAt(NamedTuple):
+    """Where the element of the pixels begins, and how its tag and length are written.
+
+    What comes before need then not be read again.
+    """
+
+    offset: int
+    implicit_vr: bool
+    little_endian: bool
+
+
 @dataclass(frozen=True)
 class Header:
     """What is needed of one file; identifiers as in the file.
 
-    Without a PatientID the study is the patient, without a study the series is both.
+    Without a PatientID the study is the patient, without a study the series is both. `at` is None
+    for a deflated file.
     """
 
     patient: str
@@ -78,6 +90,7 @@ class Header:
     series: str
     instance: str
     pixels: PixelFormat
+    at: PixelsAt | None
     frames: tuple[Frame, ...]
 
 
@@ -101,14 +114,15 @@ def read_header(path: str | os.PathLike[str], folder: str = "") -> Header:
         )
         syntax = str(tags.file_meta.get("TransferSyntaxUID") or "")
         # A deflated file has been read whole; in any other the stream is now at the pixels.
-        has_pixels = syntax == DEFLATED or stream.read(4) in _PIXEL_DATA
+        at = None if syntax == DEFLATED else PixelsAt(stream.tell(), *tags.original_encoding)
+        has_pixels = at is None or stream.read(4) in _PIXEL_DATA
         _require_ct(tags)
         if not has_pixels:
             raise Unusable("no pixel data")
         if not syntax:
             raise Unusable("no transfer syntax")
         try:
-            return _header_of(tags, syntax, folder)
+            return _header_of(tags, syntax, at, folder)
         except (Unusable, Unwanted):
             raise
         except Exception as error:  # of an element that is not as the standard has it
@@ -150,7 +164,7 @@ def _require_slice(image_type: Any) -> None:
             raise Unwanted(reason)
 
 
-def _header_of(tags: pydicom.Dataset, syntax: str, folder: str) -> Header:
+def _header_of(tags: pydicom.Dataset, syntax: str, at: PixelsAt | None, folder: str) -> Header:
     series = str(tags.get("SeriesInstanceUID") or "").strip() or f"folder {folder}"
     study = str(tags.get("StudyInstanceUID") or "").strip() or series
     patient = str(tags.get("PatientID") or "").strip() or study
@@ -166,6 +180,7 @@ def _header_of(tags: pydicom.Dataset, syntax: str, folder: str) -> Header:
         series=series,
         instance=str(tags.get("SOPInstanceUID") or "").strip(),
         pixels=pixels,
+        at=at,
         frames=frames,
     )
 

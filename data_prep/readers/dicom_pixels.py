@@ -1,7 +1,7 @@
 """The pixels of a DICOM file: complete, decoded, in HU.
 
-Uncompressed and run-length coded frames are read by pydicom's own Python code, JPEG, JPEG-LS and
-JPEG 2000 by GDCM in SimpleITK. GDCM gets the codestream in a new file with a new header, so that
+Run-length coded frames are decoded by pydicom's own Python code, JPEG, JPEG-LS and JPEG 2000 by
+GDCM in SimpleITK. GDCM gets the codestream in a new file with a new header, so that
 nothing else of a damaged file reaches it, and only when its size, depth and end are as they should
 be. Where a JPEG codestream breaks off before its end marker, GDCM returns half an image and no
 error; only a line on stderr tells. The new file holds no identity.
@@ -11,19 +11,22 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 import SimpleITK
-from jaxtyping import Bool, Float, Int16, Integer
+from jaxtyping import Bool, Float, Int, Int16, Integer
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.filereader import data_element_generator
 from pydicom.pixels import pixel_array
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from data_prep.pipeline.records import AIR_HU, to_hu
-from data_prep.readers.dicom_file import NATIVE, open_dicom
-from data_prep.readers.dicom_header import CT_IMAGE_STORAGE, Header, PixelFormat
-from data_prep.readers.hounsfield import Evidence
+from data_prep.readers.dicom_file import BIG_ENDIAN, NATIVE, open_dicom
+from data_prep.readers.dicom_header import CT_IMAGE_STORAGE, Header, PixelFormat, PixelsAt
+from data_prep.readers.hounsfield import Evidence, sample
 from data_prep.readers.silence import hidden_output
 from data_prep.source import Unusable
 
@@ -33,6 +36,8 @@ MIN_PADDING = 0.01  # share of an image
 RLE = "1.2.840.10008.1.2.5"
 _JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70, 80, 81))
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+PIXEL_DATA = Tag("PixelData")
+_OF_PIXELS = (None, "OB", "OW", "UN")  # value representations; None where they are not written
 _END = b"\xff\xd9"  # of a codestream, EOI of JPEG and EOC of JPEG 2000
 _ITEM = b"\xfe\xff\x00\xe0"
 _DAMAGED = (b"Corrupt JPEG data", b"Premature end")  # warnings of libjpeg (its jerror.h)
@@ -46,7 +51,10 @@ def read_pixels(path: str | os.PathLike[str], header: Header) -> list[bytes]:
         Unusable: If bytes are missing, or too many.
     """
     with open_dicom(path) as (stream, force):
-        data = pydicom.dcmread(stream, specific_tags=["PixelData"], force=force).get("PixelData")
+        if header.at is None:
+            data = pydicom.dcmread(stream, specific_tags=[PIXEL_DATA], force=force).get("PixelData")
+        else:
+            data = _pixel_data(stream, header.at)
     if not isinstance(data, bytes) or not data:
         raise Unusable("cut off")
     pixels, count = header.pixels, len(header.frames)
@@ -67,6 +75,26 @@ def read_pixels(path: str | os.PathLike[str], header: Header) -> list[bytes]:
     if len(frames) != count:
         raise Unusable("the compressed frames cannot be told apart")
     return frames
+
+
+def _pixel_data(stream: BinaryIO, at: PixelsAt) -> bytes:
+    """The value of the pixels, found without what comes before them; empty if it is none.
+
+    All of the rest is walked through, as `pydicom.dcmread` does, which would first guess how the
+    next element is written.
+    """
+    stream.seek(at.offset)
+    found: Any = b""
+    elements = data_element_generator(
+        stream, at.implicit_vr, at.little_endian, specific_tags=[PIXEL_DATA]
+    )
+    try:
+        for element in elements:
+            if element.tag == PIXEL_DATA:
+                found = element.value if element.VR in _OF_PIXELS else b""
+    except EOFError:
+        return b""
+    return found
 
 
 def _holds_rows(excess: bytes, row: int) -> bool:
@@ -95,7 +123,8 @@ def to_hounsfield(
 ) -> Int16[np.ndarray, "h w"]:
     """One stored frame in HU, turned as its orientation says.
 
-    Its own rescale is applied in float64 and padding made air.
+    Its own rescale is applied in float64 and padding made air. A frame has far more pixels than
+    values: all that depends on the value alone is worked out once for each.
 
     Args:
         data: One frame as stored.
@@ -107,25 +136,36 @@ def to_hounsfield(
         Unusable: If it cannot be decoded.
     """
     pixels, place = header.pixels, header.frames[frame]
-    stored = _decode(data, pixels)
+    allocated = _decode(data, pixels)
+    lowest = int(allocated.min())
+    which = np.subtract(allocated, lowest, dtype=np.intp)  # of the values that come now
+    stored = _used_bits(np.arange(lowest, int(allocated.max()) + 1), pixels)
     hu = stored * place.slope + place.intercept
-    if pixels.padding is not None:
-        hu[_is_padding(stored, hu, pixels.padding)] = AIR_HU
-    _require_plausible(hu)
-    seen.add(stored, place.slope, place.intercept, pixels.padding)
-    return place.turn.apply(to_hu(hu))
+    low, high = pixels.padding or (1, 0)
+    padding = (stored >= low) & (stored <= high)
+    tissue = padding & (hu > LOWEST_TISSUE_HU)
+    if tissue.any() or not _is_plausible(hu[~padding]):
+        # What is padding depends on where a pixel is, what is plausible on what is there.
+        padding = _is_padding(padding[which], tissue[which])
+        image = np.where(padding, AIR_HU, hu[which])
+        if not _is_plausible(image):
+            raise Unusable("values beyond any CT scale")
+        image = to_hu(image)
+    else:
+        image = to_hu(np.where(padding, AIR_HU, hu))[which]
+    times = np.bincount(sample(which).ravel(), minlength=len(stored))
+    seen.add(stored, place.slope, place.intercept, pixels.padding, times)
+    return place.turn.apply(image)
 
 
 def _is_padding(
-    stored: Integer[np.ndarray, "h w"], hu: Float[np.ndarray, "h w"], padding: tuple[int, int]
+    named: Bool[np.ndarray, "h w"], tissue: Bool[np.ndarray, "h w"]
 ) -> Bool[np.ndarray, "h w"]:
     """Which pixels are padding: all of its values, those of tissue only where it is outside.
 
     Padding lies round the field of view, from the edge of the image inwards. Files name values as
     padding that tissue has too, 0 HU above all: inside, those are tissue.
     """
-    named = (stored >= padding[0]) & (stored <= padding[1])
-    tissue = named & (hu > LOWEST_TISSUE_HU)
     if not tissue.any():
         return named
     return named & ~tissue | _from_the_edge(named)
@@ -144,39 +184,49 @@ def _from_the_edge(named: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return reached if reached.mean() > MIN_PADDING else np.zeros_like(named)
 
 
-def _require_plausible(hu: Float[np.ndarray, "h w"]) -> None:
-    """Raises if a decoder or encoder made noise: padding without a tag is one value, not many."""
+def _is_plausible(hu: Float[np.ndarray, "*shape"]) -> bool:
+    """Not if a decoder or encoder made noise: padding without a tag is one value, not many."""
     below = hu[hu < LOWEST_HU]
-    if np.any(hu > HIGHEST_HU) or np.any(below != below[:1]):
-        raise Unusable("values beyond any CT scale")
+    return not (np.any(hu > HIGHEST_HU) or np.any(below != below[:1]))
 
 
 def _decode(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]:
-    if pixels.syntax in (*NATIVE, RLE):
-        values = _decode_simple(data, pixels)
+    """The values of all allocated bits, signed if the stored ones are."""
+    kind = np.dtype(f"{'i' if pixels.signed else 'u'}{pixels.bits_allocated // 8}")
+    if pixels.syntax in NATIVE:
+        stored = kind.newbyteorder(">" if pixels.syntax == BIG_ENDIAN else "<")
+        return np.frombuffer(data, stored).reshape(pixels.rows, pixels.columns)
+    if pixels.syntax == RLE:
+        values = _decode_run_lengths(data, pixels)
     else:
         data = _without_tail(data)
         _require_codestream(data, pixels)
         values = _decode_gdcm(data, pixels)
     if values.shape != (pixels.rows, pixels.columns) or values.dtype.kind not in "iu":
         raise Unusable("the pixels cannot be decoded")
-    return _used_bits(values.astype(np.int32), pixels)
+    return values.astype(kind)
 
 
-def _used_bits(
-    values: Integer[np.ndarray, "h w"], pixels: PixelFormat
-) -> Integer[np.ndarray, "h w"]:
-    """Values of BitsStored bits, signed or not, from all the bits that are allocated."""
-    shift = pixels.high_bit + 1 - pixels.bits_stored
-    used = (values >> shift) & (2**pixels.bits_stored - 1)
-    if pixels.signed:
-        used -= (used >> (pixels.bits_stored - 1)) << pixels.bits_stored
+def _used_bits(values: Int[np.ndarray, " n"], pixels: PixelFormat) -> Int[np.ndarray, " n"]:
+    """Values of BitsStored bits, signed or not, from those of all the bits that are allocated.
+
+    Args:
+        values: All from the lowest to the highest of a frame.
+        pixels: How it is stored.
+
+    Raises:
+        Unusable: If other bits hold something, and nobody says what.
+    """
+    shift, end = pixels.high_bit + 1 - pixels.bits_stored, 2**pixels.bits_stored
+    lowest, highest = values[0], values[-1]
     # The standard says that other bits mean nothing. Without graphics in them it is as likely
     # that BitsStored is wrong, and then each of these values would be.
-    plain = used % 2**pixels.bits_allocated, used & (2**pixels.bits_stored - 1)
-    allocated = values % 2**pixels.bits_allocated
-    if shift == 0 and not pixels.overlay and not any(np.array_equal(allocated, p) for p in plain):
+    extended = pixels.signed and -end // 2 <= lowest and highest < end // 2
+    if shift == 0 and not pixels.overlay and not extended and not 0 <= lowest <= highest < end:
         raise Unusable("bits beyond BitsStored are in use")
+    used = (values >> shift) & (end - 1)
+    if pixels.signed:
+        used -= (used >> (pixels.bits_stored - 1)) << pixels.bits_stored
     return used
 
 
@@ -197,13 +247,12 @@ def _file(data: bytes, pixels: PixelFormat) -> pydicom.Dataset:
     file.BitsAllocated, file.BitsStored, file.HighBit = bits, bits, bits - 1
     file.PixelRepresentation = int(pixels.signed)
     file.RescaleSlope, file.RescaleIntercept = 1, 0
-    file.PixelData = data if pixels.syntax in NATIVE else encapsulate([data])
+    file.PixelData = encapsulate([data])
     return file
 
 
-def _decode_simple(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]:
+def _decode_run_lengths(data: bytes, pixels: PixelFormat) -> Integer[np.ndarray, "h w"]:
     file = _file(data, pixels)
-    file["PixelData"].VR = "OW" if pixels.bits_allocated == 16 else "OB"
     try:
         # It warns, and goes on, when a run-length code makes more pixels than there should be.
         with warnings.catch_warnings(action="error"):

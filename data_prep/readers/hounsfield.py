@@ -14,7 +14,7 @@ import enum
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Num
+from jaxtyping import Bool, Int, Num, Shaped
 
 from data_prep.source import Unusable
 
@@ -119,10 +119,11 @@ class Evidence:
 
     def add(
         self,
-        stored: Num[np.ndarray, "h w"],
+        stored: Num[np.ndarray, "*shape"],
         slope: float = 1.0,
         intercept: float = 0.0,
         padding: tuple[int, int] | None = None,
+        times: Int[np.ndarray, "*shape"] | None = None,
     ) -> None:
         """Counts a slice, of which every so many rows and columns are looked at.
 
@@ -131,13 +132,18 @@ class Evidence:
             slope: HU for each stored unit, as claimed.
             intercept: HU of stored 0, as claimed.
             padding: Lowest and highest stored value that is padding by the word of the file.
+            times: How often each is in the `sample` of the slice, where that is known; else
+                `stored` is the slice.
         """
-        sample = stored[tuple(slice(None, None, max(1, n // SAMPLE)) for n in stored.shape)]
-        values = sample[_is_known(sample, padding)] * slope + intercept
+        if times is None:
+            stored = sample(stored)
+            times = np.ones(stored.shape, np.int64)
+        known = _is_known(stored, padding) & (times > 0)
+        values, times = stored[known] * slope + intercept, times[known]
         if values.size and values.min() < _FIRST and len(self._far_below) <= PADDING_VALUES:
             self._far_below.update(np.unique(values[values < _FIRST])[: PADDING_VALUES + 1])
         bins = np.clip(values, _FIRST, _LAST).astype(np.intp) - _FIRST
-        counts = np.bincount(bins, minlength=len(self._counts))
+        counts = np.bincount(bins, times, len(self._counts)).astype(np.int64)
         self._slices += 1
         self._odd += _is_odd(counts)
         self._counts += counts
@@ -169,11 +175,16 @@ class Evidence:
         return _reason(seen, values) or (MIXED if self._odd else "")
 
 
+def sample(image: Shaped[np.ndarray, "h w"]) -> Shaped[np.ndarray, "some_h some_w"]:
+    """Every so many rows and columns of a slice: what is looked at."""
+    return image[tuple(slice(None, None, max(1, n // SAMPLE)) for n in image.shape)]
+
+
 def _is_known(
-    sample: Num[np.ndarray, "h w"], padding: tuple[int, int] | None
-) -> Bool[np.ndarray, "h w"]:
-    known = np.isfinite(sample)
-    return known if padding is None else known & ((sample < padding[0]) | (sample > padding[1]))
+    stored: Num[np.ndarray, "*shape"], padding: tuple[int, int] | None
+) -> Bool[np.ndarray, "*shape"]:
+    known = np.isfinite(stored)
+    return known if padding is None else known & ((stored < padding[0]) | (stored > padding[1]))
 
 
 def _shares(counts: Int[np.ndarray, " values"]) -> Shares:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,8 @@ def outcome(source) -> Outcome:
     units = defaultdict(list)
     for item in source.items():
         try:
-            units[source.place(item).unit].append(item)
+            place = source.place(item)
+            units[place.unit].append(replace(item, header=place.header))
         except Unusable as error:
             found.rejected.append(Rejected.of(item.number, error))
     for items in units.values():

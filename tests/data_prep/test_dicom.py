@@ -589,6 +589,25 @@ def test_patients_without_an_id_are_kept_apart_by_study(tmp_path, write_ct):
     assert len({place.unit for place in places}) == 4
 
 
+def test_a_header_is_read_once_unless_its_file_changes(tmp_path, write_ct, monkeypatch):
+    stored = [pixels() for _ in range(3)]
+    for i, image in enumerate(stored):
+        write_ct(tmp_path / str(i), image, z=float(i), RescaleIntercept=-1024)
+    source, read = DicomSource(tmp_path), []
+    items = [replace(item, header=source.place(item).header) for item in source.items()]
+    reads = dicom_header.read_header
+    monkeypatch.setattr(dicom, "read_header", lambda *of: read.append(of[0]) or reads(*of))
+    before = list(source.read(items))
+    assert read == []
+    # Longer by its PatientName, so that the pixels are elsewhere.
+    new = {"RescaleIntercept": -1000, "PatientName": "LONGER"}
+    write_ct(tmp_path / "1", stored[1], z=1.0, **new)
+    after = list(source.read(items))
+    assert [os.path.basename(path) for path in read] == ["1"]
+    for number, (one, other) in enumerate(zip(before, after, strict=True)):
+        np.testing.assert_array_equal(other.image, one.image + 24 * (number == 1))
+
+
 def test_files_without_a_series_are_one_for_each_folder(tmp_path, write_ct):
     nothing = {"SeriesInstanceUID": None, "StudyInstanceUID": None, "PatientID": None}
     for name in ("x/1", "x/2", "y/1"):

@@ -2,6 +2,8 @@
 
 import json
 
+import pydicom
+
 from launch import benchmark_audit, benchmark_preparation
 
 
@@ -27,3 +29,13 @@ def test_preparation_benchmark_prepares_what_it_wrote(tmp_path, capfd):
     assert row["slices_per_second"] > 0
     assert row["peak_mib"] > 20
     assert [path.name for path in tmp_path.iterdir()] == ["rates.json"]
+
+
+def test_copies_of_a_scan_are_of_other_patients_and_differ(tmp_path):
+    benchmark_preparation.write_series(tmp_path / "one", 1, 2, 32)
+    copies = tmp_path / "copies"
+    assert benchmark_preparation.write_copies(copies, 3, tmp_path / "one" / "000000") == 2
+    files = [pydicom.dcmread(path) for path in sorted(copies.rglob("*.dcm"))]
+    assert len({file.PatientID for file in files}) == len({f.SeriesInstanceUID for f in files}) == 3
+    assert len({file.SOPInstanceUID for file in files}) == 6
+    assert len({file.PixelData for file in files[::2]}) == 3

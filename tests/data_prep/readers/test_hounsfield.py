@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep.readers import hounsfield
-from data_prep.readers.hounsfield import Evidence, Values
+from data_prep.readers.hounsfield import Evidence, Values, sample
 from data_prep.source import Unusable
 
 N, SLICES = 96, 6
@@ -47,6 +47,21 @@ def judge(slices, values=Values.AUTO, **rescale) -> str:
 
 def clipped(hu):
     return np.clip(hu, -1024, 3071)
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_values_with_how_often_each_was_seen_are_judged_as_the_slices(name):
+    for offset in (0, 1024, -2000):  # HU, and what is none
+        whole, counted = Evidence(), Evidence()
+        for one in SCANS[name]:
+            stored = np.rint(np.kron(one, np.ones((5, 5)))).astype(int) + offset
+            stored[:9] = -3000
+            rescale = {"slope": 0.5, "intercept": -20.0, "padding": (-3100, -3000)}
+            whole.add(stored, **rescale)
+            times = np.bincount(sample(stored).ravel() + 4000)
+            counted.add(np.arange(len(times)) - 4000, times=times, **rescale)
+        np.testing.assert_array_equal(counted._counts, whole._counts)
+        assert counted.reason() == whole.reason()
 
 
 @pytest.mark.parametrize("name", SCANS)
