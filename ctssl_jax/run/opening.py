@@ -77,9 +77,7 @@ class Labelled:
     encoder: encoder.Stamp | None
 
 
-def open_dataset(
-    config: PretrainConfig | LabelledConfig, within: str = ""
-) -> tuple[Dataset, Any]:
+def open_dataset(config: PretrainConfig | LabelledConfig, within: str = "") -> tuple[Dataset, Any]:
     """The dataset of a config and what the leakage gate says of it.
 
     `within` as of `open_labelled`.

@@ -172,7 +172,7 @@ def record(found: Annotations) -> dict[str, Any]:
 def _start(start: Start) -> dict[str, Any]:
     return {
         "start": start.arm,
-        "encoders": len(start.curves),
+        "encoders": start.encoders,
         "sizes": start.curves[0].sizes.tolist(),
         "auc": start.means.tolist(),
         "refused": start.refused,

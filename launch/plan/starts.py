@@ -69,9 +69,7 @@ def starts_of(
     for run in runs:
         stamp = require_finished(run, accept_unfinished, ACCEPT_UNFINISHED)
         assert stamp is not None, "of a run"
-        seen = leakage.require_unseen(
-            dataset, tuple(splits), run, accept_leakage, ACCEPT_LEAKAGE
-        )
+        seen = leakage.require_unseen(dataset, tuple(splits), run, accept_leakage, ACCEPT_LEAKAGE)
         config = _config(dataset, run, "+".join(splits), size)
         if any(start.weights == stamp[run_folder.WEIGHTS] for start in found):
             raise ConfigError(f"--encoders: {run} has the weights of another one: name each once")
