@@ -602,7 +602,7 @@ def test_an_encoder_that_saw_the_test_is_refused(capsys, tmp_path, phantom_path,
     given = f"--config.encoder_run={run}"
     code, said = command(capsys, phantom_path, tmp_path / "run", given)
     assert (code, said.err.count("\n")) == (3, 1)
-    assert "config.encoder_run has seen 1 patients, 1 series, 8 equal slices" in said.err
+    assert f"the encoder of {run} has seen 1 patients, 1 series, 8 equal slices" in said.err
     assert not (tmp_path / "run").exists()
 
 

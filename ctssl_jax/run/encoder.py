@@ -16,15 +16,19 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import checkpoint
 from ctssl_jax.run import folder as run_folder
 
+FLAG = "--config.accept_unfinished=true"
+"""What accepts an unfinished encoder, in a run; other commands name their own flag."""
+
 Stamp = dict[str, Any]
 
 
-def require_finished(run: str, accept: bool) -> Stamp | None:
+def require_finished(run: str, accept: bool, flag: str = FLAG) -> Stamp | None:
     """What results say of the encoder of a run: its weights, their step, the run's status.
 
     Args:
       run: its folder; empty: none.
       accept: take it although the run is not done.
+      flag: with which the user accepts that, for the message.
 
     Returns:
       `weights_sha256`, `step`, `status`, which is `unknown` where the folder has none, and
@@ -42,8 +46,7 @@ def require_finished(run: str, accept: bool) -> Stamp | None:
     if status != run_folder.DONE and not untold and not accept:
         raise ConfigError(
             f"{run} is not finished (STATUS: {status}): repeat its command until it is; to start "
-            "from its last checkpoint, with every result marked, set "
-            "--config.accept_unfinished=true"
+            f"from its last checkpoint, with every result marked, set {flag}"
         )
     stamp = {run_folder.WEIGHTS: weights_digest(run), "step": checkpoint.latest_step(Path(run))}
     accepted = {} if status == run_folder.DONE or untold else {"accepted": True}

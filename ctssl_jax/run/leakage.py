@@ -27,14 +27,20 @@ from ctssl_jax.run import folder as run_folder
 
 SEEN = "seen.npy"
 LEARNT = "learnt.npy"
-ACCEPT = "to run all the same, with every result marked, set --config.data.accept_leakage=true"
+FLAG = "--config.data.accept_leakage=true"
+"""What accepts a leak, in a run; a command that calls it otherwise names its own flag."""
 UNKNOWN = "unknown"
 
 Stamp = dict[str, Any]
 
 
-def require_audit(dataset: Dataset, accept: bool) -> Stamp:
+def require_audit(dataset: Dataset, accept: bool, flag: str = FLAG) -> Stamp:
     """What the audit of a dataset says, for `data.json` and `results.json`.
+
+    Args:
+      dataset: that a run is to learn from or to be tested on.
+      accept: take it although it leaks.
+      flag: with which the user accepts that, for the message.
 
     Returns:
       `verdict`; if that is "fail" also `accepted` and `findings`, each with its `check`, `splits`
@@ -68,7 +74,7 @@ def require_audit(dataset: Dataset, accept: bool) -> Stamp:
         raise DataError(
             f"{dataset.path} leaks between its splits ({found}): `{command[5:-1]} "
             f"--show_pairs=FOLDER` shows them; prepare it anew, split by patient and with "
-            f"--join_duplicates, or except what is of different people; {ACCEPT}"
+            f"--join_duplicates, or except what is of different people; {_accept(flag)}"
         )
     return {"verdict": "fail", "accepted": True, "findings": findings} | excepted
 
@@ -141,9 +147,20 @@ def _counts(
 
 
 def require_unseen(
-    dataset: Dataset, splits: tuple[str, ...], encoder_run: str, accept: bool
+    dataset: Dataset,
+    splits: tuple[str, ...],
+    encoder_run: str,
+    accept: bool,
+    flag: str = FLAG,
 ) -> Stamp | str | None:
     """What of the given splits the encoder has seen in pre-training, for `results.json`.
+
+    Args:
+      dataset: that the encoder is to be tested on.
+      splits: of it, that are held out.
+      encoder_run: where the encoder comes from; empty: none.
+      accept: take it although some were seen.
+      flag: with which the user accepts that, for the message.
 
     Returns:
       None without an encoder run; "unknown" if it left no signatures, as older versions did not;
@@ -165,8 +182,8 @@ def require_unseen(
     if not accept:
         found = ", ".join(f"{count} {_noun(check)}" for check, count in counts.items() if count)
         raise DataError(
-            f"{dataset.path}: the encoder of config.encoder_run has seen {found} of the splits "
-            f"{' and '.join(splits)}: pre-train without them; {ACCEPT}"
+            f"{dataset.path}: the encoder of {encoder_run} has seen {found} of the splits "
+            f"{' and '.join(splits)}: pre-train without them; {_accept(flag)}"
         )
     return {**counts, "accepted": True}
 
@@ -188,6 +205,10 @@ def pretraining_audit(encoder_run: str) -> Stamp | str | None:
     if not encoder_run:
         return None
     return (run_folder.read_data(Path(encoder_run)) or {}).get("audit", UNKNOWN)
+
+
+def _accept(flag: str) -> str:
+    return f"to run all the same, with every result marked, set {flag}"
 
 
 def _noun(check: str) -> str:

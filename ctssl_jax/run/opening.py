@@ -77,15 +77,18 @@ class Labelled:
     encoder: encoder.Stamp | None
 
 
-def open_dataset(config: PretrainConfig | LabelledConfig) -> tuple[Dataset, Any]:
+def open_dataset(config: PretrainConfig | LabelledConfig, within: str = "") -> tuple[Dataset, Any]:
     """The dataset of a config and what the leakage gate says of it.
+
+    `within` as of `open_labelled`.
 
     Raises:
       DataError: there is none, it has fewer pixels than the run wants, or it leaks.
     """
     dataset = data.open_dataset(config.data.path)
-    data.require_canvas(dataset, config.data.canvas)
-    return dataset, leakage.require_audit(dataset, config.data.accept_leakage)
+    data.require_canvas(dataset, config.data.canvas, f"{within}data.canvas")
+    accept, flag = config.data.accept_leakage, f"--config.{within}data.accept_leakage=true"
+    return dataset, leakage.require_audit(dataset, accept, flag)
 
 
 def open_pretraining(config: PretrainConfig) -> Pretraining:
@@ -105,20 +108,27 @@ def open_pretraining(config: PretrainConfig) -> Pretraining:
     return Pretraining(config, dataset, kept, audit, known)
 
 
-def open_labelled(config: LabelledConfig) -> Labelled:
+def open_labelled(config: LabelledConfig, within: str = "") -> Labelled:
     """Everything that a run needs of its labelled data.
+
+    Args:
+      config: of the run.
+      within: where the user sets its fields: "base." in the config of a sweep, so that a message
+        names --config.base.data.accept_leakage.
 
     Raises:
       UserError: one of its kinds; nothing was written.
     """
-    known = encoder.require_finished(config.encoder_run, config.accept_unfinished)
+    flag = f"--config.{within}accept_unfinished=true"
+    known = encoder.require_finished(config.encoder_run, config.accept_unfinished, flag)
     encoder.require_same_network(config)
-    dataset, audit = open_dataset(config)
+    dataset, audit = open_dataset(config, within)
     data.require_labels(dataset, config.data.split, config.val_split, config.test_split)
     config = resolved(config, dataset)
     drawn = Drawn(training_subset(config, dataset), validation_subset(config, dataset))
     held_out, accept = (config.val_split, config.test_split), config.data.accept_leakage
-    overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept)
+    flag = f"--config.{within}data.accept_leakage=true"
+    overlap = leakage.require_unseen(dataset, held_out, config.encoder_run, accept, flag)
     return Labelled(config, dataset, drawn, audit, overlap, known)
 
 

@@ -3,8 +3,7 @@
 import argparse
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from ctssl_jax import data
 from ctssl_jax.dataset.cases import SLICE, case_word, plural
-from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import make_private, sealed, write_json, write_text
 from ctssl_jax.frozen import nested
 from ctssl_jax.log import duration
@@ -34,7 +33,7 @@ from ctssl_jax.report.words import section_titles
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import leakage
 from ctssl_jax.statistics.learning_curve import Curve
-from launch.plan.starts import case_features, fold_of_cases, starts_of
+from launch.plan.starts import ACCEPT_LEAKAGE, case_features, fold_of_cases, starts_of
 
 FEATURES = "features"
 
@@ -66,11 +65,10 @@ def plan(flags: argparse.Namespace) -> None:
 def of_probes(flags: argparse.Namespace) -> tuple[Annotations, list[tuple[str, str]]]:
     """The curves of probes of every encoder, and how they were made."""
     began, dataset = time.monotonic(), data.open_dataset(flags.data)
-    with own_flags():
-        audit = leakage.require_audit(dataset, flags.accept_leakage)
-        starts = starts_of(
-            dataset, flags.encoders, flags.size, flags.accept_leakage, flags.accept_unfinished
-        )
+    audit = leakage.require_audit(dataset, flags.accept_leakage, ACCEPT_LEAKAGE)
+    starts = starts_of(
+        dataset, flags.encoders, flags.size, flags.accept_leakage, flags.accept_unfinished
+    )
     data.require_labels(dataset, *starts[0].config.data.split.split("+"))
     folds, arms = fold_of_cases(dataset), dict[str, list[Curve]]()
     make_private(flags.workdir)
@@ -106,17 +104,6 @@ def of_probes(flags: argparse.Namespace) -> tuple[Annotations, list[tuple[str, s
         ("Took", duration(time.monotonic() - began)),
     ]
     return found, facts
-
-
-@contextmanager
-def own_flags() -> Iterator[None]:
-    """Errors of runs name the flags of a config; here they name those of this command."""
-    try:
-        yield
-    except (ConfigError, DataError) as error:
-        said = str(error).replace("--config.data.accept_", "--accept_")
-        said = said.replace("--config.accept_", "--accept_").replace("=true", "")
-        raise type(error)(said) from None
 
 
 def of_sweeps(places: Sequence[str], targets: Sequence[float]) -> list[Annotations]:
@@ -185,7 +172,7 @@ def record(found: Annotations) -> dict[str, Any]:
 def _start(start: Start) -> dict[str, Any]:
     return {
         "start": start.arm,
-        "encoders": len(start.curves),
+        "encoders": start.encoders,
         "sizes": start.curves[0].sizes.tolist(),
         "auc": start.means.tolist(),
         "refused": start.refused,

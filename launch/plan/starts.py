@@ -24,6 +24,8 @@ from ctssl_jax.run import leakage
 from ctssl_jax.run.encoder import require_finished
 from ctssl_jax.run.restore import from_plain
 
+ACCEPT_LEAKAGE, ACCEPT_UNFINISHED = "--accept_leakage", "--accept_unfinished"
+"""What this command calls the flags of a run."""
 RANDOM_ENCODERS = 3
 """Of the arm `RANDOM`, which were never trained: for frozen features, no pre-training."""
 TEST, LEARNT = "test", ("train", "val")
@@ -65,9 +67,9 @@ def starts_of(
     """
     splits, found = splits_of(dataset), list[Start]()
     for run in runs:
-        stamp = require_finished(run, accept_unfinished)
+        stamp = require_finished(run, accept_unfinished, ACCEPT_UNFINISHED)
         assert stamp is not None, "of a run"
-        seen = leakage.require_unseen(dataset, tuple(splits), run, accept_leakage)
+        seen = leakage.require_unseen(dataset, tuple(splits), run, accept_leakage, ACCEPT_LEAKAGE)
         config = _config(dataset, run, "+".join(splits), size)
         if any(start.weights == stamp[run_folder.WEIGHTS] for start in found):
             raise ConfigError(f"--encoders: {run} has the weights of another one: name each once")

@@ -215,7 +215,7 @@ def _require_sound(cells: Sequence[Cell]) -> None:
         some.setdefault((type(cell.config), cell.config.encoder_run), cell)
     for cell in [*some.values(), *cells[-1:]]:
         with contextlib.suppress(StorageError):
-            open_labelled(cell.config)
+            open_labelled(cell.config, within="base.")
 
 
 def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Iterator[pool.Ended]:

@@ -11,6 +11,7 @@ import pytest
 from configs import spark
 from ctssl_jax import data
 from ctssl_jax.config_record import config_record
+from ctssl_jax.dataset.signatures import load_signatures, save_signatures
 from ctssl_jax.files import read_json
 from ctssl_jax.frozen.features import Features
 from ctssl_jax.methods.base import Start, init_encoder
@@ -106,6 +107,23 @@ def test_an_unfinished_encoder_is_refused_or_marked(tmp_path, patients_path, enc
     assert "MARKED: an encoder of an unfinished run" in capsys.readouterr().out
     page = (tmp_path / "plan" / "plan.html").read_text()
     assert page.count("an encoder of an unfinished run") == 2
+
+
+def test_what_leaks_is_refused_and_the_flag_is_the_planners(
+    tmp_path, patients_path, encoder_run, capsys
+):
+    run, leaky = tmp_path / "run", tmp_path / "leaky"
+    shutil.copytree(encoder_run, run)
+    save_signatures(run / "seen.npy", [load_signatures(patients_path, "test")])
+    assert main(argv(patients_path, run, tmp_path / "plan")) == 3
+    said = capsys.readouterr().err
+    assert f"the encoder of {run} has seen 24 patients" in said
+    assert said.endswith("with every result marked, set --accept_leakage\n")
+    shutil.copytree(patients_path, leaky)
+    audit = {"verdict": "fail", "findings": [{"check": "near", "splits": ["train"], "count": 1}]}
+    (leaky / "audit.json").write_text(json.dumps(read_json(leaky / "audit.json") | audit))
+    assert main(argv(leaky, encoder_run, tmp_path / "plan")) == 3
+    assert capsys.readouterr().err.endswith("with every result marked, set --accept_leakage\n")
 
 
 def test_one_encoder_named_twice_is_refused(tmp_path, patients_path, encoder_run, capsys):

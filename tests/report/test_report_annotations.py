@@ -89,6 +89,30 @@ def test_a_seed_that_a_size_lacks_is_in_no_curve(tmp_path):
     assert [len(start.curves[0].values) for start in found.starts] == [3, 2]
 
 
+def test_one_fine_tuning_for_each_encoder_makes_one_curve(tmp_path):
+    """As in a study whose seed i starts from pre-training i."""
+    write_sizes(tmp_path, seeds=3)
+    for run in tmp_path.glob("spark-*"):
+        edit_json(run / "results.json", encoder_run=f"run{run.name[-1]}")
+    (task,) = compare(find_runs([tmp_path])).tasks
+    found = of_task(task, "covid", 1)
+    assert found is not None
+    spark = found.starts[1]
+    (together,) = spark.curves
+    assert (spark.encoders, spark.refused) == (3, "")
+    assert spark.name == "SparK (3 pre-trainings)"
+    assert len(together.values) == 3
+    cell = next(c for c in task.cells if c.arm == "spark" and c.fraction == 0.5)
+    np.testing.assert_allclose(sorted(together.values[:, 2]), sorted(cell.test("auc")))
+
+
+def test_one_fine_tuning_of_one_encoder_is_refused(tmp_path):
+    (task,) = compare(find_runs([write_sizes(tmp_path, seeds=1)])).tasks
+    found = of_task(task, "covid", 1)
+    assert found is not None
+    assert found.starts[1].refused.startswith("one repeat at each training size")
+
+
 def test_a_better_start_saves_and_a_worse_one_costs():
     found = plan_of({"spark": [curve(0.02)], "random": [curve()]})
     (said,) = found.sentences()

@@ -8,6 +8,7 @@ from simulated_curves import World, curve
 from ctssl_jax.statistics.learning_curve import (
     Curve,
     deviations,
+    encoder_spread,
     fit,
     measured,
     quantiles,
@@ -93,12 +94,29 @@ def test_pretrainings_that_differ_widen_the_interval():
     means = 0.85 - 0.5 * SIZES**-0.6
     alike = [planted(means) for _ in range(3)]
     apart = [planted(means + shift) for shift in (-0.05, 0.0, 0.05)]
-    assert fit(alike).encoder < 1e-9
+    assert (fit(alike).encoder, fit(alike).encoders) == (pytest.approx(0), 2)
     assert fit(apart).encoder == pytest.approx(0.05)
     assert np.std(fit(apart).level) > 1.3 * np.std(fit(alike).level)
     one, other = (fit(curves) for curves in (apart, alike))
     beyond = [np.median(np.abs(law.network(120) - law.mean(120))) for law in (one, other)]
     assert beyond[0] > 0.02 + beyond[1]  # one encoder more, beside the error of their mean
+
+
+def test_other_arms_lend_one_degree_of_freedom():
+    means = 0.85 - 0.5 * SIZES**-0.6
+
+    def arm(*shifts):
+        return [planted(means + shift) for shift in shifts]
+
+    own, lender = arm(-0.01, 0.01), arm(-0.03, 0.0, 0.03)
+    assert encoder_spread(own) == (pytest.approx(np.sqrt(2) * 0.01), 1)
+    assert encoder_spread(own, [arm(0.1), arm(0.0, 0.1)]) == (pytest.approx(np.sqrt(2) * 0.01), 1)
+    pooled = np.sqrt((2 * 0.01**2 + 0.03**2) / 2)
+    assert encoder_spread(own, [lender, arm(0.1)]) == (pytest.approx(pooled), 2)
+    assert encoder_spread(arm(0.0), [lender]) == (0.0, 0)
+    alone, helped = fit(own), fit(own, others=[arm(-0.01, 0.0, 0.01)])
+    widths = [np.ptp(quantiles(law.network(120), 0.95)) for law in (alone, helped)]
+    assert widths[1] < 0.6 * widths[0]
 
 
 def test_jackknife_variance_is_that_of_delong():

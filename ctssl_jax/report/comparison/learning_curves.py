@@ -17,7 +17,11 @@ def learning_curves(task: Task) -> dict[str, list[Curve]]:
 
 
 def _curves(task: Task, arm: str) -> list[Curve]:
-    """One curve for each pre-training of an arm, of the seeds that it has at every size."""
+    """One curve for each pre-training of an arm, of the seeds that it has at every size.
+
+    Where some pre-training has one such seed its fine-tunings do not tell luck from learning. All
+    pre-trainings then make one curve, in which each is an order.
+    """
     cells = sorted((cell for cell in task.cells if cell.arm == arm), key=lambda c: c.fraction)
     if len(cells) < FEWEST_SIZES:
         return []
@@ -28,20 +32,29 @@ def _curves(task: Task, arm: str) -> list[Curve]:
             of[run.results.get("encoder_run")][run.results["seed"]] = run
         for encoder, runs in of.items():
             by_encoder[encoder].append(runs)
-    whole = [at for at in by_encoder.values() if len(at) == len(cells)]
-    return [curve for at in whole if (curve := _curve(task, cells, at))]
+    repeats = [
+        orders for at in by_encoder.values() if len(at) == len(cells) and (orders := _orders(at))
+    ]
+    if len(repeats) > 1 and min(map(len, repeats)) == 1:
+        together = _curve(task, cells, [orders[0] for orders in repeats])
+        return [together._replace(pretrainings=len(repeats))] if together else []
+    return [curve for orders in repeats if (curve := _curve(task, cells, orders))]
 
 
-def _curve(task: Task, cells: Sequence[Cell], at: Sequence[dict[Any, Run]]) -> Curve | None:
+def _orders(at: Sequence[dict[Any, Run]]) -> list[list[Run]]:
+    """The runs at every size, of each seed that all sizes have; `at` is by size, then seed."""
     seeds = sorted(set.intersection(*(set(runs) for runs in at)))
+    return [[of[seed] for of in at] for seed in seeds]
+
+
+def _curve(task: Task, cells: Sequence[Cell], orders: Sequence[Sequence[Run]]) -> Curve | None:
     counts = [cell.sizes("patients") for cell in cells]
-    if not seeds or not all(counts):
+    if not all(counts):
         return None
     sizes = np.array([np.mean(own) for own in counts])
-    runs = [[of[seed] for of in at] for seed in seeds]
-    cases = runs[0][0].cases
+    cases = orders[0][0].cases
     assert cases is not None, "a run that counts has cases"
-    scores = np.array([[run.cases.scores for run in order if run.cases] for order in runs])
+    scores = np.array([[run.cases.scores for run in order if run.cases] for order in orders])
     folds = np.zeros(len(cases.labels), int) if cases.folds is None else cases.folds
     pool = float(sizes[-1] / cells[-1].fraction)
     at_hand = task.test_patients if task.folds else round(pool)

@@ -55,9 +55,14 @@ class Start:
     saves: Estimate | None = None
 
     @property
+    def encoders(self) -> int:
+        """How many pre-trainings, or random encoders, it stands on."""
+        return sum(curve.pretrainings for curve in self.curves)
+
+    @property
     def name(self) -> str:
         """As the page says it, with what it stands on."""
-        count = len(self.curves)
+        count = self.encoders
         if self.arm == RANDOM:
             return f"No pre-training ({count} random {'encoder' if count == 1 else 'encoders'})"
         on = stands_on(self.arm, count)
@@ -119,7 +124,7 @@ def planned(
         if why := refusal(curves):
             refused[arm] = why
             continue
-        law = fit(curves, arm=place)
+        law = fit(curves, arm=place, others=[of for name, of in arms.items() if name != arm])
         if why := refusal_of_shape(curves, law):
             refused[arm] = why
         else:
@@ -173,7 +178,7 @@ def _each(cases: float, word: str) -> str:
 
 def _subject(start: Start) -> str:
     """A start within a sentence."""
-    return "a random encoder" if start.arm == RANDOM else subject(start.arm, len(start.curves))
+    return "a random encoder" if start.arm == RANDOM else subject(start.arm, start.encoders)
 
 
 def of_reference(arm: str) -> str:
@@ -276,7 +281,7 @@ def table(starts: Sequence[Start]) -> str:
     """All curves as CSV: what was measured, and the AUC of one network that is foretold."""
     rows: list[tuple[Any, ...]] = []
     for start in starts:
-        of = (start.arm, len(start.curves))
+        of = (start.arm, start.encoders)
         for size, mean in zip(start.curves[0].sizes, start.means, strict=True):
             rows.append((*of, "measured", float(size), float(mean), "", "", "", "", ""))
         for n in _grid(starts) if start.law else ():
