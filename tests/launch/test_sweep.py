@@ -21,6 +21,7 @@ from configs import spark
 from ctssl_jax import finetune, flags
 from ctssl_jax.config_record import config_record
 from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
+from ctssl_jax.files import read_json
 from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.runs import find_runs
@@ -416,3 +417,14 @@ def test_what_every_cell_would_be_refused_for_is_told_once_before_the_first(
     assert err.count("\n") == 1
     assert not ran
     assert not (tmp_path / "grid").exists()
+
+
+def test_what_leaks_is_refused_with_the_flag_of_a_sweep(tmp_path, argv, phantom_path, capsys):
+    leaky = tmp_path / "leaky"
+    shutil.copytree(phantom_path, leaky)
+    audit = read_json(leaky / "audit.json")  # without its sum
+    found = [{"check": "near", "splits": ["train", "test"], "count": 1}]
+    (leaky / "audit.json").write_text(json.dumps({**audit, "verdict": "fail", "findings": found}))
+    words = [word for word in argv if "data.path" not in word]
+    assert sweep.command([*words, f"--config.base.data.path={leaky}"]) == DataError.exit_code
+    assert capsys.readouterr().err.endswith("set --config.base.data.accept_leakage=true\n")
