@@ -264,7 +264,8 @@ class FinetuneConfig:
       tuned_lrs, tuned_seeds: for the record, what `optim.lr` was chosen from on validation, and on
         which seeds, as a sweep does; empty: it was set.
       read_test: open the test split at the end; False, as when `optim.lr` is being chosen: never.
-      checkpoint_every_epochs: resumable checkpoints; the best weights are kept besides.
+      checkpoint_every_epochs: resumable checkpoints, but none between two validations; the best
+        weights are kept besides.
       hang_after_s: as in `PretrainConfig`.
     """
 

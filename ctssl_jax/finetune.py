@@ -204,7 +204,8 @@ def _train(
         plan.steps_per_epoch,
         plan.batch_size * learning.slices_of_one(config.method),
         log_every=max(1, plan.total_steps // 10),
-        save_every=config.checkpoint_every_epochs * plan.steps_per_epoch,
+        # Of little data an epoch is a step or two, and to save takes longer than that.
+        save_every=max(config.checkpoint_every_epochs * plan.steps_per_epoch, plan.validate_every),
     )
     with closing(writer), closing(checkpoints):
         session = Session(mesh, writer, supervisor, checkpoints.save, unfinished)

@@ -40,7 +40,7 @@ def smoke(scans, **method):
 
 
 @pytest.fixture(scope="module")
-def frozen(scans, tmp_path_factory):
+def frozen(scans, tmp_path_factory, one_device):
     """A run whose encoder learns nothing."""
     workdir = tmp_path_factory.mktemp("frozen") / "run"
     config = smoke(scans, frozen=True, pooling=Pooling.ATTENTION, slices=6)
