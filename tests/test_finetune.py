@@ -84,7 +84,7 @@ def test_an_encoder_that_saw_the_test_is_refused(tmp_path, phantom_path, encoder
     shutil.copytree(encoder_run, run)
     save_signatures(run / "seen.npy", [load_signatures(phantom_path, "test")])
     with pytest.raises(
-        DataError, match="the encoder of .*spark has seen 1 patients, 1 series, 8 equal"
+        DataError, match=r"the encoder of .*spark has seen 1 patients, 1 series, 8 equal"
     ):
         finetune.run(smoke(phantom_path, encoder_run=str(run)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -30,7 +30,10 @@ from ctssl_jax.frozen.nested import ITERATIONS, NEVER, PENALTY
 from ctssl_jax.scores import Scored
 from launch.plan.starts import fold_of_cases, splits_of
 
-COLUMNS = ("task", "features", "permutations", "auc", "mean", "standard_error", "low", "high")
+COLUMNS = (
+    *("task", "features", "seed", "permutations"),
+    *("auc", "mean", "standard_error", "low", "high"),
+)
 
 
 def main() -> None:
@@ -82,7 +85,8 @@ def control(dataset: Dataset, size: int, permutations: int, seed: int) -> Iterat
             "high": high,
         }
         told = {name: f"{number:.4f}" for name, number in numbers.items()}
-        yield {"features": kind.value, "permutations": str(permutations), **told}
+        drawn = {"seed": str(seed), "permutations": str(permutations)}
+        yield {"features": kind.value, **drawn, **told}
 
 
 def permuted(labels: np.ndarray, folds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
