@@ -14,6 +14,7 @@ from ctssl_jax.report.figures.theme import (
     Theme,
     arm_looks,
     legend,
+    markers,
     new_figure,
     png,
     set_title,
@@ -114,11 +115,7 @@ def _draw_arm(
         means,
         color=colour,
         linewidth=1.8,
-        marker=marker,
-        markersize=7,
-        markeredgecolor=theme.paper,
-        markeredgewidth=1.1,
-        zorder=4,
+        **markers(marker, theme),
         label=name,
     )
 

@@ -85,6 +85,17 @@ def arm_looks(arms: list[str], theme: Theme) -> dict[str, tuple[str, str]]:
     return {arm: (theme.series[place % 8], MARKERS[place % 8]) for arm, place in places.items()}
 
 
+def markers(marker: str, theme: Theme) -> dict[str, Any]:
+    """How `plot` draws the means of an arm: above bars, each apart from what it lies on."""
+    return {
+        "marker": marker,
+        "markersize": 7,
+        "markeredgecolor": theme.paper,
+        "markeredgewidth": 1.1,
+        "zorder": 4,
+    }
+
+
 def style(axes: Any, theme: Theme) -> None:
     """Gives axes the look of this report: a base line, and lines across at the ticks."""
     axes.spines[["top", "right", "left"]].set_visible(False)
