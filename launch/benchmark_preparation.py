@@ -10,6 +10,7 @@ anonymous memory of all processes of the command, sampled (Linux); it should not
 archive. It measures only.
 """
 
+import contextlib
 import io
 import json
 import shutil
@@ -139,11 +140,10 @@ def timed(source: Path, out: Path, workers: int) -> tuple[float, float]:
         nonlocal peak
         while process.poll() is None:
             total = 0.0
-            for one in (process, *process.children(recursive=True)):
-                try:
-                    total += anonymous_mib(one)
-                except OSError:  # it has ended
-                    continue
+            with contextlib.suppress(psutil.NoSuchProcess):  # the preparation has just ended
+                for one in (process, *process.children(recursive=True)):
+                    with contextlib.suppress(OSError):  # one of its processes has
+                        total += anonymous_mib(one)
             peak = max(peak, total)
             time.sleep(SAMPLE_SECONDS)
 
