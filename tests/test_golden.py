@@ -7,7 +7,8 @@ In float64 every quantity must equal it to 1e-8 (forward) and 1e-6 (gradients, L
 tolerances are 1e-4 and 1e-3, or `AMPLIFICATION` times what rounding the inputs to float32 alone
 moves the quantity in our float64 (just shown equal to the reference), whichever is more: with 8
 visible positions in the last stage, ResNet-50's gradients move by 1e-3 by that rounding, so that no
-float32 implementation can promise less. Both run in a process of their own, because 64-bit mode
+float32 implementation can promise less. Convolutions of float64 are multiplied out (`float64.py`),
+those of float32 are the ones of users. Both run in a process of their own, because 64-bit mode
 belongs to a process.
 """
 

@@ -288,7 +288,7 @@ def encoder_spread(
     of freedom or more, their pooled variance counts as one further degree (moderated t: Smyth,
     Stat. Appl. Genet. Mol. Biol. 3:3, 2004), which makes it 10 wide. It counts no more, for arms
     may differ: of an arm that varies three times as much as the others a 95 % interval then still
-    holds 90 %, with full pooling 73 %. Sizes lend nothing: one encoder's curve lies high or low as
+    holds 90 %, with full pooling 76 %. Sizes lend nothing: one encoder's curve lies high or low as
     a whole. (0, 0) where the arm has one.
     """
     own = len(curves) - 1

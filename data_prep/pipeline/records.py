@@ -136,8 +136,8 @@ class Writer:
 
     def __init__(self, path: Path, *, compressed: bool):
         self._path, self._temporary = path, temporary_name(path)
-        # Random access wants one record a group. The first level of zstd takes a third of the time
-        # of the usual third, and less to read, for a tenth more bytes (CT of 512 x 512 pixels).
+        # Random access wants one record a group. Level 1 of zstd takes a third of the time of level
+        # 3, the usual one, and less to read, for a tenth more bytes (CT of 512 x 512 pixels).
         options = "group_size:1,max_parallelism:1," + ("zstd:1" if compressed else "uncompressed")
         self._writer = ArrayRecordWriter(str(self._temporary), options)
 

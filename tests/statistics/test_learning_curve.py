@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
+from scipy.stats import t as student
 from simulated_curves import World, curve
 
 from ctssl_jax.statistics.learning_curve import (
@@ -117,6 +118,22 @@ def test_other_arms_lend_one_degree_of_freedom():
     alone, helped = fit(own), fit(own, others=[arm(-0.01, 0.0, 0.01)])
     widths = [np.ptp(quantiles(law.network(120), 0.95)) for law in (alone, helped)]
     assert widths[1] < 0.6 * widths[0]
+
+
+@pytest.mark.parametrize(("times", "held"), [(1, 0.985), (2, 0.94), (3, 0.90)])
+def test_an_interval_with_a_lent_degree_of_freedom_holds_a_third_pretraining(times, held):
+    """Less than its name where the arm varies more than those that lend: docs/planner.md."""
+    rng, like, inside, draws = np.random.default_rng(0), planted(SIZES * 0.0), 0, 3000
+
+    def arm(*shifts):
+        return [like._replace(values=like.values + shift) for shift in shifts]
+
+    for _ in range(draws):
+        own, third = times * rng.standard_normal(2), times * rng.standard_normal()
+        lent = [arm(*rng.standard_normal(2)), arm(*rng.standard_normal(3))]
+        spread, degrees = encoder_spread(arm(*own), lent)
+        inside += abs(third - own.mean()) < student.ppf(0.975, degrees) * spread * np.sqrt(1.5)
+    assert inside / draws == pytest.approx(held, abs=0.02)
 
 
 def test_jackknife_variance_is_that_of_delong():
