@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The second study as it was run: bash docs/results/study.sh prepare|first|second|rates|horizon|frozen
+# The second study as it was run: bash docs/results/study.sh prepare|first|second|third|rates|horizon|frozen
 #
 # From a checkout with its environment in .venv. SOURCE holds the public sets (lidc-crops, nodules with
 # labels.csv of the columns case, label and patient, ct-ich, organs.npz, head-ct), DATA and RUNS are written. What is done is kept: repeat a
@@ -31,7 +31,7 @@ pretrain() { # method seed epochs name
 
 encoders() { for method in $2; do echo "--config.encoders=$method=$RUNS/$method-$1"; done; }
 
-at_most_20() { echo $(($1 < 20 ? $1 : 20)); }
+at_most_20() { if [ "$1" != all ] && [ "$1" -lt 20 ]; then echo "$1"; else echo 20; fi; }
 
 organs() { # seed encoder "methods" scratch patients rate suffix
   # shellcheck disable=SC2046,SC2086
@@ -44,13 +44,34 @@ organs() { # seed encoder "methods" scratch patients rate suffix
 }
 
 nodules() { # seed "methods" scratch patients rate suffix
+  local size="--config.counts=($4,)" length='--config.base.steps=100 --config.base.validate_every=20' part=
+  if [ "$4" = all ]; then # 100 steps of 8 would be two epochs of the 385 nodules
+    size='--config.fractions=(1.0,)' length='--config.base.steps=300 --config.base.validate_every=60' part=-all
+  fi
   # shellcheck disable=SC2046,SC2086
   $P -m launch.sweep --config=configs/ablation.py:cases $TUNED --config.base.data.path="$DATA/nodules" \
     --config.base.task="nodules$6" --config.base.data.canvas=64 --config.base.method.view.size=64 \
-    --config.base.method.slices=3 --config.base.batch_size=8 --config.base.steps=100 --config.base.validate_every=20 \
-    --config.base.val_count="$(at_most_20 "$4")" --config.counts="($4,)" --config.folds=5 \
-    --config.base.optim.lr="$5" --config.seeds="($1,)" --config.scratch="$3" $(encoders "$1" "$2") \
-    --workdir="$RUNS/nodules$6"
+    --config.base.method.slices=3 --config.base.batch_size=8 $length --config.base.val_count="$(at_most_20 "$4")" "$size" \
+    --config.folds=5 --config.base.optim.lr="$5" --config.seeds="($1,)" --config.scratch="$3" $(encoders "$1" "$2") \
+    --workdir="$RUNS/nodules$6$part"
+}
+
+ich() { # seed "methods" scratch
+  # shellcheck disable=SC2046,SC2086
+  $P -m launch.sweep --config=configs/ablation.py:cases $TUNED --config.base.data.path="$DATA/ich" \
+    --config.base.task=ich --config.base.data.canvas=96 --config.base.method.view.size=96 \
+    --config.base.method.slices=8 --config.base.batch_size=4 --config.base.steps=100 --config.base.validate_every=20 \
+    --config.base.val_count=12 --config.counts='(12,)' --config.folds=5 --config.base.optim.lr=3e-4 \
+    --config.seeds="($1,)" --config.scratch="$3" $(encoders "$1" "$2") --workdir="$RUNS/ich"
+}
+
+head_ct() { # seed "methods" scratch
+  # shellcheck disable=SC2046,SC2086
+  $P -m launch.sweep --config=configs/ablation.py:hemorrhage $TUNED --config.base.data.path="$DATA/head" \
+    --config.base.task=head --config.base.data.canvas=96 --config.base.method.view.size=96 \
+    --config.base.batch_size=16 --config.base.steps=100 --config.base.validate_every=20 \
+    --config.base.val_count=20 --config.counts='(20,)' --config.folds=5 --config.base.optim.lr=3e-4 \
+    --config.seeds="($1,)" --config.scratch="$3" $(encoders "$1" "$2") --workdir="$RUNS/head"
 }
 
 finetune() { # seed "methods" scratch
@@ -94,6 +115,11 @@ case ${1:-} in
       pretrain byol $seed 4 byol-$seed
       pretrain swav $seed 4 swav-$seed
       finetune $seed 'byol swav' false
+    done ;;
+  third) for seed in 0 1 2; do # after first and second
+      nodules $seed 'spark moco' true all 3e-4 ''
+      head_ct $seed 'spark moco byol swav' true
+      ich $seed 'spark moco byol swav' true
     done ;;
   rates) for seed in 0 1 2 3 4; do
       for rate in 1e-4 1e-3; do
