@@ -1,6 +1,5 @@
 """The shared step and loop: devices, resume, progress, refusal of non-finite numbers."""
 
-import importlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import saved
 import tiny
 
 from ctssl_jax import train
@@ -22,13 +22,12 @@ from ctssl_jax.hosts import sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.log import MetricWriter, read_metrics
 from ctssl_jax.nn.resnet import ResNet
-from ctssl_jax.optim import lr_schedule, make_optimizer, weight_decay_schedule
-from ctssl_jax.run.checkpoint import Checkpoints, load_encoder
-from ctssl_jax.train import Due, fit, init_state
+from ctssl_jax.run.checkpoint import load_encoder
+from ctssl_jax.train import Due, fit
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-SMOKE = importlib.import_module("configs.spark").get_config("smoke")
+TINY_RUN = Path(__file__).parent / "distributed" / "tiny_run.py"
 STEPS = 12
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": compiler_options.flags()}
 
@@ -50,18 +49,11 @@ def test_four_devices_give_the_loss_of_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), four_stats, one_stats)
 
 
-def command(workdir: Path, phantom_path: Path) -> list[str]:
-    epochs = STEPS * SMOKE.batch_size / 32  # the fixture trains on 4 patients of 8 slices
-    return [
-        sys.executable,
-        "-m",
-        "ctssl_jax.main",
-        "--config=configs/spark.py:smoke",
-        f"--config.data.path={phantom_path}",
-        f"--config.epochs={epochs}",
-        "--config.log_every=3",
-        f"--workdir={workdir}",
-    ]
+def command(workdir: Path, phantom_path: Path, throttle: float = 0, **changes: int) -> list[str]:
+    """A run of SparK as `ctssl_jax.main` makes it, of the tiny encoder."""
+    ask = {"methods": ["spark"], "data": str(phantom_path), "steps": STEPS, "throttle": throttle}
+    ask["changes"] = {"log_every": 3, "picture_every": 4, **changes}
+    return [sys.executable, str(TINY_RUN), json.dumps(ask), f"--workdir={workdir}"]
 
 
 def run(workdir: Path, phantom_path: Path) -> str:
@@ -73,7 +65,7 @@ def run(workdir: Path, phantom_path: Path) -> str:
 
 
 def kill_after_a_checkpoint(workdir: Path, phantom_path: Path) -> None:
-    argv = command(workdir, phantom_path)
+    argv = command(workdir, phantom_path, throttle=0.5)
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=ONE_DEVICE)
     finished = workdir / "checkpoints" / "4" / "_CHECKPOINT_METADATA"
     deadline = time.monotonic() + 300
@@ -96,29 +88,11 @@ def runs(tmp_path_factory, phantom_path):
     return alone, resumed, printed
 
 
-def whole_state(workdir: Path):
-    lr = lr_schedule(SMOKE.optim, 32 / SMOKE.batch_size, STEPS)
-    tx = make_optimizer(SMOKE.optim, lr, weight_decay_schedule(SMOKE.optim, STEPS))
-    encoder = SMOKE.encoder.build(SMOKE.precision)
-    template = jax.eval_shape(
-        lambda key: init_state(SMOKE.method, encoder, tx, 1, key), jax.random.key(0)
-    )
-    shardings = sharding.state_shardings(template, sharding.make_mesh())
-    manager = Checkpoints(workdir)
-    assert manager.latest() == STEPS
-    import orbax.checkpoint as ocp
-
-    items = ocp.args.Composite(
-        state=ocp.args.StandardRestore(sharding.abstract(template, shardings))
-    )
-    state = manager._manager.restore(STEPS, args=items)["state"]
-    manager.close()
-    return jax.device_get(state)
-
-
 def test_resume_after_a_kill_is_bit_equal(runs):
     alone, resumed, _ = runs
-    jax.tree.map(np.testing.assert_array_equal, whole_state(alone), whole_state(resumed))
+    jax.tree.map(
+        np.testing.assert_array_equal, saved.state(alone, STEPS), saved.state(resumed, STEPS)
+    )
     losses = [[row["loss"] for row in read_metrics(path)] for path in (alone, resumed)]
     assert losses[0] == losses[1]
     assert [row["step"] for row in read_metrics(resumed)] == [3, 6, 9, 12]
@@ -175,19 +149,19 @@ def test_no_path_is_written_into_the_run_folder(runs, phantom_path):
 
 def test_encoder_is_handed_over_strictly(runs):
     alone, _, _ = runs
-    params, stats = load_encoder(alone, ResNet(depth=18), 1)
-    state = whole_state(alone)
-    jax.tree.map(np.testing.assert_array_equal, params, state.params["encoder"])
-    jax.tree.map(np.testing.assert_array_equal, stats, state.batch_stats["encoder"])
+    params, stats = load_encoder(alone, tiny.ENCODER, 1)
+    state = saved.state(alone, STEPS)
+    jax.tree.map(np.testing.assert_array_equal, params, state["params"]["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, stats, state["batch_stats"]["encoder"])
     with pytest.raises(ConfigError, match=r"another shape: .* set config.encoder"):
-        load_encoder(alone, ResNet(depth=50), 1)
-    with pytest.raises(ConfigError, match=r"conv1/kernel is \(7, 7, 1, 64\) there"):
-        load_encoder(alone, ResNet(depth=18), 3)
+        load_encoder(alone, ResNet(depth=18), 1)
+    with pytest.raises(ConfigError, match=r"conv0/kernel is \(4, 4, 1, 4\) there"):
+        load_encoder(alone, tiny.ENCODER, 3)
 
 
 def test_another_config_is_refused_and_named(runs, phantom_path):
     alone, _, _ = runs
-    argv = [*command(alone, phantom_path), "--config.seed=5"]
+    argv = command(alone, phantom_path, seed=5)
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=ONE_DEVICE)
     assert done.returncode == 2
     assert "made by another config (config.seed is 0 there and 5 here)" in done.stderr

@@ -15,22 +15,13 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+import saved
 from processes import rows, tiny
 
 from ctssl_jax.log import read_metrics
 
 METHODS = ["spark", "moco", "swav", "byol"]
-
-
-def saved(run, step):
-    """Every array of a checkpoint."""
-    item = (run / "checkpoints" / str(step) / "state").absolute()
-    with ocp.PyTreeCheckpointer() as reader:
-        metadata = reader.metadata(item).item_metadata.tree
-        as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-        return reader.restore(item, restore_args=as_numpy)
 
 
 def checkpoints(run):
@@ -42,7 +33,7 @@ def losses(run):
 
 
 def assert_same_end(run, other, step):
-    jax.tree.map(np.testing.assert_array_equal, saved(run, step), saved(other, step))
+    jax.tree.map(np.testing.assert_array_equal, saved.state(run, step), saved.state(other, step))
     assert losses(run) == losses(other)
     assert rows(run) == rows(other)
 
@@ -79,11 +70,11 @@ def test_one_device_eight_devices_and_two_processes_are_one(tmp_path, ask, metho
         assert set(group.end(900)) == {0}, group.text
     for method in methods:
         runs = {n: tmp_path / n / (method if len(methods) > 1 else "") for n in places}
-        one = saved(runs["one"], 50)
+        one = saved.state(runs["one"], 50)
         for name in ("eight", "two"):
             for ours, theirs in zip(losses(runs[name]), losses(runs["one"]), strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-5)
-            other = saved(runs[name], 50)
+            other = saved.state(runs[name], 50)
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), other, one
             )
@@ -219,7 +210,9 @@ def test_twenty_kills_at_random_moments(tmp_path, ask):
         steps += checkpoints(run)[-1:] if (run / "checkpoints").exists() else []
     assert len(set(steps)) > 5, steps  # it went on between them
     complete(run, ask)
-    jax.tree.map(np.testing.assert_array_equal, saved(run, 800), saved(tmp_path / "alone", 800))
+    jax.tree.map(
+        np.testing.assert_array_equal, saved.state(run, 800), saved.state(tmp_path / "alone", 800)
+    )
     assert losses(run) == losses(tmp_path / "alone")
 
 

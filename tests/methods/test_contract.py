@@ -5,6 +5,7 @@ takes part in what needs no compiled decoder.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -13,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import saved
 import tiny
 
 from ctssl_jax import finetune, methods, pretrain
-from ctssl_jax.config import EncoderConfig, FinetuneConfig, PretrainConfig
+from ctssl_jax.config import FinetuneConfig, PretrainConfig
 from ctssl_jax.data import DataConfig
 from ctssl_jax.hosts import sharding
 from ctssl_jax.interop.names import named_leaves
@@ -68,11 +70,10 @@ def test_all_methods_are_checked_and_are_methods(name):
     assert shipped == {type(method) for method in tiny.METHODS.values()}
 
 
-def shapes(method):
-    found = jax.eval_shape(lambda key: method.init(ResNet(depth=50), key, 1), jax.random.key(0))
+def shapes(state):
     return {
         "/".join(path): list(leaf.shape)
-        for part in (found.params, found.batch_stats)
+        for part in (state.params, state.batch_stats)
         for path, leaf in named_leaves(part)
         if path[0] == "head"
     }
@@ -80,18 +81,18 @@ def shapes(method):
 
 def test_head_parameters_are_the_golden_ones_and_the_encoder_is_the_resnet():
     """A renamed or reshaped parameter breaks every checkpoint; UPDATE_GOLDEN=1 accepts it."""
-    found = {name: shapes(method) for name, method in REFERENCE.items()}
+    encoder, key = ResNet(depth=50), jax.random.key(0)
+    initial = {
+        name: jax.eval_shape(lambda key, method=method: method.init(encoder, key, 1), key)
+        for name, method in REFERENCE.items()
+    }
+    found = {name: shapes(state) for name, state in initial.items()}
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     assert found == json.loads(GOLDEN.read_text())
-    plain = jax.eval_shape(
-        lambda key: init_encoder(ResNet(depth=50), key, 32, 1), jax.random.key(0)
-    )
-    for method in REFERENCE.values():
-        initial = jax.eval_shape(
-            lambda key, method=method: method.init(ResNet(depth=50), key, 1), jax.random.key(0)
-        )
-        assert (initial.params["encoder"], initial.batch_stats["encoder"]) == plain
+    plain = jax.eval_shape(lambda key: init_encoder(encoder, key, 32, 1), key)
+    for state in initial.values():
+        assert (state.params["encoder"], state.batch_stats["encoder"]) == plain
 
 
 def test_gradients_reach_all_parameters_and_never_the_teacher(name):
@@ -122,6 +123,7 @@ def test_four_devices_equal_one(trained, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one.aux, four.aux)
 
 
+@functools.cache
 def compiled(name, devices):
     """The program that one of so many devices runs."""
     state, step = tiny.training(tiny.METHODS[name], total_steps=32)
@@ -176,24 +178,13 @@ def config(name, phantom_path):
     )
 
 
-def saved_state(workdir):
-    """The last checkpoint's state: every array that a run remembers."""
-    import orbax.checkpoint as ocp
-
-    item = (workdir / "checkpoints" / "12" / "state").absolute()
-    with ocp.PyTreeCheckpointer() as reader:
-        metadata = reader.metadata(item).item_metadata.tree
-        as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-        return reader.restore(item, restore_args=as_numpy)
-
-
 @pytest.mark.parametrize(  # those that remember; BYOL's memory is a part of MoCo's
     "name", ["moco", "swav", pytest.param("byol", marks=pytest.mark.slow)]
 )
 def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
     name, tmp_path, phantom_path, monkeypatch
 ):
-    monkeypatch.setattr(EncoderConfig, "build", lambda self, precision: tiny.ENCODER)
+    tiny.patch_runs(monkeypatch)
     alone, broken = tmp_path / "alone", tmp_path / "broken"
     pretrain.run(config(name, phantom_path), alone)
 
@@ -218,7 +209,7 @@ def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
     assert "goes on with another setting (config.keep_checkpoints is 2 there and 3 here)" in log
     assert json.loads((broken / "config.json").read_text())["elastic"]["keep_checkpoints"] == 3
 
-    one, other = saved_state(alone), saved_state(broken)
+    one, other = saved.state(alone, 12), saved.state(broken, 12)
     jax.tree.map(np.testing.assert_array_equal, one, other)
     for ours, theirs in zip(read_metrics(alone), read_metrics(broken), strict=True):
         assert (ours["step"], ours["loss"]) == (theirs["step"], theirs["loss"])
