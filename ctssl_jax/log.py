@@ -1,8 +1,10 @@
 """What a run writes down while it goes on: numbers by step, lines for people, its speed."""
 
+import contextlib
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,9 @@ class Events:
 
     def __init__(self, folder: Path, step: int):
         # Imported here: processes that do not write, and evaluation, do without it.
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
+        with without("torch"):
+            from tensorboardX.proto import event_pb2
+            from tensorboardX.record_writer import RecordWriter
 
         folder.mkdir(exist_ok=True)
         self._event = event_pb2.Event
@@ -88,6 +91,23 @@ class Events:
     def close(self) -> None:
         """Closes the file."""
         self._records.close()
+
+
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """Imports in this block do without a module that they would only use if it is there.
+
+    tensorboardX imports PyTorch wherever it is installed, which takes more of a start than all of
+    JAX, for what nobody here asks of it.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # so Python knows that there is none
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 class SilentWriter:

@@ -68,9 +68,7 @@ def test_init_and_step_have_equal_specs_at_full_size(file, preset):
     config = load(file, preset)
     config.validate()
     if preset or file not in (*PRETRAINING, "finetune_cases"):
-        config.encoder.depth = (
-            18  # ResNet-50 is traced once for each method
-        )
+        config.encoder.depth = 18  # ResNet-50 is traced once for each method
     before, after, metrics = step_specs(config)
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):

@@ -58,6 +58,7 @@ STRANGERS = {
     "configs": ("data_prep",),
     "ctssl_jax.report": ("ctssl_jax.data", "ctssl_jax.train", "ctssl_jax.methods"),
 }
+HEAVY = ("torch", "torch._C", "scipy.stats", "matplotlib", "pandas", "sklearn", "tensorflow")
 WITHOUT_JAX = ("ctssl_jax.dataset", "ctssl_jax.statistics", "ctssl_jax.report", "data_prep")
 
 
@@ -133,4 +134,19 @@ def test_what_needs_no_jax_starts_without_it():
         "assert 'jax' not in sys.modules, 'jax was imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_starts_without_the_libraries_that_it_has_no_use_for(tmp_path):
+    """Each is a second or more of every start; tensorboardX brings PyTorch where there is one."""
+    (tmp_path / "run").mkdir()
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from ctssl_jax import evaluate, finetune, log, pretrain\n"
+        "log.MetricWriter(Path(sys.argv[1])).close()\n"
+        f"there = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not there, there\n"
+    )
+    argv = [sys.executable, "-c", script, str(tmp_path / "run")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

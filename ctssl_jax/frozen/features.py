@@ -18,7 +18,6 @@ from ctssl_jax.data import DataConfig
 from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.errors import DivergedError
 from ctssl_jax.files import whole_file
-from ctssl_jax.frozen.radiomics import radiomics
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import PyTree
 from ctssl_jax.nn.resnet import ResNet, pool
@@ -92,6 +91,8 @@ def make_radiomics(
     intensity: Intensity, kind: IntensityKind, size: int, mesh: Mesh
 ) -> Callable[[jax.Array], Float[np.ndarray, "b d"]]:
     """A function of stored values, as `make_embed`'s, that needs no encoder; see `radiomics`."""
+    # SciPy's statistics, a tenth of what a run imports, are for this arm alone.
+    from ctssl_jax.frozen.radiomics import radiomics
 
     def unit(image: Int16[Array, "b h w"]) -> Float[Array, "b s s"]:
         whole = augment.to_unit(image, intensity, kind)
