@@ -14,30 +14,28 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from ctssl_jax import data
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.dataset.cases import SLICE, case_of, case_word, plural
+from ctssl_jax.finetune_program import Program, Recipe
+from ctssl_jax.finetune_program import program as make_program
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Start, TrainState
 from ctssl_jax.methods.cases import Cases
 from ctssl_jax.methods.supervised import Supervised
-from ctssl_jax.nn.resnet import ResNet
-from ctssl_jax.optim import Schedule
-from ctssl_jax.optim.freezing import finetune_optimizer, head_optimizer
-from ctssl_jax.optim.layer_decay import scale_by_layer
 from ctssl_jax.run import batch_statistics, leakage, learning, likeness
 from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run.batch_statistics import Measure
 from ctssl_jax.run.budget import Budget, budget
 from ctssl_jax.run.checkpoint import BestWeights, Checkpoints, load_start
 from ctssl_jax.run.opening import Drawn, open_labelled, results_header, start_or_resume
-from ctssl_jax.run.prediction import Predictor, evaluate, make_predictor, slice_features
+from ctssl_jax.run.prediction import Predictor, evaluate, slice_features
 from ctssl_jax.run.subset import Subset
 from ctssl_jax.scores import Scored, classification_metrics, write_predictions
-from ctssl_jax.train import Due, Pace, Session, attend, fit, init_state, make_step
+from ctssl_jax.train import Due, Pace, Session, attend, fit
 
 
 def run(
@@ -76,17 +74,19 @@ def run(
     )
 
     mesh = sharding.make_mesh()
-    predict = make_predictor(config, encoder, dataset, mesh)
+    method = _balanced(config, dataset, drawn.train)
+    decay = config.layer_decay if pretrained else 1.0
+    same = Recipe(method, config.intensity, dataset.intensity, config.optim, plan.freeze, decay)
+    program = make_program(same, encoder, mesh)
     with supervisor.watch(config.hang_after_s), closing(BestWeights(workdir)) as best:
         state = _train(
             config,
             workdir,
             dataset,
-            encoder,
+            program,
             pretrained,
             drawn,
             plan,
-            predict,
             best,
             mesh,
             supervisor,
@@ -97,7 +97,9 @@ def run(
         assert chosen is not None, "validation follows every epoch"
         steps_trained = int(state.step)
         state = best.restore(state, mesh)
-        test = _test_once(config, predict, state, dataset, drawn, workdir, mesh, supervisor.beat)
+        test = _test_once(
+            config, program.predict, state, dataset, drawn, workdir, mesh, supervisor.beat
+        )
     results = {
         **results_header(opened, workdir),
         "best_epoch": chosen["epoch"],
@@ -128,11 +130,10 @@ def _train(
     config: FinetuneConfig,
     workdir: Path,
     dataset: data.Dataset,
-    encoder: ResNet,
+    program: Program,
     pretrained: Start | None,
     drawn: Drawn,
     plan: Budget,
-    predict: Predictor,
     best: BestWeights,
     mesh: Mesh,
     supervisor: Supervisor,
@@ -140,24 +141,22 @@ def _train(
     """All steps, with validations between; leaves the best weights in `best`."""
     subset, val = drawn
     frozen = learning.is_frozen(config.method)
-    tx, head_lr = _optimizer(config, plan, bool(pretrained))
-    method = _balanced(config, dataset, subset)
-    fresh = partial(init_state, method, encoder, tx, config.intensity.channels)
     key = jax.random.key(config.seed)
-    places = sharding.state_shardings(jax.eval_shape(fresh, key), mesh)
     checkpoints = Checkpoints(workdir, method=type(config.method).__name__, keep=1)
     position = learning.Position()
-    state, unfinished = start_or_resume(checkpoints, fresh, key, pretrained, position, places)
+    state, unfinished = start_or_resume(
+        checkpoints, program.init, key, pretrained, position, program.places
+    )
     writer = run_folder.writer(workdir, int(state.step))
     check = attend(supervisor, mesh)
     for line in _opening_lines(config, dataset, drawn, plan, int(state.step)):
         writer.line(line)
-    settle = _make_settle(config, encoder, dataset, subset, mesh, check)
+    settle = _make_settle(config, program.measure, dataset, subset, mesh, check)
     known = learning.NONE
     if frozen:
         state = settle(state)
         writer.line("features of all slices, once: the encoder learns nothing")
-        known = learning.known_features(predict, state, dataset, config, drawn, mesh, check)
+        known = learning.known_features(program.predict, state, dataset, config, drawn, mesh, check)
     batches = iter(learning.batches(config, dataset, subset, plan.batch_size, known.train))
     position.seek(batches)
 
@@ -165,7 +164,8 @@ def _train(
         # What training goes on with stays as it is.
         ready = state if frozen else settle(state)
         truth, scores, loss = evaluate(
-            *(predict, ready, dataset, config, config.val_split, mesh, val.cases, check, known.val)
+            *(program.predict, ready, dataset, config, config.val_split, mesh, val.cases, check),
+            known.val,
         )
         found = {"loss": loss, **classification_metrics(truth, scores)}
         epoch = plan.epoch(number)
@@ -188,16 +188,6 @@ def _train(
         waited = number - max(so_far["step"], plan.frozen_steps)
         return waited >= config.patience * plan.validate_every
 
-    step = make_step(
-        method,
-        encoder,
-        tx,
-        config.intensity,
-        dataset.intensity,
-        total_steps=plan.total_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        schedules={"lr": head_lr},
-    )
     pace = Pace(
         config.seed,
         plan.total_steps,
@@ -209,10 +199,8 @@ def _train(
     )
     with closing(writer), closing(checkpoints):
         session = Session(mesh, writer, supervisor, checkpoints.save, unfinished)
-        jitted = sharding.jit_step(step, mesh, places)
-        state = fit(
-            state, jitted, batches, session, pace, [Due(plan.validate_every, validate)], over
-        )
+        due = [Due(plan.validate_every, validate)]
+        state = fit(state, program.step, batches, session, pace, due, over)
         chosen = best.read()
         if chosen is not None and chosen["step"] == plan.total_steps:
             writer.line(
@@ -220,18 +208,6 @@ def _train(
                 "give more steps or epochs"
             )
         return state
-
-
-def _optimizer(
-    config: FinetuneConfig, plan: Budget, pretrained: bool
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """Of the run, and the head's learning rate by step."""
-    if learning.is_frozen(config.method):
-        return head_optimizer(config.optim)
-    tx, head_lr = finetune_optimizer(config.optim, plan.freeze, plan.steps_per_epoch)
-    if pretrained and config.layer_decay < 1:
-        tx = optax.chain(tx, scale_by_layer(config.layer_decay, config.encoder.depth))
-    return tx, head_lr
 
 
 def _opening_lines(
@@ -260,7 +236,7 @@ def _learnt(config: FinetuneConfig, word: str) -> str:
 
 def _make_settle(
     config: FinetuneConfig,
-    encoder: ResNet,
+    measure: Measure,
     dataset: data.Dataset,
     subset: Subset,
     mesh: Mesh,
@@ -273,10 +249,6 @@ def _make_settle(
     """
     if not config.bn_images:
         return lambda state: state
-    view = config.method.view
-    measure = batch_statistics.make_measure(
-        encoder, config.intensity, dataset.intensity, view.size, view.interpolation
-    )
     rows = batch_statistics.chosen_rows(subset.rows, config.bn_images, config.seed)
     of_encoder = partial(
         batch_statistics.settled, measure, dataset, config.data, rows, mesh, check=check

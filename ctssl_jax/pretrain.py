@@ -109,7 +109,8 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     name = type(config.method).__name__
     checkpoints = Checkpoints(workdir, method=name, keep=config.keep_checkpoints)
     supervisor.beat()  # the data are open; what follows compiles
-    state, unfinished = start_or_resume(checkpoints, program.init, key, start, batches, places)
+    init = sharding.jit_init(program.init, places)
+    state, unfinished = start_or_resume(checkpoints, init, key, start, batches, places)
     done = int(state.step)
     writer = run_folder.writer(workdir, done)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))

@@ -12,12 +12,13 @@ import jax
 import pytest
 from tiny import ENCODER, METHODS
 
-from ctssl_jax import finetune, pretrain
+from ctssl_jax import pretrain
 from ctssl_jax.ablation import AblationConfig
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.config_record import config_record, first_difference
 from ctssl_jax.data import DataConfig
 from ctssl_jax.errors import UserError, printable
+from ctssl_jax.optim.freezing import finetune_optimizer
 from ctssl_jax.run.budget import budget
 
 NUMBERS = (0, -1, 1, 3, 10**24, -(2**31) - 1, 0.5, 1e300, math.nan, math.inf, -math.inf)
@@ -83,7 +84,7 @@ def use(config):
         assert program.total_steps >= 1
     elif isinstance(config, FinetuneConfig):
         plan = budget(config, 100)
-        finetune.finetune_optimizer(config.optim, plan.freeze, plan.steps_per_epoch)
+        finetune_optimizer(config.optim, plan.freeze, plan.steps_per_epoch)
 
 
 @pytest.mark.parametrize("name", list(configs()))

@@ -31,6 +31,7 @@ ROOMS = (
     "ctssl_jax.pretrain",
     "ctssl_jax.finetune",
     "ctssl_jax.evaluate",
+    "ctssl_jax.finetune_program",
     "ctssl_jax.train",
     "ctssl_jax.frozen",
     "ctssl_jax.run",

@@ -58,6 +58,14 @@ class FreezeConfig:
         """How many steps the convolutions rest."""
         return self.steps or self.epochs * steps_per_epoch
 
+    def in_steps(self, steps_per_epoch: int) -> "FreezeConfig":
+        """The same with no epoch in it; where nothing rests, the one that says only that."""
+        frozen = self.frozen_steps(steps_per_epoch)
+        if not frozen:
+            return FreezeConfig(epochs=0)
+        every = self.double_every or steps_per_epoch
+        return dataclasses.replace(self, epochs=0, steps=frozen, double_every=every)
+
 
 def head_optimizer(config: OptimConfig) -> tuple[optax.GradientTransformation, Schedule]:
     """For a head on an encoder that learns nothing; the head's learning rate by step."""

@@ -87,7 +87,8 @@ def embed_splits(
 ) -> list[SplitCases]:
     """The cases of all splits of a dataset, each slice seen once; tells how far it is."""
     mesh = sharding.make_mesh()
-    predict = make_predictor(config, encoder, dataset, mesh)
+    kind = dataset.intensity
+    predict = make_predictor(config.method, config.intensity, kind, encoder, mesh)
     found, tell = [], _Progress(sum(s["slices"] for s in dataset.manifest["splits"].values()))
     for split in dataset.manifest["splits"]:
         cases = data.read_cases(dataset, split)
@@ -102,7 +103,8 @@ def say(
     config: FinetuneConfig, encoder: ResNet, dataset: Dataset, state: TrainState, seen: SplitCases
 ) -> list[Said]:
     """What the network says of each case of a split."""
-    predict = make_predictor(config, encoder, dataset, sharding.make_mesh())
+    mesh, kind = sharding.make_mesh(), dataset.intensity
+    predict = make_predictor(config.method, config.intensity, kind, encoder, mesh)
     found = pool_cases(predict, state, seen.features, seen.rows, seen.cases)
     head = head_here(state)
     logits = np.asarray(config.method.slice_logits(head, jnp.asarray(seen.features)))

@@ -18,7 +18,8 @@ class Budget(NamedTuple):
       total_steps: at most; `patience` may end the run before.
       validate_every: steps between validations; the last step has one in any case.
       frozen_steps: in which the convolutions rest.
-      freeze: as it is in effect: from scratch nothing rests unless `freeze.scratch` says so.
+      freeze: as it is in effect, in steps: from scratch nothing rests unless `freeze.scratch` says
+        so.
     """
 
     batch_size: int
@@ -59,4 +60,5 @@ def budget(config: FinetuneConfig, items: int) -> Budget:
             "(or freeze.epochs) so that they join in before the end"
         )
     every = config.validate_every or steps_per_epoch
-    return Budget(batch_size, steps_per_epoch, total_steps, every, frozen_steps, freeze)
+    in_steps = freeze.in_steps(steps_per_epoch)
+    return Budget(batch_size, steps_per_epoch, total_steps, every, frozen_steps, in_steps)

@@ -176,14 +176,14 @@ def start_or_resume(
 
     Args:
       checkpoints: of the run; where they hold one, it is taken.
-      init: of a key and the weights to start from; see `train.init_state`.
+      init: of a key and the weights to start from, compiled; see `train.init_state`.
       key: of the fresh weights.
       start: weights to start from, if any.
       batches: an iterator that is set to where the state stands.
       places: where each array lies, as `sharding.state_shardings` has it.
     """
     if checkpoints.latest() is None:
-        return sharding.jit_init(init, places)(key, start), False
+        return init(key, start), False
     abstract = jax.eval_shape(init, key)
     state, position, unfinished = checkpoints.restore(sharding.abstract(abstract, places))
     batches.set_state(position)

@@ -14,11 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int16
 
 from ctssl_jax import data
+from ctssl_jax.augment import Intensity, IntensityKind
 from ctssl_jax.augment import views as augment
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods.base import PyTree, TrainState
+from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.nn.resnet import ResNet
 
 TOGETHER = 4096  # slices at most, with their padding, whose cases are pooled at once
@@ -54,21 +56,18 @@ class Predicted(NamedTuple):
 
 
 def make_predictor(
-    config: FinetuneConfig, encoder: ResNet, dataset: data.Dataset, mesh: Mesh
+    method: Supervised, intensity: Intensity, kind: IntensityKind, encoder: ResNet, mesh: Mesh
 ) -> Predictor:
     """Compiles the network's evaluation: whole slices, BatchNorm in evaluation mode.
 
     The features are whole on every device and host.
     """
-    method = config.method
 
     def embed(
         params: PyTree, batch_stats: PyTree, stored: Int16[Array, "b h w"]
     ) -> Float[Array, "b d"]:
         view = method.view
-        image = augment.whole_slices(
-            stored, config.intensity, dataset.intensity, view.size, view.interpolation
-        )
+        image = augment.whole_slices(stored, intensity, kind, view.size, view.interpolation)
         return method.features(encoder, params, batch_stats, image, train=False)[0]
 
     def pool(
