@@ -410,6 +410,7 @@ def test_a_bad_run_is_left_out_with_its_reason(tmp_path, harm, phrase):
     assert [run.results["seed"] for run in task.runs()] == [0]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("strange", [None, [], {"a": []}, "x", -1, 1e999, True, 10**400])
 def test_strange_values_that_nothing_depends_on_do_no_harm(tmp_path, strange):
     run = write_finetuning(tmp_path / "a")
@@ -429,6 +430,7 @@ def test_what_was_pretrained_on_data_that_fails_is_marked():
     assert leakage(results) == "leakage: pre-trained on data that fails its audit"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_on_data_that_leaks_are_marked_wherever_they_stand(tmp_path, capsys):
     study = write_study(tmp_path / "study", fractions=(0.1,), seeds=2)
     clean = write_report([study], tmp_path / "clean")
@@ -460,6 +462,7 @@ def test_page_lists_what_it_left_out(page):
     assert html.count("left out: not finished (status running)") == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("other", [{"fingerprint": "77" * 32}, {"patients": 50}])
 def test_runs_of_different_data_are_never_averaged(tmp_path, other):
     write_finetuning(tmp_path / "a", seed=0)
@@ -522,6 +525,7 @@ def test_a_place_named_twice_is_read_once(tmp_path):
     assert len(find_runs([tmp_path, tmp_path / "deep", tmp_path / "deep/er/run"])) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_runs_say_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>'
     run = write_finetuning(tmp_path / "a", classes=(evil, "b"), task=evil, arm="<b>$\\frac$")
@@ -541,6 +545,7 @@ def test_page_shows_no_folder_no_patient_and_no_private_value(page, study):
         assert secret not in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unknown_patients_are_said(tmp_path):
     write_finetuning(tmp_path / "a", named=False)
     (task,) = compare(find_runs([tmp_path])).tasks
@@ -613,6 +618,7 @@ def test_no_run_is_a_data_error(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, capsys):
     write_finetuning(tmp_path / "a")
     (tmp_path / "file").write_text("")
