@@ -7,19 +7,22 @@
 set -eu
 SOURCE=${SOURCE:-source} DATA=${DATA:-data} RUNS=${RUNS:-runs/study} P=.venv/bin/python
 GREY='--config.base.intensity.mean=(0.35,) --config.base.intensity.std=(0.25,)'
+# Pseudonyms, and with them orders and subsets, follow from it. The sets are public, so it hides nothing;
+# the key of patients of one's own is never given away.
+KEY=--key=docs/results/study.key
 TUNED="$GREY --config.base.encoder.depth=18 --config.base.freeze.epochs=0 --config.base.subset_by=patient --config.base.bn_images=128"
 
 prepare() {
   $P docs/results/centre.py "$SOURCE/nodules" "$DATA/nodule-centres"
   $P -m data_prep.folder --source="$DATA/nodule-centres" --labels="$SOURCE/nodules/labels.csv" --case_name=nodule \
-    --positive=malignant --folds=5 --join_duplicates --out="$DATA/nodules"
+    --positive=malignant --folds=5 --join_duplicates --out="$DATA/nodules" $KEY
   $P -m data_prep.folder --source="$SOURCE/lidc-crops" --patient_regex='(LIDC-IDRI-[0-9]+)' --val_fraction=0.02 \
-    --test_fraction=0 --exclude_patients_of="$DATA/nodules" --out="$DATA/lidc"
+    --test_fraction=0 --exclude_patients_of="$DATA/nodules" --out="$DATA/lidc" $KEY
   $P -m data_prep.folder --source="$SOURCE/ct-ich" --labels="$SOURCE/ct-ich/scans.csv" --positive=hemorrhage \
-    --folds=5 --out="$DATA/ich"
+    --folds=5 --out="$DATA/ich" $KEY
   $P -m data_prep.organsmnist --source="$SOURCE/organs.npz" --md5=skip --split_by=patient --val_fraction=0.1 \
-    --test_fraction=0.5 --out="$DATA/organs"
-  $P -m data_prep.hemorrhage --source="$SOURCE/head-ct" --folds=5 --join_duplicates --out="$DATA/head"
+    --test_fraction=0.5 --out="$DATA/organs" $KEY
+  $P -m data_prep.hemorrhage --source="$SOURCE/head-ct" --folds=5 --join_duplicates --out="$DATA/head" $KEY
 }
 
 pretrain() { # method seed epochs name
