@@ -95,12 +95,12 @@ def test_each_field_takes_a_value_or_names_it_in_one_line(name, monkeypatch):
     monkeypatch.setattr(EncoderConfig, "build", lambda self, precision: ENCODER)
     monkeypatch.setattr(sharding, "all_devices", lambda: jax.devices()[:1])
     wrong, refused, tried = [], 0, 0
-    of = OF.get(name, "")
-    for number, (_, field, whole) in enumerate(fields(configs()[name])):
+    of, sound = OF.get(name, ""), configs()[name]
+    for number, (_, field, whole) in enumerate(fields(sound)):
         if not whole.startswith(of) or (name == "ablation" and whole.startswith("base")):
             continue
         for value in VALUES:
-            config = configs()[name]
+            config = copy.deepcopy(sound)
             parts = [part for part, *_ in fields(config)]
             before = getattr(parts[number], field)
             if dataclasses.is_dataclass(before):
