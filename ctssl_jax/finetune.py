@@ -19,8 +19,7 @@ from jax.sharding import Mesh
 from ctssl_jax import data
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.dataset.cases import SLICE, case_of, case_word, plural
-from ctssl_jax.finetune_program import Program, Recipe
-from ctssl_jax.finetune_program import program as make_program
+from ctssl_jax.finetune_program import Program, Recipe, make_program
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.methods.base import Start, TrainState
@@ -139,7 +138,7 @@ def _train(
     supervisor: Supervisor,
 ) -> TrainState:
     """All steps, with validations between; leaves the best weights in `best`."""
-    subset, val = drawn
+    (subset, val), predict = drawn, program.predict
     frozen = learning.is_frozen(config.method)
     key = jax.random.key(config.seed)
     checkpoints = Checkpoints(workdir, method=type(config.method).__name__, keep=1)
@@ -156,7 +155,7 @@ def _train(
     if frozen:
         state = settle(state)
         writer.line("features of all slices, once: the encoder learns nothing")
-        known = learning.known_features(program.predict, state, dataset, config, drawn, mesh, check)
+        known = learning.known_features(predict, state, dataset, config, drawn, mesh, check)
     batches = iter(learning.batches(config, dataset, subset, plan.batch_size, known.train))
     position.seek(batches)
 
@@ -164,8 +163,7 @@ def _train(
         # What training goes on with stays as it is.
         ready = state if frozen else settle(state)
         truth, scores, loss = evaluate(
-            *(program.predict, ready, dataset, config, config.val_split, mesh, val.cases, check),
-            known.val,
+            *(predict, ready, dataset, config, config.val_split, mesh, val.cases, check, known.val)
         )
         found = {"loss": loss, **classification_metrics(truth, scores)}
         epoch = plan.epoch(number)

@@ -28,7 +28,7 @@ from ctssl_jax.run.batch_statistics import Measure, make_measure
 from ctssl_jax.run.prediction import Predictor, make_predictor
 from ctssl_jax.train import Step, init_state, make_step
 
-REMEMBERED = 8  # of each kind; a sweep's next run is mostly like its last ones
+REMEMBERED = 8  # a sweep's next run is mostly like its last ones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Program(NamedTuple):
     measure: Measure
 
 
-def program(recipe: Recipe, encoder: ResNet, mesh: Mesh) -> Program:
+def make_program(recipe: Recipe, encoder: ResNet, mesh: Mesh) -> Program:
     """The functions of a recipe; those of the last few are kept."""
     # A config may be changed after it was given.
     return _program(copy.deepcopy(recipe), encoder, mesh)

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from ctssl_jax import finetune, finetune_program
-from ctssl_jax.finetune_program import Recipe, program
+from ctssl_jax.finetune_program import Recipe, make_program
 from ctssl_jax.hosts import sharding
 from ctssl_jax.methods import Supervised
 from ctssl_jax.optim import OptimConfig
@@ -79,24 +79,24 @@ OTHERS = {
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Recipe)])
 def test_whatever_a_recipe_says_makes_another_program(field, none_kept):
     mesh = sharding.make_mesh()
-    one = program(recipe(), tiny.ENCODER, mesh)
-    assert program(recipe(), tiny.ENCODER, mesh) is one
-    assert program(recipe(**{field: OTHERS[field]}), tiny.ENCODER, mesh) is not one
+    one = make_program(recipe(), tiny.ENCODER, mesh)
+    assert make_program(recipe(), tiny.ENCODER, mesh) is one
+    assert make_program(recipe(**{field: OTHERS[field]}), tiny.ENCODER, mesh) is not one
 
 
 def test_network_and_devices_make_another_program(none_kept):
     mesh = sharding.make_mesh()
-    one = program(recipe(), tiny.ENCODER, mesh)
+    one = make_program(recipe(), tiny.ENCODER, mesh)
     half = tiny.TinyEncoder(dtype=jax.numpy.bfloat16)
-    assert program(recipe(), half, mesh) is not one
-    assert program(recipe(), tiny.ENCODER, sharding.make_mesh(jax.devices()[:2])) is not one
+    assert make_program(recipe(), half, mesh) is not one
+    assert make_program(recipe(), tiny.ENCODER, sharding.make_mesh(jax.devices()[:2])) is not one
 
 
 def test_a_config_that_is_changed_later_changes_no_program_that_was_made(none_kept):
     mesh, given = sharding.make_mesh(), recipe()
-    one = program(given, tiny.ENCODER, mesh)
+    one = make_program(given, tiny.ENCODER, mesh)
     given.method.classes = 5
     head = one.init(jax.random.key(0), None).params["head"]["linear"]["kernel"]
     assert np.shape(head)[-1] == 2
-    assert program(given, tiny.ENCODER, mesh) is not one
-    assert program(recipe(), tiny.ENCODER, mesh) is one
+    assert make_program(given, tiny.ENCODER, mesh) is not one
+    assert make_program(recipe(), tiny.ENCODER, mesh) is one
