@@ -10,7 +10,6 @@ of the test patients, who are the same throughout. Exploratory: no such analysis
 """
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -28,12 +27,11 @@ def main() -> None:
     found: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, wave in enumerate(waves):
         for run in find_runs([wave]):
-            if run.kind != "fine-tuning" or run.problem or run.results["task"] != "nodules":
+            if run.kind != "fine-tuning" or run.problem:
                 continue
-            if json.loads((run.folder / "config.json").read_text())["config"]["count"] != 16:
-                continue
-            place = number, run.results["seed"]
-            found[run.results["arm"]][place].append(run.results["test"]["auc"])
+            if (run.config["task"], run.config["count"]) == ("nodules", 16):
+                place = number, run.config["seed"]
+                found[run.config["arm"]][place].append(run.results["test"]["auc"])
     others = sorted(found.keys() - {"scratch", "spark"})
     for arm, base in [(arm, "scratch") for arm in ("spark", *others)] + [
         ("spark", other) for other in others

@@ -114,12 +114,13 @@ case ${1:-} in
       pretrain moco $seed 4 moco-$seed
       finetune $seed 'spark moco' true
     done ;;
-  second) for seed in 0 1 2; do
-      pretrain byol $seed 4 byol-$seed
-      pretrain swav $seed 4 swav-$seed
-      finetune $seed 'byol swav' false
+  second) for seed in 0 1 2; do # stands alone: the first wave had another key
+      methods='spark moco byol swav'
+      if [ $seed = 2 ]; then methods='byol swav'; fi
+      for method in $methods; do pretrain "$method" $seed 4 "$method-$seed"; done
+      nodules $seed "$methods" true 16 3e-4 ''
     done ;;
-  third) for seed in 0 1 2; do # after first and second
+  third) for seed in 0 1 2; do # not run yet; after first and second
       nodules $seed 'spark moco' true all 3e-4 ''
       head_ct $seed 'spark moco byol swav' true
       ich $seed 'spark moco byol swav' true
