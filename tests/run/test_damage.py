@@ -29,9 +29,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 LINES = (ConfigError, DataError, StorageError)
-
-
 FLIPS = 5
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """What Orbax has dropped complains in the test that dropped it, and not in a later one."""
+    yield
+    gc.collect()
 
 
 def flip(number: int) -> Callable[[Path], None]:
@@ -133,7 +138,6 @@ def tried(run: Path, place: Path, read: Callable[[Path], object], wanted, only: 
             else:
                 if not same(found, wanted):
                     wrong.append((name, kind, "loaded wrong"))
-    gc.collect()  # what Orbax has dropped complains in this test, and not in a later one
     assert not wrong, wrong[:10]
     return refused
 
