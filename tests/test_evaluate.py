@@ -39,6 +39,7 @@ from ctssl_jax.frozen.store import FeatureStore
 from ctssl_jax.hosts import distributed, sharding
 from ctssl_jax.methods.base import TrainState, init_encoder
 from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run import lock as run_lock
 from ctssl_jax.run.checkpoint import Checkpoints
 from ctssl_jax.run.subset import subset
 from ctssl_jax.scores import classification_metrics
@@ -432,6 +433,7 @@ def test_the_folder_says_where_the_data_comes_from(evaluated, phantom_path, tmp_
     dataset = data.open_dataset(phantom_path)
     dataset.manifest["origin"] = {"citation": "whom", "licence": "CC BY 3.0", "download": "where"}
     run_folder.open_run(tmp_path / "run", smoke(phantom_path), dataset, audit={"verdict": "pass"})
+    run_lock.release(tmp_path / "run")
     told = json.loads((tmp_path / "run/data.json").read_text())
     assert told["origin"] == dataset.manifest["origin"]
 
