@@ -84,8 +84,9 @@ def _seed(now: Situation) -> str:
 def _values(now: Situation) -> str:
     if getattr(now.args, "hu_offset", None) is not None:
         return _of("dicom", "volume", "image")(now)
-    found = _of("dicom", "volume")(now)
-    return "images are HU with --hu_offset alone: leave it out" if found else ""
+    if "image" in now.kinds and not now.kinds & {"dicom", "volume"}:
+        return "images are HU with --hu_offset alone: leave it out"
+    return _of("dicom", "volume")(now)
 
 
 def _exclude(now: Situation) -> str:

@@ -210,7 +210,10 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """The kind: "dicom", "volume", "image", "npz" or "phantom"."""
+        """The kind: "dicom", "volume", "image", "npz" or "phantom", or a new one.
+
+        What a flag has no effect on is refused by kind: see `data_prep.effects`.
+        """
 
     @property
     def intensity(self) -> str:

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import saved
 from processes import rows, tiny
+from tiny import METHODS
 
 from ctssl_jax.log import read_metrics
 
-METHODS = ["spark", "moco", "swav", "byol"]
+OTHERS = [name for name in METHODS if name != "moco"]
 
 
 def checkpoints(run):
@@ -57,9 +58,7 @@ def alone(tmp_path_factory, ask):
     return run, complete(run, ask)
 
 
-@pytest.mark.parametrize(
-    "methods", [["moco"], pytest.param(["spark", "swav", "byol"], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("methods", [["moco"], pytest.param(OTHERS, marks=pytest.mark.slow)])
 def test_one_device_eight_devices_and_two_processes_are_one(tmp_path, ask, methods):
     """Twenty steps of SGD. In float64: in float32 a ReLU that one rounding decides moves all later
     steps, of SwAV by 2e-3 in one of three tries, which says nothing about devices."""

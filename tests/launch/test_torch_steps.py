@@ -5,11 +5,13 @@ import importlib
 import sys
 from functools import partial
 
+import float64
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 from oracles import torch
 from torch_parity import assert_close, filled, gradients, load, optimizers, trained
 
@@ -45,8 +47,9 @@ def smoke(name, **fields):
 @pytest.mark.parametrize(
     ("depth", "channels"), [(18, 1), pytest.param(50, 3, marks=pytest.mark.slow)]
 )
-def test_spark_equals_ours(depth, channels):
+def test_spark_equals_ours(depth, channels, monkeypatch):
     """Loss, gradients and a step of clipped LAMB, in float64."""
+    monkeypatch.setattr(lax, "conv_general_dilated", float64.convolve)
     batch, size, width, clip = 4, 64, 64, 0.5
     name = partial(names.spark_name, prefix="encoder.")
     method = SparK(decoder_width=width, view=ViewGroup(size=size))

@@ -27,6 +27,7 @@ from ctssl_jax.methods.base import Method, Progress, init_encoder
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.optim import OptimConfig, OptimizerName
 from ctssl_jax.optim.freezing import FreezeConfig
+from ctssl_jax.report.names import known_arms
 from ctssl_jax.run.checkpoint import Checkpoints, load_encoder
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "parameters.json"
@@ -64,6 +65,8 @@ def trained():
 @pytest.mark.parametrize("name", tiny.METHODS)
 def test_all_methods_are_checked_and_are_methods(name):
     assert isinstance(tiny.METHODS[name], Method)
+    told = type(tiny.METHODS[name]).__name__.lower() in known_arms()
+    assert told, "its docstring begins with `Hyperparameters of NAME;`, which the report calls it"
     shipped = {cls for cls in vars(methods).values() if isinstance(cls, type)}
     shipped = {cls for cls in shipped if not issubclass(cls, methods.Supervised)}
     shipped -= {Method, methods.Out, methods.Progress, methods.TrainState}
@@ -178,8 +181,12 @@ def config(name, phantom_path):
     )
 
 
-@pytest.mark.parametrize(  # those that remember; BYOL's memory is a part of MoCo's
-    "name", ["moco", "swav", pytest.param("byol", marks=pytest.mark.slow)]
+@pytest.mark.parametrize(
+    "name",
+    [  # BYOL's memory is a part of MoCo's, and others remember nothing
+        name if name in ("moco", "swav") else pytest.param(name, marks=pytest.mark.slow)
+        for name in tiny.METHODS
+    ],
 )
 def test_an_interrupted_run_ends_bit_equal_and_hands_its_encoder_on(
     name, tmp_path, phantom_path, monkeypatch

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import compiler_options
 import pytest
+from tiny import METHODS
 
 from ctssl_jax.files import read_json
 from ctssl_jax.log import read_metrics
@@ -23,7 +24,6 @@ from data_prep import folder
 from data_prep.phantom import source as phantom
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
-METHODS = ("simclr", "moco", "swav", "byol", "spark")
 KINDS = (*METHODS, "finetune", "evaluate", "sweep", "cases", "predict")
 TABLES = ("predictions.csv", "results.csv", "cases.csv", "slices.csv", "seen.npy", "STATUS")
 TIMES = ("images_per_second", "input_wait", "elapsed_s")
