@@ -82,7 +82,7 @@ class AblationConfig:
     frozen: bool = False
     radiomics: bool = False
     fractions: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
-    counts: tuple[int, ...] = ()
+    counts: tuple[int, ...] = dataclasses.field(default=(), metadata={"replaces": "fractions"})
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     subset_per_seed: bool = True
     lrs: tuple[float, ...] = ()

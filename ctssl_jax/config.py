@@ -277,11 +277,11 @@ class FinetuneConfig:
     subset_seed: int = 0
     subset_by: SubsetBy = SubsetBy.IMAGE
     fraction: float = 1.0
-    count: int = 0
+    count: int = dataclasses.field(default=0, metadata={"replaces": "fraction"})
     val_count: int = 0
     batch_size: int = 64
     epochs: int = 70
-    steps: int = 0
+    steps: int = dataclasses.field(default=0, metadata={"replaces": "epochs"})
     validate_every: int = 0
     bn_images: int = BN_IMAGES
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -385,7 +385,7 @@ class EvaluateConfig:
     subset_seed: int = 0
     subset_by: SubsetBy = SubsetBy.IMAGE
     fraction: float = 1.0
-    count: int = 0
+    count: int = dataclasses.field(default=0, metadata={"replaces": "fraction"})
     val_count: int = 0
     bn_images: int = BN_IMAGES
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(canvas=224))

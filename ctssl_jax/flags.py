@@ -94,6 +94,7 @@ def parse(argv: list[str]) -> Command:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
     if config is None:
         raise ConfigError("no --config: --help lists those that there are")
+    _require_one_of_two(config, argv)
     if hasattr(config, "follow_batch"):
         if any(word.partition("=")[0] == "--config.optim.lr" for word in argv):
             config.optim.lr_batch = 0  # a rate that is given stays
@@ -195,6 +196,19 @@ def _require_known_fields(argv: list[str]) -> None:
             close = closest(field, known)
             mend = f"did you mean --config.{close}?" if close else "--help lists them"
             raise ConfigError(f"--config.{field}: there is no such field; {mend}")
+
+
+def _require_one_of_two(config: Any, argv: list[str]) -> None:
+    """Raises `ConfigError` where a field is given that another given one takes the place of."""
+    given = {word.partition("=")[0] for word in argv}
+    for leaf in leaves(config):
+        fields = {field.name: field for field in dataclasses.fields(leaf.owner)}
+        if (other := fields[leaf.field].metadata.get("replaces")) and leaf.value:
+            flags = [
+                f"--config.{leaf.name.removesuffix(leaf.field)}{of}" for of in (leaf.field, other)
+            ]
+            if given.issuperset(flags):
+                raise ConfigError(f"{flags[0]} takes the place of {flags[1]}: give one of the two")
 
 
 def closest(field: str, known: list[str]) -> str:

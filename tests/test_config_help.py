@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ctssl_jax import command, config_help, main, presets
+from ctssl_jax import command, config_help, flags, main, presets
 from ctssl_jax.ablation import AblationConfig
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from ctssl_jax.errors import ConfigError
 from launch.sweep import __main__ as sweep
 
 FILES = presets.names()
@@ -79,6 +80,33 @@ def test_an_unknown_field_names_the_closest(flag, meant, capsys):
     told = capsys.readouterr().err
     mend = f"did you mean --config.{meant}?" if meant else "--help lists them"
     assert told == f"ctssl_jax: --config.{flag}: there is no such field; {mend}\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "both", "said"),
+    [
+        ("finetune_cases", ["count=8", "fraction=0.5"], ("count", "fraction")),
+        ("finetune_cases", ["steps=8", "epochs=5"], ("steps", "epochs")),
+        (
+            "finetune_cases",
+            ["freeze.steps=8", "freeze.epochs=5"],
+            ("freeze.steps", "freeze.epochs"),
+        ),
+        ("evaluate", ["count=8", "fraction=0.5"], ("count", "fraction")),
+        ("ablation", ["counts=(8,)", "fractions=(0.5,)"], ("counts", "fractions")),
+        ("ablation", ["base.steps=8", "base.epochs=5"], ("base.steps", "base.epochs")),
+    ],
+)
+def test_a_field_that_another_takes_the_place_of_is_not_ignored(config, both, said):
+    flags_of = [f"--config.{field}" for field in both]
+    asked = ["main", f"--config=configs/{config}.py:smoke"]
+    with pytest.raises(ConfigError) as told:
+        flags.parse([*asked, *flags_of])
+    first, second = said
+    mend = f"--config.{first} takes the place of --config.{second}: give one of the two"
+    assert str(told.value) == mend
+    for one in flags_of:
+        flags.parse([*asked, one])
 
 
 def test_a_command_ends_with_its_code_and_one_line(capsys):

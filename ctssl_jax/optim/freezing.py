@@ -37,7 +37,7 @@ class FreezeConfig:
     """
 
     epochs: int = 10
-    steps: int = 0
+    steps: int = dataclasses.field(default=0, metadata={"replaces": "epochs"})
     double_every: int = 0
     mode: FreezeMode = FreezeMode.AS_MEANT
     encoder_lr_ratio: float = 0.1

@@ -243,9 +243,7 @@ def _labels(found: _Found, of: str) -> list[str]:
 def _refusal(found: _Found, max_rejected: float) -> str:
     """Why there would be no dataset, as far as was looked; "" if there would be one."""
     if not found.slices:
-        worst = (found.faults + found.unwanted).most_common(MOST)
-        why = "; ".join(f"{n} x {reason}" for reason, n in worst) or "it holds no files"
-        return f"no CT slices found in --source ({why})"
+        return gate.nothing_found(found.faults + found.unwanted)
     beyond = (
         f"more than --max_rejected={max_rejected:g}: mend them, or give a higher limit if that is "
         "right"

@@ -3,6 +3,7 @@
 Patients that can be people; slices, and some of each class; no more lost than the user allows.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from data_prep.pipeline import losses
 from data_prep.pipeline.index import Index
 from data_prep.pipeline.quality import Quality
 from data_prep.pipeline.work import Part
+from data_prep.readers.dicom_file import NOT_DICOM
+from data_prep.readers.volume_header import NO_VOLUME
 from data_prep.source import Source
 
 
@@ -66,6 +69,15 @@ def measure(
     return quality
 
 
+def nothing_found(reasons: Counter[str]) -> str:
+    """The line for a source without a slice; `reasons` are why its files were left out."""
+    worst = reasons.most_common(5)
+    why = "; ".join(f"{count:,} x {reason}" for reason, count in worst) or "it holds no files"
+    other = reasons.keys() & {NOT_DICOM, NO_VOLUME}
+    mend = ": `python -m data_prep.folder` reads images too, and DICOM beside volumes"
+    return f"no CT slices found in --source ({why}){mend if other else ''}"
+
+
 def refusal(quality: Quality, source: Source, folder: Path) -> str:
     """Why there is no dataset, in one line; "" if there is one.
 
@@ -74,10 +86,8 @@ def refusal(quality: Quality, source: Source, folder: Path) -> str:
         source: Of what it was read.
         folder: Where the report will be.
     """
-    found = (quality.faults + quality.unwanted).most_common(5)
     if not quality.kept:
-        why = "; ".join(f"{count} x {reason}" for reason, count in found) or "it holds no files"
-        return f"no CT slices found in --source ({why})"
+        return nothing_found(quality.faults + quality.unwanted)
     worst = ", ".join(
         f"{count} x {reason}"
         for reason, count in (quality.faults or quality.unwanted).most_common(3)

@@ -22,6 +22,7 @@ from data_prep.readers.listing import inside
 from data_prep.readers.nifti_orientation import Orientation, read_orientation
 from data_prep.source import Unusable, Unwanted
 
+NO_VOLUME = "no NIfTI, NRRD or MetaImage"
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 NIFTI = "NiftiImageIO"
 MAX_BYTES = 2**32  # of the values: 8192 slices of 512 x 512 in 16 bits
@@ -130,7 +131,7 @@ def _header(path: Path, root: Path) -> VolumeHeader:
             head = _first(stream, named=path.name.endswith(SUFFIXES))
     if len(head) >= 348 and _byte_order(head):
         return _nifti(path, root, head, zipped)
-    raise (Unusable if path.name.endswith(SUFFIXES) else Unwanted)("no NIfTI, NRRD or MetaImage")
+    raise (Unusable if path.name.endswith(SUFFIXES) else Unwanted)(NO_VOLUME)
 
 
 def _begins_meta(head: bytes) -> bool:

@@ -7,7 +7,7 @@ import SimpleITK
 from PIL import Image
 
 from ctssl_jax.errors import ConfigError, DataError
-from data_prep import folder
+from data_prep import dicom, folder, volumes
 from data_prep.folder import Format, make_source
 from data_prep.irregular import Irregular
 from data_prep.phantom import source as phantom
@@ -264,3 +264,15 @@ def test_bad_fractions_are_code_2(tmp_path, capfd, key_file):
     flags = [f"--source={tmp_path / 'in'}", f"--out={tmp_path / 'o'}", f"--key={key_file}"]
     assert folder.main([*flags, "--val_fraction=0.9"]) == 2
     assert "--val_fraction=0.9" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+@pytest.mark.parametrize("command", [dicom, volumes])
+def test_a_command_of_one_format_leads_to_that_of_all(tmp_path, command, dry, capsys):
+    save(tmp_path / "in" / "a.png", GREY)
+    asked = [f"--source={tmp_path / 'in'}", f"--out={tmp_path / 'out'}", *dry]
+    code = command.main(asked)
+    said = "".join(capsys.readouterr())
+    assert code == 3
+    assert "no CT slices found" in said
+    assert "`python -m data_prep.folder` reads images too" in said
