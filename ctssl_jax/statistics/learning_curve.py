@@ -63,7 +63,9 @@ class Curve(NamedTuple):
       patients: at hand, N; with validation and folds more than `pool`.
       tested: test patients.
       rarest: patients of the rarest class among them.
-      aucs: that the AUC is the mean of: 1 of two classes, else of each against the rest.
+      effective: patients of the rarer of two classes whose AUC is as uncertain. Of two classes it
+        is `rarest`; of more the AUC of each against the rest varies by its own patients, and their
+        mean as of independent ones.
       pretrainings: that the orders start from: one, or each order from another. What orders differ
         by is then pre-training as well.
     """
@@ -77,7 +79,7 @@ class Curve(NamedTuple):
     patients: int
     tested: int
     rarest: int
-    aucs: int
+    effective: float | int
     pretrainings: int = 1
 
 
@@ -170,6 +172,8 @@ def measured(
     votes = np.zeros((len(names), int(labels.max()) + 1))
     np.add.at(votes, (own, labels), 1)
     holders = (votes > 0).sum(axis=0)
+    holders = holders[holders > 0]
+    several = scores.shape[-1] > 2
     return Curve(
         np.asarray(sizes, np.float64),
         whole[0],
@@ -179,8 +183,8 @@ def measured(
         len(np.unique(folds)),
         at_hand,
         len(names),
-        int(holders[holders > 0].min()),
-        int(np.sum(holders > 0)) if scores.shape[-1] > 2 else 1,
+        int(holders.min()),
+        float(len(holders) ** 2 / np.sum(1 / holders)) if several else int(holders.min()),
     )
 
 
@@ -221,7 +225,8 @@ def fit(
     chosen = PowerLaws(sizes / at_hand, values, steady)
     rng, shared = np.random.default_rng([seed, 1, arm]), np.random.default_rng([seed, 2])
     patients = shared.standard_normal((draws, len(of_patients)))
-    tails = np.sqrt(max(first.rarest - 1, 1) / shared.chisquare(max(first.rarest - 1, 1), draws))
+    degrees = max(first.effective - 1, 1)
+    tails = np.sqrt(degrees / shared.chisquare(degrees, draws))
     errors = (patients * tails[:, None]) @ of_patients
     errors += rng.standard_normal(errors.shape) * np.sqrt(orders + MISFIT**2)
     level, gain, power = chosen.drawn(values + errors, rng)
@@ -274,15 +279,15 @@ def deviations(curve: Curve) -> Float[np.ndarray, "g k"]:
 
     The last row is a floor. Where nearly all cases are ranked rightly the absence of any one of
     them changes little, which does not make the AUC of further patients certain. An AUC of r
-    patients of the rarest class is taken to vary no less than A (1 - A) / 2 r, about that of normal
+    patients of the rarer class is taken to vary no less than A (1 - A) / 2 r, about that of normal
     scores, with half a wrongly ranked pair of r^2 more in A.
     """
     means = curve.jackknife.mean(axis=1)
     groups = len(means)
     rows = (means - means.mean(axis=0)) * sqrt((groups - 1) / groups)
-    pairs = curve.rarest**2
+    pairs = curve.effective**2
     ranked = (curve.values.mean(axis=0) * pairs + 0.5) / (pairs + 1)
-    floor = ranked * (1 - ranked) / (2 * curve.rarest * curve.aucs)
+    floor = ranked * (1 - ranked) / (2 * curve.effective)
     least = np.sqrt(np.maximum(floor - np.sum(rows**2, axis=0), 0))
     return np.concatenate([rows, least[None]])
 

@@ -39,8 +39,8 @@ TASKS = {
         *(40, 10, 100),
         ("--case_name=nodule", "--positive=malignant"),
         (
-            *("--config=configs/ablation.py:cases", "--config.base.data.canvas=48"),
-            *("--config.base.method.view.size=48", "--config.base.method.slices=3"),
+            *("--config=configs/ablation.py:cases", "--config.base.data.canvas=32"),
+            *("--config.base.method.view.size=32", "--config.base.method.slices=3"),
             "--config.base.batch_size=8",
         ),
     ),

@@ -30,7 +30,7 @@ def planted(means, sizes=SIZES, *, test=0.03, orders=8, spread=0.002, patients=6
     groups *= test / np.sqrt(np.sum((groups - groups.mean()) ** 2) * (patients - 1) / patients)
     jackknife = values[None] + groups[:, None, None]
     halves = np.stack([values, values])[None]
-    return Curve(sizes, values, jackknife, halves, 48.0, 5, patients, patients, rarest, 1)
+    return Curve(sizes, values, jackknife, halves, 48.0, 5, patients, patients, rarest, rarest)
 
 
 def test_least_squares_find_a_planted_law():
@@ -166,6 +166,24 @@ def test_perfect_ranks_are_not_certain():
     wrong = 0.5 / 145  # half a pair of 12 x 12
     variance = np.sum(deviations(found)[:, -1] ** 2)
     assert variance == pytest.approx(wrong * (1 - wrong) / 24, rel=0.01)
+
+
+def test_many_classes_are_as_uncertain_as_independent_ones():
+    """Of each class against the rest; where all vary alike, no less than what is simulated."""
+    rng, labels = np.random.default_rng(6), np.repeat(np.arange(5), [8, 12, 20, 40, 40])
+    whole = np.zeros(120, int)
+
+    def found():
+        scores = rng.standard_normal((1, 1, 120, 5)) + 2.2 * np.eye(5)[labels]
+        return measured(labels, scores, np.arange(120), whole, np.array([10.0]), 80.0, 100)
+
+    many = [found() for _ in range(200)]
+    assert many[0].rarest == 8
+    expected = 25 / (1 / 8 + 1 / 12 + 1 / 20 + 1 / 40 + 1 / 40)
+    assert many[0].effective == pytest.approx(expected)
+    variance = np.var([curve.values[0, 0] for curve in many])
+    told = np.mean([np.sum(deviations(curve) ** 2) for curve in many])
+    assert variance < told < 2.5 * variance
 
 
 def test_more_patients_than_groups_give_the_same_variance():
