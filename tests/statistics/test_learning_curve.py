@@ -51,8 +51,8 @@ def test_a_planted_law_is_carried_on(a, b, c):
 def test_without_news_the_gain_is_as_foreseen():
     laws = PowerLaws(SIZES / 60, np.full(5, 0.75), 4.0 * np.eye(5))
     _, gain, power = laws.drawn(np.full((4000, 5), 0.75), np.random.default_rng(0))
-    # A fifth of 1 - 0.75, and as much for its standard deviation, with what is below 0 at 0.
-    assert gain.mean() == pytest.approx(0.05 * (norm.cdf(1) + norm.pdf(1)), rel=0.05)
+    # 0.35 of 1 - 0.75, and as much for its standard deviation, with what is below 0 at 0.
+    assert gain.mean() == pytest.approx(0.35 * 0.25 * (norm.cdf(1) + norm.pdf(1)), rel=0.05)
     assert np.median(power) == pytest.approx(0.6, rel=0.15)
 
 
