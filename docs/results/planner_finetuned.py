@@ -133,7 +133,10 @@ def prepare(
 def fine_tune(asked: argparse.Namespace, draw: int, out: Path, at_hand: bool) -> None:
     """Three sizes and seeds of the patients at hand; of more patients all, once."""
     task = TASKS[asked.task]
-    counts = f"({task.at_hand // 4},{task.at_hand // 2})" if at_hand else "()"
+    sizes = (task.at_hand // 4, task.at_hand // 2, task.at_hand)
+    size = (
+        f"--config.counts=({','.join(map(str, sizes))})" if at_hand else "--config.fractions=(1.0,)"
+    )
     seeds = range(SEEDS) if at_hand else range(draw, draw + 1)
     run(
         *("-m", "launch.sweep", *task.recipe, *GREY, f"--config.base.data.path={out}/dataset"),
@@ -141,8 +144,7 @@ def fine_tune(asked: argparse.Namespace, draw: int, out: Path, at_hand: bool) ->
         *("--config.base.freeze.epochs=0", "--config.base.subset_by=patient"),
         *("--config.base.bn_images=128", "--config.base.steps=80"),
         *("--config.base.validate_every=16", "--config.base.optim.lr=3e-4"),
-        *(f"--config.counts={counts}", "--config.fractions=(1.0,)"),
-        f"--config.seeds=({','.join(map(str, seeds))},)",
+        *(size, f"--config.seeds=({','.join(map(str, seeds))},)"),
         *(f"--config.encoders={encoder}" for encoder in asked.encoders.split(",")),
         *("--config.scratch=True", f"--workdir={out}/runs"),
     )
