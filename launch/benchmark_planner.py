@@ -2,13 +2,16 @@
 
     python -m launch.benchmark_planner --data=NAME=DATASET[@PIXELS] ... --encoders=RUN,...
         --cache=FOLDER [--sizes=20,40,80,120] [--splits=8] [--seed=0] [--out=FILE.json]
+    python -m launch.benchmark_planner --sweeps=NAME=AT_HAND:LATER ... [--out=FILE.json]
 
 Again and again N patients are taken for those at hand, three times as many for those who are
 annotated later, and all others for the test. The planner sees the N alone, with folds of their own.
 What it foretells for 2 N and 4 N is set against one probe that learnt from the N and their next N
 or 3 N patients (`theirs`), or from as many others (`others`), tested on the rest; so the foretold
 is for a test on as many patients. Beside it stand the last value carried on and a plain
-least-squares power law. It measures only.
+least-squares power law. With --sweeps it is fine-tunings: those of a folder AT_HAND, at three sizes
+or more, foretell those of LATER, which learnt from the same patients and further ones, and were
+tested on others. It measures only.
 """
 
 if __name__ == "__main__":
@@ -29,11 +32,14 @@ import numpy as np
 from jaxtyping import Int
 
 from ctssl_jax import command, data
-from ctssl_jax.errors import ConfigError
+from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.frozen import nested
 from ctssl_jax.frozen.classifiers import fit_linear
 from ctssl_jax.frozen.features import Features
 from ctssl_jax.hosts import distributed, platform
+from ctssl_jax.report.comparison.compare import compare
+from ctssl_jax.report.comparison.learning_curves import learning_curves
+from ctssl_jax.report.runs import find_runs
 from ctssl_jax.statistics import learning_curve as law
 from ctssl_jax.statistics import roc_auc
 from ctssl_jax.statistics.planning import refusal, refusal_of_shape
@@ -140,30 +146,66 @@ def measure(
 def rows(held: HeldOut) -> Iterator[dict[str, Any]]:
     """What is foretold from a curve and what came of it, for 2 N and for 4 N."""
     curve = held.curve
-    if refusal([curve]):
+    if (found := law_of([curve])) is None:
         yield {"patients": curve.patients, "refused": True}
         return
-    means, found = curve.values.mean(axis=0), law.fit([curve])
-    if refusal_of_shape([curve], found):
-        yield {"patients": curve.patients, "refused": True}
-        return
-    a, b, c = least_squares(curve.sizes, means)
     for times, (theirs, others) in held.came.items():
-        n = times * curve.patients
-        drawn = found.network(n, held.tested)
-        yield {
-            "patients": curve.patients,
-            "refused": False,
-            "times": times,
-            "tested": held.tested,
-            "theirs": theirs,
-            "others": others,
-            "foretold": float(np.median(drawn)),
-            **{f"{level:g}": law.quantiles(drawn, level) for level in LEVELS},
-            "no change": float(means[-1]),
-            "least squares": float(a - b * n**-c),
-            "misfit": found.misfit,
-        }
+        told = foretold([curve], found, times * curve.patients, held.tested)
+        yield {**told, "times": times, "theirs": theirs, "others": others}
+
+
+def law_of(
+    curves: Sequence[law.Curve], others: Sequence[Sequence[law.Curve]] = ()
+) -> law.Law | None:
+    """What the planner fits to the curves of an arm; None where it refuses to."""
+    if refusal(curves):
+        return None
+    found = law.fit(curves, others=others)
+    return None if refusal_of_shape(curves, found) else found
+
+
+def foretold(
+    curves: Sequence[law.Curve], found: law.Law, n: float | int, tested: int
+) -> dict[str, Any]:
+    """What is foretold of one network of n patients that is tested on `tested` others."""
+    sizes, drawn = curves[0].sizes, found.network(n, tested)
+    means = np.mean([curve.values.mean(axis=0) for curve in curves], axis=0)
+    a, b, c = least_squares(sizes, means)
+    return {
+        "patients": found.patients,
+        "refused": False,
+        "tested": tested,
+        "foretold": float(np.median(drawn)),
+        **{f"{level:g}": law.quantiles(drawn, level) for level in LEVELS},
+        "no change": float(means[-1]),
+        "least squares": float(a - b * n**-c),
+        "misfit": found.misfit,
+    }
+
+
+def rows_of_sweeps(text: str) -> Iterator[dict[str, Any]]:
+    """All rows of fine-tunings, `NAME=AT_HAND:LATER`: each later one is a row."""
+    name, _, places = text.partition("=")
+    at_hand, _, later = places.partition(":")
+    if not at_hand or not later:
+        raise ConfigError(f"--sweeps={text}: give NAME=AT_HAND:LATER, two folders of runs")
+    before, after = find_runs([at_hand]), find_runs([later])
+    if unfit := [f"{run.folder}: {run.problem}" for run in (*before, *after) if run.problem]:
+        raise DataError(f"--sweeps={text}: {unfit[0]}")
+    (task,) = compare(before).tasks
+    arms = learning_curves(task)
+    for arm, curves in arms.items():
+        found = law_of(curves, [own for other, own in arms.items() if other != arm])
+        if found is None:
+            yield {"task": name, "patients": curves[0].patients, "refused": True}
+            continue
+        for run in after:
+            if run.results["arm"] == arm:
+                n, test = run.results["train_patients"], run.results["test"]
+                told = foretold(curves, found, n, test["patients"])
+                times = min(TIMES, key=lambda times: abs(times - n / found.patients))
+                start = {"start": arm, "seed": run.results["seed"], "n": n}
+                yield {"task": name, **start, **told, "times": times, "theirs": test["auc"]}
 
 
 def _auc(train: Features, test: Features, classes: int) -> float:
@@ -237,9 +279,11 @@ def curves_of(flags: argparse.Namespace, text: str) -> Iterator[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command.Parser(prog=f"python -m {NAME}", description=__doc__)
-    parser.add_argument("--data", action="append", required=True, help="NAME=DATASET[@PIXELS]")
-    parser.add_argument("--encoders", required=True, metavar="RUN,...", help="pre-training runs")
-    parser.add_argument("--cache", type=Path, required=True, help="a folder for the features")
+    add = parser.add_argument
+    add("--data", action="append", default=[], help="NAME=DATASET[@PIXELS]")
+    add("--sweeps", action="append", default=[], help="NAME=AT_HAND:LATER, fine-tunings")
+    parser.add_argument("--encoders", default="", metavar="RUN,...", help="pre-training runs")
+    parser.add_argument("--cache", type=Path, help="a folder for the features")
     parser.add_argument("--sizes", default="20,40,80,120", help="patients at hand")
     parser.add_argument("--splits", type=int, default=8, help="of the patients, at random")
     parser.add_argument("--seed", type=int, default=0, help="of the splits and orders")
@@ -247,6 +291,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         flags, found = parser.parse_args(argv), list[dict[str, Any]]()
+        if not flags.data and not flags.sweeps:
+            raise ConfigError("nothing to measure: give --data or --sweeps")
+        if flags.data and not (flags.encoders and flags.cache):
+            raise ConfigError("--data: give --encoders and --cache too")
         platform.set_cpu_flags()
         platform.quiet_libraries()
         distributed.require_devices()
@@ -254,6 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for text in flags.data:
             found += curves_of(flags, text)
             print("\n".join(table([row for row in found if row["task"] == text.split("=")[0]])))
+        for text in flags.sweeps:
+            found += rows_of_sweeps(text)
         print("\n".join(["", *table(found)]))
         refused = Counter(row["task"] for row in found if row["refused"])
         print("refused:", ", ".join(f"{n} of {task}" for task, n in refused.items()) or "none")

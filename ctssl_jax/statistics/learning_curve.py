@@ -12,11 +12,13 @@ patients and tested on patients of the same kind, and its interval holds
 
     test patients     jackknife over patients of the AUC at all sizes, together: one test set is
                       easy or hard at every size, so this shifts a curve more than it bends it
-    subsets           the spread of the AUC over training subsets of one size, less what the test
-                      patients add to it, and as if each had been drawn from new patients:
-                      subsets of the N at hand overlap, by which their spread is too small
+    subsets           the spread of the AUC over training subsets of one size, as far as two halves
+                      of the test patients agree on it, and as if each subset had been drawn from
+                      new patients: subsets of the N at hand overlap, by which their spread is too
+                      small
     this sample       the N patients at hand are one draw: a shift of the whole curve, as large as
-                      the spread over training sets of N
+                      the spread over training sets of N. Further patients join them, so that a
+                      network of n keeps N / n of that luck
     the law           gain and power are drawn from what fits, not set to what fits best
     pre-trainings     Student's t over the encoders of an arm, where it has several
 
@@ -41,6 +43,8 @@ FEWEST_SIZES = 3
 MISFIT = 0.004
 """Standard deviation of what no power law explains of the mean AUC at one size."""
 DRAWS = 4000
+HALVINGS = 16
+"""Ways in which the test patients are parted into two halves."""
 GROUPS = 200
 """Most groups of patients of the jackknife; more patients are put together at random."""
 
@@ -53,12 +57,15 @@ class Curve(NamedTuple):
       values: AUC of each order of the patients, at each size; in an order larger subsets hold the
         smaller ones.
       jackknife: the same without each group of test patients.
+      halves: the same by each of two halves of the test patients, which are parted in several ways.
       pool: patients that the subsets were drawn from, on average.
       networks: that one value is the mean of: folds of a cross-validation.
       patients: at hand, N; with validation and folds more than `pool`.
       tested: test patients.
       rarest: patients of the rarest class among them.
-      aucs: that the AUC is the mean of: 1 of two classes, else of each against the rest.
+      effective: patients of the rarer of two classes whose AUC is as uncertain. Of two classes it
+        is `rarest`; of more the AUC of each against the rest varies by its own patients, and their
+        mean as of independent ones.
       pretrainings: that the orders start from: one, or each order from another. What orders differ
         by is then pre-training as well.
     """
@@ -66,12 +73,13 @@ class Curve(NamedTuple):
     sizes: Float[np.ndarray, " k"]
     values: Float[np.ndarray, "r k"]
     jackknife: Float[np.ndarray, "g r k"]
+    halves: Float[np.ndarray, "h 2 r k"]
     pool: float | int
     networks: int
     patients: int
     tested: int
     rarest: int
-    aucs: int
+    effective: float | int
     pretrainings: int = 1
 
 
@@ -81,6 +89,8 @@ class Law(NamedTuple):
     Attributes:
       patients: N.
       level, gain, power: of each draw; see the module.
+      luck: of each draw, AUC by which networks of the N patients at hand are better than those of
+        other N. `level` is without it.
       subset: variance of one network over training sets of N patients.
       test: variance of the AUC at N over test sets of `tested` patients.
       tested: see `Curve`.
@@ -94,6 +104,7 @@ class Law(NamedTuple):
     level: Float[np.ndarray, " d"]
     gain: Float[np.ndarray, " d"]
     power: Float[np.ndarray, " d"]
+    luck: Float[np.ndarray, " d"]
     subset: float
     test: float
     tested: int
@@ -111,14 +122,19 @@ class Law(NamedTuple):
     ) -> Float[np.ndarray, " d"]:
         """Draws of the AUC of one network of n patients, as `tested` other patients show it.
 
-        With `inf` of them it is the AUC among all patients of the kind.
+        With `inf` of them it is the AUC among all patients of the kind. The n are those at hand and
+        further ones, or some of those at hand. Each patient is taken to move the AUC by a little of
+        its own, all of them together by their mean: N / n of the luck is that of the patients at
+        hand, and the variance of the rest is `subset` (N / n) (1 - N / n).
         """
         rng, mean = np.random.default_rng([seed, 3]), self.mean(n)
+        share = self.patients / n
         middle = float(np.median(mean))
         room = _room(middle) / _room(self.level)
         measured = self.test * self.tested / tested * room
-        noise = sqrt(self.subset * self.patients / n + measured)
-        drawn = mean + noise * rng.standard_normal(len(mean))
+        further = self.subset * abs(1 - share) * min(share, 1)
+        noise = sqrt(further + measured)
+        drawn = mean + min(share, 1) * self.luck + noise * rng.standard_normal(len(mean))
         if self.encoders:
             drawn = drawn + self.encoder * rng.standard_t(self.encoders, len(mean))
         return np.clip(drawn, 0, 1)
@@ -149,21 +165,26 @@ def measured(
     runs = scores.reshape(-1, *scores.shape[2:])
     statistic = within_folds(auc, folds)(labels, runs, own)
     groups = _groups(len(names), seed)
-    weights = np.concatenate([np.ones((1, len(names))), 1.0 - groups])
+    halves = _halves(labels, own, folds, seed)
+    weights = np.concatenate([np.ones((1, len(names))), 1.0 - groups, halves, 1.0 - halves])
     table = statistic(weights).reshape(-1, *scores.shape[:2])
+    whole, without, by_halves = np.split(table, [1, 1 + len(groups)])
     votes = np.zeros((len(names), int(labels.max()) + 1))
     np.add.at(votes, (own, labels), 1)
     holders = (votes > 0).sum(axis=0)
+    holders = holders[holders > 0]
+    several = scores.shape[-1] > 2
     return Curve(
         np.asarray(sizes, np.float64),
-        table[0],
-        table[1:],
+        whole[0],
+        without,
+        by_halves.reshape(2, len(halves), *scores.shape[:2]).swapaxes(0, 1),
         pool,
         len(np.unique(folds)),
         at_hand,
         len(names),
-        int(holders[holders > 0].min()),
-        int(np.sum(holders > 0)) if scores.shape[-1] > 2 else 1,
+        int(holders.min()),
+        float(len(holders) ** 2 / np.sum(1 / holders)) if several else int(holders.min()),
     )
 
 
@@ -204,20 +225,23 @@ def fit(
     chosen = PowerLaws(sizes / at_hand, values, steady)
     rng, shared = np.random.default_rng([seed, 1, arm]), np.random.default_rng([seed, 2])
     patients = shared.standard_normal((draws, len(of_patients)))
-    tails = np.sqrt(max(first.rarest - 1, 1) / shared.chisquare(max(first.rarest - 1, 1), draws))
+    degrees = max(first.effective - 1, 1)
+    tails = np.sqrt(degrees / shared.chisquare(degrees, draws))
     errors = (patients * tails[:, None]) @ of_patients
     errors += rng.standard_normal(errors.shape) * np.sqrt(orders + MISFIT**2)
     level, gain, power = chosen.drawn(values + errors, rng)
     encoder, encoders = encoder_spread(curves, others)
-    shift = sqrt(subset) * rng.standard_normal(draws)
+    luck = sqrt(subset) * rng.standard_normal(draws)
+    level = level - luck
     if encoders:
-        shift += encoder / sqrt(len(curves)) * rng.standard_t(encoders, draws)
-    level = np.clip(level + shift, 0, 1)
+        level += encoder / sqrt(len(curves)) * rng.standard_t(encoders, draws)
+    level = np.clip(level, 0, 1)
     return Law(
         at_hand,
         level,
         np.minimum(gain, 1 - level),
         power,
+        luck,
         subset,
         float(np.sum(of_patients[:, -1] ** 2)),
         first.tested,
@@ -235,20 +259,35 @@ def _groups(count: int, seed: int) -> Bool[np.ndarray, "g n"]:
     return np.arange(GROUPS)[:, None] == member
 
 
+def _halves(
+    labels: Integer[np.ndarray, " n"],
+    patients: Integer[np.ndarray, " n"],
+    folds: Shaped[np.ndarray, " n"],
+    seed: int,
+) -> Float[np.ndarray, "h g"]:
+    """Which patients are in the first half, 1 or 0: of each fold and class every other one."""
+    rng, halves = np.random.default_rng([seed, 5]), np.empty((HALVINGS, patients.max() + 1))
+    _, first = np.unique(patients, return_index=True)
+    for half in halves:
+        order = np.lexsort((rng.random(len(first)), labels[first], folds[first]))
+        half[order] = (np.arange(len(first)) + rng.integers(2)) % 2
+    return halves
+
+
 def deviations(curve: Curve) -> Float[np.ndarray, "g k"]:
     """Rows whose sum of squares is the variance over test patients of the mean at each size.
 
     The last row is a floor. Where nearly all cases are ranked rightly the absence of any one of
     them changes little, which does not make the AUC of further patients certain. An AUC of r
-    patients of the rarest class is taken to vary no less than A (1 - A) / 2 r, about that of normal
+    patients of the rarer class is taken to vary no less than A (1 - A) / 2 r, about that of normal
     scores, with half a wrongly ranked pair of r^2 more in A.
     """
     means = curve.jackknife.mean(axis=1)
     groups = len(means)
     rows = (means - means.mean(axis=0)) * sqrt((groups - 1) / groups)
-    pairs = curve.rarest**2
+    pairs = curve.effective**2
     ranked = (curve.values.mean(axis=0) * pairs + 0.5) / (pairs + 1)
-    floor = ranked * (1 - ranked) / (2 * curve.rarest * curve.aucs)
+    floor = ranked * (1 - ranked) / (2 * curve.effective)
     least = np.sqrt(np.maximum(floor - np.sum(rows**2, axis=0), 0))
     return np.concatenate([rows, least[None]])
 
@@ -260,22 +299,25 @@ def subset_variance(curves: Sequence[Curve]) -> tuple[float, Float[np.ndarray, "
     """
     first = curves[0]
     seen = np.mean([np.var(curve.values, axis=0, ddof=1) for curve in curves], axis=0)
-    # The test patients are few, so that networks which differ by nothing else differ on them.
-    by_test = np.mean([_spread_by_test(curve) for curve in curves], axis=0)
-    own = np.maximum(seen - by_test, 0.25 * seen) * first.networks
+    own = np.mean([_agreed(curve) for curve in curves], axis=0) * first.networks
     left = np.maximum(1 - first.sizes / first.pool, 0.0)  # of subsets without replacement
     wide = left > 0.3
     if not wide.any():
         wide = left == left.max()
     at_hand = own[wide] / np.maximum(left[wide], 0.05) * first.sizes[wide] / first.patients
-    return float(at_hand.mean()), seen / sum(len(curve.values) for curve in curves)
+    return max(float(at_hand.mean()), 0.0), seen / sum(len(curve.values) for curve in curves)
 
 
-def _spread_by_test(curve: Curve) -> Float[np.ndarray, " k"]:
-    """Variance over orders that is to be expected of the test patients alone: their jackknife."""
-    apart = curve.jackknife - curve.jackknife.mean(axis=1, keepdims=True)
-    groups, orders = apart.shape[:2]
-    return (groups - 1) * np.var(apart, axis=0).sum(axis=0) / (orders - 1)
+def _agreed(curve: Curve) -> Float[np.ndarray, " k"]:
+    """Covariance over orders of what two halves of the test patients say.
+
+    The test patients are few, so that networks which differ by nothing else differ on them. What
+    differs on both halves alike is the networks'; a half without a class says nothing.
+    """
+    apart = curve.halves - curve.halves.mean(axis=2, keepdims=True)
+    together = (apart[:, 0] * apart[:, 1]).sum(axis=1) / (len(curve.values) - 1)
+    known = np.isfinite(together)
+    return np.where(known, together, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
 
 
 def encoder_spread(

@@ -17,7 +17,7 @@ from scipy.stats import chi2
 POWERS = np.geomspace(0.15, 2.5, 24)
 POWER = (0.6, 0.6)
 """Median of the prior of the power, and the standard deviation of its logarithm."""
-GAIN = (0.2, 0.2)
+GAIN = (0.35, 0.35)
 """Mean and standard deviation of the prior of the gain, in parts of 1 - level; cut at 0 and 1."""
 
 

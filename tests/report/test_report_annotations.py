@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_report import edit_json, write_finetuning
 
+from ctssl_jax.files import read_json
 from ctssl_jax.report import write_report
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.figures.picture import Picture
@@ -22,6 +23,7 @@ from ctssl_jax.report.sections.annotations import (
 )
 from ctssl_jax.statistics.learning_curve import Curve
 from ctssl_jax.statistics.planning import Estimate, Needed
+from launch import benchmark_planner
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 BLANK = Picture("blank", "", b"")
@@ -42,7 +44,8 @@ def curve(shift=0.0, rarest=2000):
     means = 0.9 + shift - 0.7 * SIZES**-0.6
     values = means + 0.001 * np.array([[-1.0], [1.0]])
     jackknife = values[None] + 0.0005 * np.linspace(-1, 1, 60)[:, None, None]
-    return Curve(SIZES, values, jackknife, 48.0, 5, 60, 60, rarest, 1)
+    halves = np.stack([values, values])[None]
+    return Curve(SIZES, values, jackknife, halves, 48.0, 5, 60, 60, rarest, rarest)
 
 
 def plan_of(arms, targets=()):
@@ -159,3 +162,40 @@ def test_a_refused_start_says_why_and_has_no_answers():
         "More annotations: nothing is foretold, for the rarest class has 3 patients"
     )
     assert found.starts[0].brings == ()
+
+
+def test_the_planners_benchmark_sets_later_fine_tunings_beside_what_was_foretold(tmp_path, capsys):
+    at_hand = write_sizes(tmp_path / "hand", seeds=3)
+    for arm, times in (("scratch", 2), ("spark", 2), ("spark", 4)):
+        name = tmp_path / "later" / f"{arm}-{times}"
+        write_finetuning(name, arm=arm, fraction=1.0, skill=2.0, patients=30)
+        edit_json(name / "results.json", train_patients=255 * times)
+    out = tmp_path / "rows.json"
+    flags = [f"--sweeps=lung={at_hand}:{tmp_path / 'later'}", f"--out={out}"]
+    assert benchmark_planner.main(flags) == 0
+    rows = read_json(out)["rows"]
+    told = {(row["start"], row["times"]): row for row in rows}
+    assert set(told) == {("scratch", 2), ("spark", 2), ("spark", 4)}
+    (task,) = compare(find_runs([at_hand])).tasks
+    found = of_task(task, "lung", 1)
+    law = next(start.law for start in found.starts if start.arm == "spark")
+    row = told["spark", 4]
+    results = read_json(tmp_path / "later" / "spark-4" / "results.json")
+    assert (row["n"], row["theirs"]) == (1020, results["test"]["auc"])
+    assert (row["patients"], row["tested"]) == (found.patients, 30)
+    assert row["foretold"] == pytest.approx(np.median(law.network(1020, 30)), abs=0.01)
+    assert row["no change"] == pytest.approx(found.starts[-1].means[-1])
+    assert f"| lung | {found.patients} | 2 N | 2 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "give --data or --sweeps"),
+        (["--data=a=b"], "--data: give --encoders and --cache too"),
+        (["--sweeps=a=b"], "--sweeps=a=b: give NAME=AT_HAND:LATER, two folders of runs"),
+    ],
+)
+def test_flags_of_the_planners_benchmark(flags, said, capsys):
+    assert benchmark_planner.main(flags) == 2
+    assert said in capsys.readouterr().err

@@ -1,7 +1,8 @@
 """Learning curves whose law is known: networks whose scores are normal, of patients drawn anew.
 
-A network of n patients has the AUC f(n) + e, f(n) = a - b n^-c and e normal with variance s^2 / n:
-in a positive case it adds sqrt(2) probit(AUC) to the score. Part of a case's score is the same in
+A network of n patients has the AUC f(n) + e, f(n) = a - b n^-c and e normal with variance s^2 / n,
+the mean of what each patient adds to it: in a positive case it adds sqrt(2) probit(AUC) to the
+score. Part of a case's score is the same in
 every network, for cases are easy or hard.
 """
 
@@ -25,14 +26,20 @@ class World(NamedTuple):
     def mean(self, n):
         return self.a - self.b * np.asarray(n, float) ** -self.c
 
-    def network(self, n, rng):
-        return np.clip(self.mean(n) + self.spread / np.sqrt(n) * rng.standard_normal(), 0.01, 0.999)
+    def network(self, n, rng, known=0, luck=0.0):
+        """The AUC of a network of n patients; `luck` is that of those that are known among them.
+
+        It is in standard deviations of the networks of so many patients.
+        """
+        added = np.sqrt(known) * luck + np.sqrt(n - known) * rng.standard_normal()
+        return np.clip(self.mean(n) + self.spread * added / n, 0.01, 0.999)
 
 
-def curve(world: World, patients: int, rng, orders=8, folds=5, hard=None) -> Curve:
+def curve(world: World, patients: int, rng, orders=8, folds=5, hard=None, luck=None) -> Curve:
     """The curve that somebody with so many patients measures, half of them positive.
 
-    `hard` is what is the same of each case's score in every network, standard normal.
+    `hard` is what is the same of each case's score in every network, standard normal, and `luck`
+    that of these patients as a training set, in standard deviations.
     """
     pool = patients * (folds - 1) // folds
     sizes = np.unique([max(4, round(share * pool)) for share in (0.2, 0.3, 0.45, 0.65, 1.0)])
@@ -40,7 +47,8 @@ def curve(world: World, patients: int, rng, orders=8, folds=5, hard=None) -> Cur
     fold = np.arange(patients) // 2 % folds
     hard = np.sqrt(world.alike) * (rng.standard_normal(patients) if hard is None else hard)
     scores = np.empty((orders, len(sizes), patients, 2))
-    of_pool = world.spread / np.sqrt(patients) * rng.standard_normal()
+    luck = rng.standard_normal() if luck is None else luck
+    of_pool = world.spread / np.sqrt(patients) * luck
     for order in range(orders):
         for number in range(folds):
             own = fold == number
