@@ -192,8 +192,9 @@ def rows_of_sweeps(text: str) -> Iterator[dict[str, Any]]:
     before, after = find_runs([at_hand]), find_runs([later])
     if unfit := [f"{run.folder}: {run.problem}" for run in (*before, *after) if run.problem]:
         raise DataError(f"--sweeps={text}: {unfit[0]}")
-    (task,) = compare(before).tasks
-    arms = learning_curves(task)
+    if len(tasks := compare(before).tasks) != 1:
+        raise DataError(f"--sweeps={text}: {len(tasks)} tasks or recipes are at hand: give one")
+    arms = learning_curves(tasks[0])
     for arm, curves in arms.items():
         found = law_of(curves, [own for other, own in arms.items() if other != arm])
         if found is None:

@@ -188,6 +188,13 @@ def test_the_planners_benchmark_sets_later_fine_tunings_beside_what_was_foretold
     assert f"| lung | {found.patients} | 2 N | 2 |" in capsys.readouterr().out
 
 
+def test_the_planners_benchmark_wants_one_task(tmp_path, capsys):
+    for task in ("lung", "brain"):
+        write_finetuning(tmp_path / "hand" / task, task=task)
+    assert benchmark_planner.main([f"--sweeps=a={tmp_path / 'hand'}:{tmp_path / 'hand'}"]) == 3
+    assert "2 tasks or recipes are at hand: give one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
