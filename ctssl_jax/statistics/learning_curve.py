@@ -16,6 +16,8 @@ patients and tested on patients of the same kind, and its interval holds
                       of the test patients agree on it, and as if each subset had been drawn from
                       new patients: subsets of the N at hand overlap, by which their spread is too
                       small
+    repeats           where networks of the same patients differ, by their start and the order of
+                      their batches, one network's luck in that does not shrink with patients
     this sample       the N patients at hand are one draw: a shift of the whole curve, as large as
                       the spread over training sets of N. Further patients join them, so that a
                       network of n keeps N / n of that luck
@@ -92,6 +94,7 @@ class Law(NamedTuple):
       luck: of each draw, AUC by which networks of the N patients at hand are better than those of
         other N. `level` is without it.
       subset: variance of one network over training sets of N patients.
+      repeat: variance over networks of the same patients.
       test: variance of the AUC at N over test sets of `tested` patients.
       tested: see `Curve`.
       encoder: standard deviation over pre-trainings; 0 where there is one.
@@ -106,6 +109,7 @@ class Law(NamedTuple):
     power: Float[np.ndarray, " d"]
     luck: Float[np.ndarray, " d"]
     subset: float
+    repeat: float
     test: float
     tested: int
     encoder: float
@@ -133,7 +137,7 @@ class Law(NamedTuple):
         room = _room(middle) / _room(self.level)
         measured = self.test * self.tested / tested * room
         further = self.subset * abs(1 - share) * min(share, 1)
-        noise = sqrt(further + measured)
+        noise = sqrt(further + self.repeat + measured)
         drawn = mean + min(share, 1) * self.luck + noise * rng.standard_normal(len(mean))
         if self.encoders:
             drawn = drawn + self.encoder * rng.standard_t(self.encoders, len(mean))
@@ -220,7 +224,7 @@ def fit(
     if len(sizes) < FEWEST_SIZES or len(first.values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"fit: wants the AUC at {FEWEST_SIZES} sizes or more, of two orders")
     of_patients = np.mean([deviations(curve) for curve in curves], axis=0)  # [groups, sizes]
-    subset, orders = subset_variance(curves)
+    subset, repeat, orders = subset_variance(curves)
     steady = of_patients.T @ of_patients + np.diag(orders) + MISFIT**2 * np.eye(len(sizes))
     chosen = PowerLaws(sizes / at_hand, values, steady)
     rng, shared = np.random.default_rng([seed, 1, arm]), np.random.default_rng([seed, 2])
@@ -243,6 +247,7 @@ def fit(
         power,
         luck,
         subset,
+        repeat,
         float(np.sum(of_patients[:, -1] ** 2)),
         first.tested,
         encoder,
@@ -292,20 +297,23 @@ def deviations(curve: Curve) -> Float[np.ndarray, "g k"]:
     return np.concatenate([rows, least[None]])
 
 
-def subset_variance(curves: Sequence[Curve]) -> tuple[float, Float[np.ndarray, " k"]]:
-    """Of one network over training sets of N patients; of the curves' mean at each size.
+def subset_variance(curves: Sequence[Curve]) -> tuple[float, float, Float[np.ndarray, " k"]]:
+    """Of one network over training sets of N patients, of repeats, of the mean at each size.
 
-    Variances at the sizes at hand are brought to N by 1 / n and averaged over sizes.
+    What networks of (nearly) all patients that there are differ by is no luck of the subset. The
+    variances at the other sizes are brought to N by 1 / n and averaged over sizes.
     """
     first = curves[0]
     seen = np.mean([np.var(curve.values, axis=0, ddof=1) for curve in curves], axis=0)
     own = np.mean([_agreed(curve) for curve in curves], axis=0) * first.networks
     left = np.maximum(1 - first.sizes / first.pool, 0.0)  # of subsets without replacement
-    wide = left > 0.3
+    whole, wide = left < 0.05, left > 0.3
+    repeat = float(own[whole].mean()) if whole.any() else 0.0
     if not wide.any():
         wide = left == left.max()
-    at_hand = own[wide] / np.maximum(left[wide], 0.05) * first.sizes[wide] / first.patients
-    return max(float(at_hand.mean()), 0.0), seen / sum(len(curve.values) for curve in curves)
+    by_subset = (own[wide] - repeat) / np.maximum(left[wide], 0.05)
+    subset = max(float(np.mean(by_subset * first.sizes[wide] / first.patients)), 0.0)
+    return subset, max(repeat, 0.0), seen / sum(len(curve.values) for curve in curves)
 
 
 def _agreed(curve: Curve) -> Float[np.ndarray, " k"]:

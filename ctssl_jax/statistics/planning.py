@@ -83,7 +83,7 @@ def refusal_of_shape(curves: Sequence[Curve], law: Law) -> str:
     """Likewise for curves that fall, or rise otherwise than any power law."""
     sizes, means = curves[0].sizes, np.mean([c.values.mean(axis=0) for c in curves], axis=0)
     error = np.mean([deviations(curve) for curve in curves], axis=0)
-    orders = subset_variance(curves)[1]
+    orders = subset_variance(curves)[-1]
     pairs = [(i, j) for j in range(len(sizes)) for i in range(j)]
     reach = norm.isf(FALLS_BY_CHANCE / len(pairs))
     falls = [(float(means[i] - means[j]), i, j) for i, j in pairs]

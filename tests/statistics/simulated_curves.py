@@ -49,6 +49,7 @@ def curve(world: World, patients: int, rng, orders=8, folds=5, hard=None, luck=N
     scores = np.empty((orders, len(sizes), patients, 2))
     luck = rng.standard_normal() if luck is None else luck
     of_pool = world.spread / np.sqrt(patients) * luck
+    of_all = np.sqrt(1 - world.alike) * rng.standard_normal(patients)
     for order in range(orders):
         for number in range(folds):
             own = fold == number
@@ -57,6 +58,8 @@ def curve(world: World, patients: int, rng, orders=8, folds=5, hard=None, luck=N
                 left = np.sqrt(max(1 - size / pool, 0) / size)  # of subsets without replacement
                 auc = np.clip(world.mean(size) + of_pool + luck * left, 0.01, 0.999)
                 noise = np.sqrt(1 - world.alike) * rng.standard_normal(own.sum())
+                if size == pool:  # of all patients every order has the same network
+                    noise = of_all[own]
                 gap = np.sqrt(2) * norm.ppf(auc)
                 scores[order, place, own, 1] = hard[own] + noise + gap * labels[own]
     scores[..., 0] = -scores[..., 1]

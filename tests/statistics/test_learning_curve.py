@@ -21,10 +21,16 @@ from ctssl_jax.statistics.significance import delong
 SIZES = np.array([10.0, 14, 20, 30, 48])
 
 
-def planted(means, sizes=SIZES, *, test=0.03, orders=8, spread=0.002, patients=60, rarest=30):
-    """A curve of given means, whose test patients shift it as a whole."""
+def planted(
+    means, sizes=SIZES, *, test=0.03, orders=8, spread=0.002, repeat=0.0, patients=60, rarest=30
+):
+    """A curve of given means, whose test patients shift it as a whole.
+
+    Networks of all 48 patients that there are differ by `repeat`, those of fewer by `spread` too.
+    """
     rng = np.random.default_rng(0)
-    noise = spread * rng.standard_normal((orders, len(sizes)))
+    noise = spread * rng.standard_normal((orders, len(sizes))) * (sizes < 48)
+    noise += repeat * rng.standard_normal((orders, len(sizes)))
     values = np.asarray(means) + noise - noise.mean(axis=0)
     groups = rng.standard_normal(patients)
     groups *= test / np.sqrt(np.sum((groups - groups.mean()) ** 2) * (patients - 1) / patients)
@@ -77,6 +83,22 @@ def test_one_network_varies_as_training_sets_do():
     # The patients at hand are one such draw of N.
     assert np.var(law.level) == pytest.approx(0.01**2 + law.subset, rel=0.3)
     assert np.var(law.luck) == pytest.approx(law.subset, rel=0.1)
+
+
+def test_luck_that_networks_of_the_same_patients_have_does_not_shrink():
+    means = 0.8 - 0.5 * SIZES**-0.6
+    alike, apart = (
+        fit([planted(means, test=0.01, spread=0.03, repeat=repeat, orders=40, rarest=2000)])
+        for repeat in (0.0, 0.02)
+    )
+    assert alike.repeat == pytest.approx(0, abs=1e-12)
+    # A value is the mean of five networks.
+    assert np.sqrt(apart.repeat) == pytest.approx(0.02 * np.sqrt(5), rel=0.25)
+    assert np.sqrt(apart.subset) == pytest.approx(np.sqrt(alike.subset), rel=0.35)
+    for n in (60, 240):
+        beside = [np.var(law.network(n) - law.mean(n)) for law in (alike, apart)]
+        more = apart.repeat + (apart.subset - alike.subset) * beside[0] / alike.subset
+        assert beside[1] - beside[0] == pytest.approx(more, rel=0.2)
 
 
 @pytest.mark.parametrize("n", [30, 60, 120, 240])
@@ -225,7 +247,7 @@ def test_a_half_without_a_class_says_nothing():
     scores = np.random.default_rng(5).standard_normal((3, 3, 6, 1))
     found = measured(labels, scores, np.arange(6), np.zeros(6, int), SIZES[:3], 48.0, 60)
     assert np.isnan(found.halves).any(axis=1).all()
-    subset, orders = subset_variance([found])
+    subset, _, orders = subset_variance([found])
     assert subset == 0
     assert (orders > 0).all()
 
