@@ -199,16 +199,20 @@ def _require_known_fields(argv: list[str]) -> None:
 
 
 def _require_one_of_two(config: Any, argv: list[str]) -> None:
-    """Raises `ConfigError` where a field is given that another given one takes the place of."""
+    """Raises `ConfigError` where a field is given that another given one takes the place of.
+
+    Given its default, as in a sweep's commands, it asks for nothing.
+    """
     given = {word.partition("=")[0] for word in argv}
-    for leaf in leaves(config):
+    asked = {leaf.name: leaf for leaf in leaves(config) if f"--config.{leaf.name}" in given}
+    for leaf in asked.values():
         fields = {field.name: field for field in dataclasses.fields(leaf.owner)}
         if (other := fields[leaf.field].metadata.get("replaces")) and leaf.value:
-            flags = [
-                f"--config.{leaf.name.removesuffix(leaf.field)}{of}" for of in (leaf.field, other)
-            ]
-            if given.issuperset(flags):
-                raise ConfigError(f"{flags[0]} takes the place of {flags[1]}: give one of the two")
+            name = leaf.name.removesuffix(leaf.field) + other
+            if name in asked and asked[name].value != fields[other].default:
+                raise ConfigError(
+                    f"--config.{leaf.name} takes the place of --config.{name}: give one of the two"
+                )
 
 
 def closest(field: str, known: list[str]) -> str:

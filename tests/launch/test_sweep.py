@@ -239,8 +239,8 @@ def test_interrupted_after_any_cell_the_table_is_the_same(tmp_path, argv, monkey
 def test_dry_run_prints_ordinary_commands_that_give_the_very_configs(
     tmp_path, argv, capsys, changes
 ):
-    argv = [
-        *argv,
+    argv = [word for word in argv if "fractions" not in word or "counts" not in str(changes)]
+    argv += [
         *changes,
         "--config.base.method.view.hflip=0.25",
         "--config.base.select_by=ACCURACY",
