@@ -59,7 +59,8 @@ class Curve(NamedTuple):
       values: AUC of each order of the patients, at each size; in an order larger subsets hold the
         smaller ones.
       jackknife: the same without each group of test patients.
-      halves: the same by each of two halves of the test patients, which are parted in several ways.
+      halves: AUC of single networks, one for each fold, by each of two halves of its test patients,
+        which are parted in several ways; NaN where a half lacks a class.
       pool: patients that the subsets were drawn from, on average.
       networks: that one value is the mean of: folds of a cross-validation.
       patients: at hand, N; with validation and folds more than `pool`.
@@ -75,7 +76,7 @@ class Curve(NamedTuple):
     sizes: Float[np.ndarray, " k"]
     values: Float[np.ndarray, "r k"]
     jackknife: Float[np.ndarray, "g r k"]
-    halves: Float[np.ndarray, "h 2 r k"]
+    halves: Float[np.ndarray, "h 2 f r k"]
     pool: float | int
     networks: int
     patients: int
@@ -169,10 +170,8 @@ def measured(
     runs = scores.reshape(-1, *scores.shape[2:])
     statistic = within_folds(auc, folds)(labels, runs, own)
     groups = _groups(len(names), seed)
-    halves = _halves(labels, own, folds, seed)
-    weights = np.concatenate([np.ones((1, len(names))), 1.0 - groups, halves, 1.0 - halves])
+    weights = np.concatenate([np.ones((1, len(names))), 1.0 - groups])
     table = statistic(weights).reshape(-1, *scores.shape[:2])
-    whole, without, by_halves = np.split(table, [1, 1 + len(groups)])
     votes = np.zeros((len(names), int(labels.max()) + 1))
     np.add.at(votes, (own, labels), 1)
     holders = (votes > 0).sum(axis=0)
@@ -180,9 +179,11 @@ def measured(
     several = scores.shape[-1] > 2
     return Curve(
         np.asarray(sizes, np.float64),
-        whole[0],
-        without,
-        by_halves.reshape(2, len(halves), *scores.shape[:2]).swapaxes(0, 1),
+        table[0],
+        table[1:],
+        np.stack(
+            [_halves(labels, scores, own, folds == fold, seed) for fold in np.unique(folds)], 2
+        ),
         pool,
         len(np.unique(folds)),
         at_hand,
@@ -266,17 +267,20 @@ def _groups(count: int, seed: int) -> Bool[np.ndarray, "g n"]:
 
 def _halves(
     labels: Integer[np.ndarray, " n"],
+    scores: Num[np.ndarray, "r k n c"],
     patients: Integer[np.ndarray, " n"],
-    folds: Shaped[np.ndarray, " n"],
+    tested: Bool[np.ndarray, " n"],
     seed: int,
-) -> Float[np.ndarray, "h g"]:
-    """Which patients are in the first half, 1 or 0: of each fold and class every other one."""
-    rng, halves = np.random.default_rng([seed, 5]), np.empty((HALVINGS, patients.max() + 1))
-    _, first = np.unique(patients, return_index=True)
-    for half in halves:
-        order = np.lexsort((rng.random(len(first)), labels[first], folds[first]))
-        half[order] = (np.arange(len(first)) + rng.integers(2)) % 2
-    return halves
+) -> Float[np.ndarray, "h 2 r k"]:
+    """AUC of a fold's networks by two halves of its patients: of each class every other one."""
+    names, first, own = np.unique(patients[tested], return_index=True, return_inverse=True)
+    rng, half = np.random.default_rng([seed, 5]), np.empty((HALVINGS, len(names)))
+    for row in half:
+        order = np.lexsort((rng.random(len(names)), labels[tested][first]))
+        row[order] = (np.arange(len(names)) + rng.integers(2)) % 2
+    runs = scores[:, :, tested].reshape(-1, tested.sum(), scores.shape[-1])
+    both = auc(labels[tested], runs, own)(np.concatenate([half, 1.0 - half]))
+    return both.reshape(2, HALVINGS, *scores.shape[:2]).swapaxes(0, 1)
 
 
 def deviations(curve: Curve) -> Float[np.ndarray, "g k"]:
@@ -305,7 +309,7 @@ def subset_variance(curves: Sequence[Curve]) -> tuple[float, float, Float[np.nda
     """
     first = curves[0]
     seen = np.mean([np.var(curve.values, axis=0, ddof=1) for curve in curves], axis=0)
-    own = np.mean([_agreed(curve) for curve in curves], axis=0) * first.networks
+    own = np.mean([_agreed(curve) for curve in curves], axis=0)
     left = np.maximum(1 - first.sizes / first.pool, 0.0)  # of subsets without replacement
     whole, wide = left < 0.05, left > 0.3
     repeat = float(own[whole].mean()) if whole.any() else 0.0
@@ -317,15 +321,15 @@ def subset_variance(curves: Sequence[Curve]) -> tuple[float, float, Float[np.nda
 
 
 def _agreed(curve: Curve) -> Float[np.ndarray, " k"]:
-    """Covariance over orders of what two halves of the test patients say.
+    """Covariance over orders of what two halves of a network's test patients say.
 
     The test patients are few, so that networks which differ by nothing else differ on them. What
     differs on both halves alike is the networks'; a half without a class says nothing.
     """
-    apart = curve.halves - curve.halves.mean(axis=2, keepdims=True)
-    together = (apart[:, 0] * apart[:, 1]).sum(axis=1) / (len(curve.values) - 1)
+    apart = curve.halves - curve.halves.mean(axis=3, keepdims=True)
+    together = (apart[:, 0] * apart[:, 1]).sum(axis=2) / (len(curve.values) - 1)
     known = np.isfinite(together)
-    return np.where(known, together, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(known, together, 0).sum(axis=(0, 1)) / np.maximum(known.sum(axis=(0, 1)), 1)
 
 
 def encoder_spread(

@@ -35,15 +35,17 @@ class World(NamedTuple):
         return np.clip(self.mean(n) + self.spread * added / n, 0.01, 0.999)
 
 
-def curve(world: World, patients: int, rng, orders=8, folds=5, hard=None, luck=None) -> Curve:
-    """The curve that somebody with so many patients measures, half of them positive.
+def curve(
+    world: World, patients: int, rng, orders=8, folds=5, hard=None, luck=None, few=None
+) -> Curve:
+    """The curve that somebody with so many patients measures, half of them positive, or `few`.
 
     `hard` is what is the same of each case's score in every network, standard normal, and `luck`
     that of these patients as a training set, in standard deviations.
     """
     pool = patients * (folds - 1) // folds
     sizes = np.unique([max(4, round(share * pool)) for share in (0.2, 0.3, 0.45, 0.65, 1.0)])
-    labels = np.arange(patients) % 2
+    labels = np.arange(patients) % 2 if few is None else few.astype(int)
     fold = np.arange(patients) // 2 % folds
     hard = np.sqrt(world.alike) * (rng.standard_normal(patients) if hard is None else hard)
     scores = np.empty((orders, len(sizes), patients, 2))

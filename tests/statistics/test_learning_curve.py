@@ -35,7 +35,9 @@ def planted(
     groups = rng.standard_normal(patients)
     groups *= test / np.sqrt(np.sum((groups - groups.mean()) ** 2) * (patients - 1) / patients)
     jackknife = values[None] + groups[:, None, None]
-    halves = np.stack([values, values])[None]
+    # A value is the mean of five networks, each of which differs more.
+    halves = values.mean(axis=0) + np.sqrt(5) * (values - values.mean(axis=0))
+    halves = np.stack([halves, halves])[None, :, None]
     return Curve(sizes, values, jackknife, halves, 48.0, 5, patients, patients, rarest, rarest)
 
 
@@ -232,14 +234,15 @@ def test_halves_part_each_fold_and_class_and_no_patient():
     labels, folds = patients % 2, patients // 2 % 3
     scores = rng.standard_normal((2, 1, 60, 1)) + labels[:, None]
     found = measured(labels, scores, patients, folds, SIZES[:1], 20.0, 30)
-    assert found.halves.shape == (16, 2, 2, 1)
-    # An AUC of five patients of a class a fold is the mean over all ways to part them.
+    assert found.halves.shape == (16, 2, 3, 2, 1)
+    # Five patients of a class a fold: the mean over the ways to part them is the AUC of the fold.
     many = [
         measured(labels, scores, patients, folds, SIZES[:1], 20.0, 30, seed).halves
         for seed in range(40)
     ]
-    np.testing.assert_allclose(np.mean(many, axis=(0, 1, 2)), found.values, atol=0.02)
-    assert np.std(many) > 0.02
+    of_folds = np.mean(many, axis=(0, 1, 2))  # [folds, orders, sizes]
+    np.testing.assert_allclose(of_folds.mean(axis=0), found.values, atol=0.02)
+    assert np.std(of_folds[:, 0, 0]) > 0.02
 
 
 def test_a_half_without_a_class_says_nothing():
@@ -250,6 +253,13 @@ def test_a_half_without_a_class_says_nothing():
     subset, _, orders = subset_variance([found])
     assert subset == 0
     assert (orders > 0).all()
+
+
+def test_folds_that_have_one_patient_of_a_class_do_not_hide_the_spread_over_subsets():
+    rng, world = np.random.default_rng(7), World(0.85, 0.5, 0.6, spread=0.6)
+    few = np.arange(60) % 8 == 0  # one or two a fold
+    found = [subset_variance([curve(world, 60, rng, orders=12, few=few)])[0] for _ in range(40)]
+    assert np.mean(found) == pytest.approx(0.6**2 / 60, rel=0.4)
 
 
 def test_two_sizes_are_no_curve():
