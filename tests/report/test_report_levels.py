@@ -231,7 +231,7 @@ def test_what_was_best_at_its_end_has_not_finished_learning(tmp_path, ends, late
     edit_json(tmp_path / "runs/b1/results.json", **ends)
     write_report([tmp_path / "runs"], tmp_path / "out")
     html = (tmp_path / "out/report.html").read_text()
-    said = "Not finished learning: the last validation was the best of SparK in 1 of 2 runs."
+    said = "Not finished learning: the last validation was the best in 1 of 2 runs of SparK."
     assert (said in html) == late
     assert ("Not finished learning" in html) == late
 

@@ -166,14 +166,15 @@ def _unfinished(task: Task) -> str:
         for arm in task.arms()
     }
     late = [
-        f"{arm_name(arm)} in {sum(found)} of {len(found)} runs"
+        f"{sum(found)} of {len(found)} runs "
+        + ("from scratch" if arm == SCRATCH else f"of {arm_name(arm)}")
         for arm, found in by_arm.items()
         if any(found)
     ]
     if not late:
         return ""
     return (
-        f"Not finished learning: the last validation was the best of {listed(late)}. With more "
+        f"Not finished learning: the last validation was the best in {listed(late)}. With more "
         "steps these numbers may change."
     )
 
