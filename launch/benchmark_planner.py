@@ -280,9 +280,8 @@ def curves_of(flags: argparse.Namespace, text: str) -> Iterator[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command.Parser(prog=f"python -m {NAME}", description=__doc__)
-    add = parser.add_argument
-    add("--data", action="append", default=[], help="NAME=DATASET[@PIXELS]")
-    add("--sweeps", action="append", default=[], help="NAME=AT_HAND:LATER, fine-tunings")
+    parser.add_argument("--data", action="append", default=[], help="NAME=DATASET[@PIXELS]")
+    parser.add_argument("--sweeps", action="append", default=[], help="NAME=AT_HAND:LATER")
     parser.add_argument("--encoders", default="", metavar="RUN,...", help="pre-training runs")
     parser.add_argument("--cache", type=Path, help="a folder for the features")
     parser.add_argument("--sizes", default="20,40,80,120", help="patients at hand")

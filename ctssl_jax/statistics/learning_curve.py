@@ -62,7 +62,6 @@ class Curve(NamedTuple):
       halves: AUC of single networks, one for each fold, by each of two halves of its test patients,
         which are parted in several ways; NaN where a half lacks a class.
       pool: patients that the subsets were drawn from, on average.
-      networks: that one value is the mean of: folds of a cross-validation.
       patients: at hand, N; with validation and folds more than `pool`.
       tested: test patients.
       rarest: patients of the rarest class among them.
@@ -78,7 +77,6 @@ class Curve(NamedTuple):
     jackknife: Float[np.ndarray, "g r k"]
     halves: Float[np.ndarray, "h 2 f r k"]
     pool: float | int
-    networks: int
     patients: int
     tested: int
     rarest: int
@@ -185,7 +183,6 @@ def measured(
             [_halves(labels, scores, own, folds == fold, seed) for fold in np.unique(folds)], 2
         ),
         pool,
-        len(np.unique(folds)),
         at_hand,
         len(names),
         int(holders.min()),

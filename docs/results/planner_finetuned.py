@@ -1,13 +1,13 @@
 """The planner's proof on fine-tunings: a few patients foretell what networks of more would reach.
 
     python docs/results/planner_finetuned.py nodules --source=nodule-centres --labels=labels.csv
-        --encoders=SPARK,MOCO --work=FOLDER [--draws=8] [--first=0]
+        --encoders=spark=RUN,moco=RUN --work=FOLDER [--draws=11] [--first=0]
 
 Again and again N patients are drawn for training, with others for validation and a test: those at
 hand, fine-tuned at three sizes from scratch and from each encoder, three times each. Networks of
 the N and as many further patients, and of 4 N where there are enough, follow, tested on patients
 whom the planner has not seen. `python -m launch.benchmark_planner --sweeps=...` then compares; the
-flags for it are printed at the end. What is done is kept: repeat the command to go on.
+flags for it are printed after each draw. What is done is kept: repeat the command to go on.
 """
 
 import argparse
@@ -44,14 +44,6 @@ TASKS = {
             "--config.base.batch_size=8",
         ),
     ),
-    "head": Task(
-        *(20, 8, 28),
-        ("--positive=hemorrhage",),
-        (
-            *("--config=configs/ablation.py:hemorrhage", "--config.base.data.canvas=64"),
-            *("--config.base.method.view.size=64", "--config.base.batch_size=8"),
-        ),
-    ),
 }
 
 
@@ -60,10 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--source", required=True, help="folder of the images")
-    parser.add_argument("--labels", required=True, help="CSV of them, without a column split")
+    parser.add_argument(
+        "--labels", required=True, help="CSV of the columns case, label and patient"
+    )
     parser.add_argument("--encoders", required=True, help="pre-training runs, METHOD=RUN,...")
     parser.add_argument("--work", required=True, type=Path)
-    parser.add_argument("--draws", type=int, default=8, help="of the patients")
+    parser.add_argument("--draws", type=int, default=11, help="of the patients")
     parser.add_argument("--first", type=int, default=0, help="number of the first draw")
     asked = parser.parse_args()
     with Path(asked.labels).open(newline="") as file:
@@ -79,7 +73,7 @@ def main() -> None:
 def drawn(task: Task, rows: list[dict[str, str]], draw: int) -> dict[str, dict[str, str]]:
     """The split of each patient of each dataset: those at hand, and "later/2", "later/4"."""
     rng = np.random.default_rng([draw, 7])
-    labels = {_patient(row): row["label"] for row in rows}
+    labels = {row["patient"]: row["label"] for row in rows}
     order = {
         label: [name for name, own in labels.items() if own == label] for label in labels.values()
     }
@@ -102,11 +96,6 @@ def drawn(task: Task, rows: list[dict[str, str]], draw: int) -> dict[str, dict[s
     return of
 
 
-def _patient(row: dict[str, str]) -> str:
-    """Without a column for it each image is a patient."""
-    return row["patient"] if "patient" in row else row["file"]
-
-
 def _parts(*names: list[str]) -> dict[str, str]:
     splits = zip(("train", "val", "test"), names, strict=True)
     return {name: split for split, own in splits for name in own}
@@ -119,7 +108,7 @@ def prepare(
     if (out / "dataset").exists():
         return
     out.mkdir(parents=True, exist_ok=True)
-    own = [{**row, "split": parts[name]} for row in rows if (name := _patient(row)) in parts]
+    own = [{**row, "split": parts[name]} for row in rows if (name := row["patient"]) in parts]
     with (out / "labels.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, own[0], lineterminator="\n")
         table.writeheader()

@@ -67,7 +67,7 @@ def test_a_test_split_is_never_learnt_from(learnt):
     folds = np.where(features.patients < 20, nested.NEVER, 0)
     curve = nested.probe_curve(features, folds, [4, 10, 20], 2, orders=2)
     assert max(train.patients.max() for train in learnt) < 20
-    assert (curve.patients, curve.pool, curve.tested, curve.networks) == (20, 20.0, 10, 1)
+    assert (curve.patients, curve.pool, curve.tested, curve.halves.shape[2]) == (20, 20.0, 10, 1)
     assert curve.values.shape == (2, 3)
 
 
@@ -78,7 +78,7 @@ def test_a_curve_of_what_can_be_learnt_rises():
     means = curve.values.mean(axis=0)
     assert means[-1] > means[0] + 0.05
     assert means[-1] > 0.8
-    assert (curve.patients, curve.pool, curve.tested, curve.networks) == (60, 48.0, 60, 5)
+    assert (curve.patients, curve.pool, curve.tested, curve.halves.shape[2]) == (60, 48.0, 60, 5)
     assert curve.rarest == 30
 
 

@@ -45,7 +45,7 @@ def curve(shift=0.0, rarest=2000):
     values = means + 0.001 * np.array([[-1.0], [1.0]])
     jackknife = values[None] + 0.0005 * np.linspace(-1, 1, 60)[:, None, None]
     halves = np.stack([values, values])[None, :, None]
-    return Curve(SIZES, values, jackknife, halves, 48.0, 5, 60, 60, rarest, rarest)
+    return Curve(SIZES, values, jackknife, halves, 48.0, 60, 60, rarest, rarest)
 
 
 def plan_of(arms, targets=()):

@@ -38,7 +38,7 @@ def planted(
     # A value is the mean of five networks, each of which differs more.
     halves = values.mean(axis=0) + np.sqrt(5) * (values - values.mean(axis=0))
     halves = np.stack([halves, halves])[None, :, None]
-    return Curve(sizes, values, jackknife, halves, 48.0, 5, patients, patients, rarest, rarest)
+    return Curve(sizes, values, jackknife, halves, 48.0, patients, patients, rarest, rarest)
 
 
 def test_least_squares_find_a_planted_law():
