@@ -126,7 +126,7 @@ def jit_step(
     state = same if state is None else state
 
     def on_mesh(*arguments: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `base.split_as_batch`
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `split_as_batch`, `packing`
             return step(*arguments)
 
     return jax.jit(

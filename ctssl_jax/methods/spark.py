@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from ctssl_jax.augment import ViewGroup
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.methods.base import Batch, Initial, Out, Progress, PyTree, TrainState, init_encoder
+from ctssl_jax.nn import packing
 from ctssl_jax.nn.active import SparseForm, encode
 from ctssl_jax.nn.decoder import SparKHead
 from ctssl_jax.nn.masked import random_mask, upsample_mask
@@ -113,8 +114,9 @@ class SparK:
             )
 
     def head(self, encoder: ResNet, channels: int) -> SparKHead:
-        """The densification and decoder that fit the encoder."""
-        return SparKHead(self.decoder_width, channels, encoder.dtype, encoder.param_dtype)
+        """The densification and decoder that fit the encoder, and the devices."""
+        dtypes = encoder.dtype, encoder.param_dtype
+        return SparKHead(self.decoder_width, channels, *dtypes, packed=packing.worthwhile())
 
     def validate_run(self, batch_size: int, slices: int) -> None:
         """Any batch and any number of slices will do."""

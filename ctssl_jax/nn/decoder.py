@@ -18,6 +18,7 @@ from ctssl_jax.nn.convolution import Conv, UpConv
 from ctssl_jax.nn.heads import torch_uniform
 from ctssl_jax.nn.masked import masked_ops, upsample_mask
 from ctssl_jax.nn.normalisation import BatchNorm
+from ctssl_jax.nn.packing import PackedConv, PackedUpConv, unpack
 
 BLOCKS = 5  # 2**5 = the encoder's stride
 
@@ -39,18 +40,24 @@ def up_kernel_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float3
 
 
 class DecoderBlock(nn.Module):
-    """Doubles the resolution: transposed convolution, then two 3x3 convolutions with BatchNorm."""
+    """Doubles the resolution: transposed convolution, then two 3x3 convolutions with BatchNorm.
+
+    Attributes:
+      packed: the map is returned as `packing` holds it, `[b, h, w, 4, o]`, with the same numbers.
+    """
 
     features: int
     dtype: Any
     param_dtype: Any
+    packed: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b H W o"]:
+    def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b *D o"]:
         """Returns the map at twice the resolution, without a final activation."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        up = PackedUpConv if self.packed else UpConv
         conv = partial(
-            Conv,
+            PackedConv if self.packed else Conv,
             kernel_size=(3, 3),
             padding=((1, 1), (1, 1)),
             use_bias=False,
@@ -58,7 +65,7 @@ class DecoderBlock(nn.Module):
             **dtypes,
         )
         norm = partial(BatchNorm, use_running_average=not train, **dtypes)
-        x = UpConv(x.shape[-1], kernel_init=up_kernel_init, name="up", **dtypes)(x)
+        x = up(x.shape[-1], kernel_init=up_kernel_init, name="up", **dtypes)(x)
         x = relu6(norm(name="bn1")(conv(x.shape[-1], name="conv1")(x)))
         return norm(name="bn2")(conv(self.features, name="conv2")(x))
 
@@ -69,12 +76,14 @@ class SparKHead(nn.Module):
     Attributes:
       width: channels at the coarsest level, halved at each of the five blocks.
       channels: of the reconstructed image.
+      packed: the last block, of few channels and many positions, is computed as `packing` has it.
     """
 
     width: int = 768
     channels: int = 1
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    packed: bool = False
 
     @nn.compact
     def __call__(
@@ -89,8 +98,10 @@ class SparKHead(nn.Module):
         for level, stage in enumerate(reversed(stages)):
             x = x + self._densify(stage, mask, level, train)
             x = DecoderBlock(self.width >> (level + 1), name=f"block{level}", **dtypes)(x, train)
-        x = DecoderBlock(self.width >> BLOCKS, name=f"block{BLOCKS - 1}", **dtypes)(x, train)
-        return Conv(
+        last = partial(DecoderBlock, packed=self.packed, name=f"block{BLOCKS - 1}", **dtypes)
+        x = last(self.width >> BLOCKS)(x, train)
+        project = PackedConv if self.packed else Conv
+        x = project(
             self.channels,
             (1, 1),
             padding=((0, 0), (0, 0)),
@@ -98,6 +109,7 @@ class SparKHead(nn.Module):
             name="proj",
             **dtypes,
         )(x)
+        return unpack(x) if self.packed else x
 
     def _densify(
         self, stage: Float[Array, "b h w c"], mask: Bool[Array, "b f f"], level: int, train: bool
