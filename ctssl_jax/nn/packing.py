@@ -22,9 +22,15 @@ from ctssl_jax.nn.convolution import UpConv, convolve
 
 
 def worthwhile() -> bool:
-    """Whether the devices of the program that is traced (`sharding.jit_step`) are TPUs."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device is not None and device.device_kind.startswith("TPU")
+    """Whether the program that is traced is for TPUs.
+
+    `sharding.jit_step` says for which devices it is, also where there are none of them
+    (`launch.compile_check`); elsewhere it is for JAX's backend.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.default_backend() == "tpu"
+    return mesh.abstract_device.device_kind.startswith("TPU")
 
 
 def unpack(x: Float[Array, "b h w 4 c"]) -> Float[Array, "b 2*h 2*w c"]:

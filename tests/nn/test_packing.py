@@ -90,17 +90,22 @@ def test_convolutions_of_odd_kernels(size):
 
 
 def test_only_programs_for_a_tpu_are_packed(monkeypatch):
-    seen = []
+    def packs():
+        assert SparK().head(ResNet(18), 1).packed is worthwhile()
+        return worthwhile()
 
     def step(state, batch, key):
-        seen.extend((worthwhile(), SparK().head(ResNet(18), 1).packed))
+        seen.append(packs())
         return state, batch
 
-    zero = jnp.zeros(1)
+    seen, zero = [], jnp.zeros(1)
     sharding.jit_step(step, sharding.make_mesh(jax.devices()[:1]))(zero, zero + 1, zero)
-    assert not worthwhile()
-    for kind, packed in (("NVIDIA H200", False), ("TPU v5 lite", True), ("TPU v5", True)):
-        mesh = SimpleNamespace(abstract_device=SimpleNamespace(device_kind=kind))
+    assert [*seen, packs()] == [False, False]
+    for backend in ("gpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert packs() is (backend == "tpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    for kind in ("NVIDIA H200", "TPU v5 lite", "TPU v6 lite", "TPU v5"):
+        mesh = SimpleNamespace(empty=False, abstract_device=SimpleNamespace(device_kind=kind))
         monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda mesh=mesh: mesh)
-        assert worthwhile() is SparK().head(ResNet(18), 1).packed is packed
-    assert seen == [False, False]
+        assert packs() is kind.startswith("TPU")
