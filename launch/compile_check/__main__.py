@@ -106,8 +106,15 @@ def compile_step(config: PretrainConfig, chips: Sequence[Any]) -> Cost:
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(program.init, key)
     batch = batch_shapes(config)
-    # XLA counts a program before it is split on the CPU's client, TPU's compiler after.
-    written: Any = jax.jit(program.step).lower(state, batch, key).cost_analysis()
+
+    def flops() -> float:
+        # XLA counts a program before it is split on the CPU's client, TPU's compiler after.
+        lowered: Any = jax.jit(program.step).lower(state, batch, key)
+        return lowered.cost_analysis()["flops"]
+
+    plain = flops()
+    with jax.sharding.use_abstract_mesh(sharding.make_mesh(chips[:1]).abstract_mesh):
+        written = flops()
     mesh = sharding.make_mesh(chips)
     shardings = sharding.state_shardings(state, mesh, config.shard_state)
     step: Any = sharding.jit_step(program.step, mesh, shardings)
@@ -128,7 +135,8 @@ def compile_step(config: PretrainConfig, chips: Sequence[Any]) -> Cost:
         cost["flops"],
         cost["bytes accessed"],
         compiled.read(built.as_text()),
-        written["flops"],
+        written,
+        plain,
         time.monotonic() - began,
     )
 

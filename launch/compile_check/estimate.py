@@ -50,7 +50,12 @@ class Slice(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What the compiler says of one chip's program, and the whole program's FLOPs as written."""
+    """What the compiler says of one chip's program, and the whole program's FLOPs as written.
+
+    Attributes:
+      written_flops: of all chips together, in the form that is for a TPU.
+      plain_flops: the same without the zeros that this form multiplies (`nn.packing`).
+    """
 
     arguments: int  # bytes, as the next four
     outputs: int
@@ -60,7 +65,8 @@ class Cost(NamedTuple):
     flops: float
     bytes_accessed: float
     work: compiled.Work
-    written_flops: float  # of all chips together
+    written_flops: float
+    plain_flops: float
     seconds: float  # that compiling took
 
     @property
@@ -95,7 +101,7 @@ def estimate(where: Slice, cost: Cost, batch_size: int) -> Estimate:
         transfer += one.times * one.sent(chips) / chip.ici
         latency += one.times * HOP_SECONDS * hops(where.sides, one.devices or chips)
     step = compute + transfer + latency
-    mfu = cost.written_flops / (chips * chip.flops * step)
+    mfu = cost.plain_flops / (chips * chip.flops * step)
     return Estimate(compute, transfer, latency, step, batch_size / step, mfu)
 
 
@@ -111,6 +117,7 @@ def summary(where: Slice, cost: Cost, batch_size: int) -> dict[str, Any]:
         },
         "flops": cost.flops,
         "flops_written": cost.written_flops,
+        "flops_plain": cost.plain_flops,
         "times_its_share": cost.flops * where.chips / cost.written_flops,
         "bytes_accessed": cost.bytes_accessed,
         "collectives": {

@@ -184,6 +184,7 @@ def cost(gib=1.0, **changes):
         "bytes_accessed": 1e10,
         "work": work,
         "written_flops": 16e12,
+        "plain_flops": 12e12,
         "seconds": 60.0,
     }
     return Cost(**{**values, **changes})
@@ -196,7 +197,7 @@ def test_time_is_cycles_and_bytes_and_hops():
     assert found.latency == pytest.approx((2 * (2 + 2) + 10 * 2) * 1e-6)
     assert found.step == pytest.approx(found.compute + found.transfer + found.latency)
     assert found.images_per_second == pytest.approx(512 / found.step)
-    assert found.mfu == pytest.approx(16e12 / (16 * 197e12 * found.step))
+    assert found.mfu == pytest.approx(12e12 / (16 * 197e12 * found.step))
 
 
 def test_one_chip_waits_for_none():
