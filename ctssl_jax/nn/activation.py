@@ -4,7 +4,8 @@
 copies a residual block's last ReLU, with all that leads to it, into everything that reads it, and
 so the sums of a whole stage into every weight gradient. A selection reads two arrays and is kept:
 ResNet-50's forward and backward pass at 96 px takes 0.65 of the time (two CPU cores, jaxlib
-0.10.2). Elsewhere the two are the same.
+0.10.2). Elsewhere the two are the same. Derivatives look at the result, which the next convolution
+keeps anyway, and not at x, which would be kept for them alone.
 """
 
 import jax
@@ -18,7 +19,7 @@ def relu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
     return jnp.where(x <= 0, 0, x)
 
 
-relu.defjvps(lambda g, _, x: jnp.where(x > 0, g, 0))
+relu.defjvps(lambda g, y, _: jnp.where(y > 0, g, 0))
 
 
 @jax.custom_jvp
@@ -27,4 +28,4 @@ def relu6(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
     return jnp.where(x <= 0, 0, jnp.where(x >= 6, 6, x))
 
 
-relu6.defjvps(lambda g, _, x: jnp.where((x > 0) & (x < 6), g, 0))
+relu6.defjvps(lambda g, y, _: jnp.where((y > 0) & (y < 6), g, 0))

@@ -1,7 +1,9 @@
 """BatchNorm, with statistics over the batch, over visible positions, or over parts of the batch.
 
 Source: Ioffe and Szegedy 2015; momentum and epsilon are torch's. The gradient is written out: left
-to differentiate the statistics, XLA reads and writes each map about twice as often.
+to differentiate the statistics, XLA reads and writes each map about twice as often. Its last
+operation reads two maps: if it read one and a factor, XLA's CPU backend would compute it anew for
+each convolution that reads it.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,10 +60,11 @@ def _backward(saved: Any, gradients: Normalised) -> tuple[Array, Array, Array, N
     shift = g.sum(axes, keepdims=True)
     tilt = (g * centred).sum(axes, keepdims=True) * inverse
     count: Any = x[0].size // x.shape[-1] if mask is None else mask.sum(axes, keepdims=True)
-    of_statistics = (shift + centred * (inverse * tilt)) / count
+    factor = inverse * scale
+    of_statistics = centred * (factor * inverse * tilt / count) + factor * shift / count
     if mask is not None:
         of_statistics = jnp.where(mask, of_statistics, 0)
-    dx = (g - of_statistics) * (inverse * scale)
+    dx = g * factor - of_statistics
     parts = (tilt.reshape(-1, len(scale)), shift.reshape(-1, len(scale)))
     dscale, dbias = (part.sum(axis=0) for part in parts)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype), None
