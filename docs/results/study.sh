@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The second study as it was run: bash docs/results/study.sh prepare|first|second|third|rates|all|horizon|frozen
+# The second study as it was run: bash docs/results/study.sh prepare|first|second|third|rates|fourth|horizon|frozen
 #
 # From a checkout with its environment in .venv. SOURCE holds the public sets (lidc-crops, nodules with
 # labels.csv of the columns case, label and patient, ct-ich, organs.npz, head-ct), DATA and RUNS are written. What is done is kept: repeat a
@@ -125,13 +125,15 @@ case ${1:-} in
       scratch=true
       if [ $seed = 2 ]; then scratch=false; fi # is there
       nodules $seed 'spark moco' $scratch 16 3e-4 ''
-      head_ct $seed 'spark moco' true
-      ich $seed 'spark moco' true
     done ;;
   rates) for seed in 2 3 4; do
-      for rate in 1e-4 1e-3; do nodules $seed 'spark moco' true 16 $rate "-$rate"; done
+      for rate in 1e-4 1e-3; do nodules $seed spark true 16 $rate "-$rate"; done
     done ;;
-  all) for seed in 2 3 4; do nodules $seed 'spark moco' true all 3e-4 ''; done ;; # not run yet
+  fourth) for seed in 2 3 4; do # not run yet; after third
+      head_ct $seed 'spark moco' true
+      ich $seed 'spark moco' true
+      nodules $seed 'spark moco' true all 3e-4 ''
+    done ;;
   horizon) for method in spark moco; do pretrain $method 0 8 $method-long; done ;;
   frozen) frozen ;;
   *) sed -n 2,6p "$0" && exit 2 ;;
