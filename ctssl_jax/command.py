@@ -162,6 +162,8 @@ def for_user(error: Exception, several: bool) -> UserError | None:
         return error
     import jax  # late: a mistyped flag is answered at once
 
+    from ctssl_jax.hosts import memory
+
     if isinstance(error, OSError) and error.errno is not None:
         of = "" if error.errno in DISK_ERRORS or not error.filename else f" ({error.filename})"
         return StorageError(
@@ -174,8 +176,7 @@ def for_user(error: Exception, several: bool) -> UserError | None:
         text = one_line(error)[:200]
         if "RESOURCE_EXHAUSTED" in text:
             return ConfigError(
-                "the devices' memory is too small for this config: set encoder.remat_stages, "
-                f"accumulate or shard_state, or a smaller batch_size ({text})"
+                f"the devices' memory is too small for this config: {memory.what_helps()} ({text})"
             )
         if several:
             return DeviceError(f"the processes lost touch ({text}): repeat the command")

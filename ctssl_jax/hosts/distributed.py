@@ -66,8 +66,8 @@ def require_devices() -> None:
     """Starts JAX's devices.
 
     Raises:
-      DeviceError: there are none of the wanted kind, or there is a GPU that JAX does not use though
-        nothing asks for the CPU.
+      DeviceError: there are none of the wanted kind, or nothing asks for the CPU and JAX uses no
+        GPU, though one is there or JAX was installed for one.
     """
     import jax
 
@@ -80,11 +80,24 @@ def require_devices() -> None:
         ) from None
     asked = "cpu" in (getattr(jax.config, "jax_platforms", "") or "")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    gpus = platform.gpus_of_nvidia()
-    if gpus and jax.default_backend() == "cpu" and not (asked or hidden):
+    if jax.default_backend() != "cpu" or asked or hidden:
+        return
+    gpus, plugins = platform.gpus_of_nvidia(), platform.gpu_plugins()
+    otherwise = "or set JAX_PLATFORMS=cpu in the environment to go without"
+    if gpus and not plugins:
         raise DeviceError(
             f"{len(gpus)} NVIDIA GPUs are here and JAX uses none of them: pip install "
-            "'ctssl_jax[cuda]', or set JAX_PLATFORMS=cpu in the environment to go without"
+            f"'ctssl_jax[cuda]', {otherwise}"
+        )
+    if plugins:
+        mend = (
+            f"{len(gpus)} are here, whose driver may be too old (nvidia-smi says which it is)"
+            if gpus
+            else "hand one in (docker run --gpus=all, sbatch --gres=gpu:1)"
+        )
+        raise DeviceError(
+            f"JAX for GPUs is installed ({', '.join(plugins)}) and reaches none: {mend}, "
+            f"{otherwise}"
         )
 
 

@@ -25,6 +25,12 @@ def gpus_of_nvidia() -> list[str]:
     return sorted(path.name for path in DEVICE_FILES.glob("nvidia[0-9]*"))
 
 
+def gpu_plugins() -> list[str]:
+    """What JAX has been given for GPUs, such as xla_cuda12."""
+    found = importlib.metadata.entry_points(group="jax_plugins")
+    return sorted(one.name for one in found if one.name.startswith(("xla_cuda", "xla_rocm")))
+
+
 def use_huge_pages() -> None:
     """Starts the program anew with huge pages for malloc, where Linux gives them to who asks.
 

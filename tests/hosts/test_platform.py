@@ -1,12 +1,15 @@
-"""Huge pages: the program starts anew once, with the same words, or not at all."""
+"""Huge pages: the program starts anew once, with the same words, or not at all. GPUs not used."""
 
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 
-from ctssl_jax.hosts import platform
+from ctssl_jax.errors import DeviceError
+from ctssl_jax.hosts import distributed, platform
 
 SCRIPT = """
 import os, pathlib, sys
@@ -55,28 +58,56 @@ def test_program_goes_on_where_there_is_nothing_to_gain(monkeypatch, enabled, co
     assert os.environ["GLIBC_TUNABLES"] == tunables
 
 
-@pytest.mark.parametrize(
-    ("platforms", "visible", "refused"),
-    [("", None, True), ("cpu", None, False), ("cuda,cpu", None, False), ("", "", False)],
-)
-def test_a_gpu_that_is_not_used_is_an_error(monkeypatch, tmp_path, platforms, visible, refused):
-    from types import SimpleNamespace
-
+@pytest.fixture
+def gpus(monkeypatch, tmp_path):
+    """No GPU, none asked for and no CPU either; returns how many there shall be and who knows."""
     import jax
 
-    from ctssl_jax.errors import DeviceError
-    from ctssl_jax.hosts import distributed
+    def there_are(count, plugins=(), platforms=""):
+        for number in range(count):
+            (tmp_path / f"nvidia{number}").touch()
+        known = [EntryPoint(name, f"jax_plugins.{name}", "jax_plugins") for name in plugins]
+        monkeypatch.setattr(platform.importlib.metadata, "entry_points", lambda group: known)
+        monkeypatch.setattr(jax, "config", SimpleNamespace(jax_platforms=platforms))
 
+    (tmp_path / "nvidiactl").touch()  # a driver without a GPU
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(platform, "DEVICE_FILES", tmp_path)
+    return there_are
+
+
+@pytest.mark.parametrize(
+    ("count", "plugins", "line"),
+    [
+        (1, [], "1 NVIDIA GPUs are here and JAX uses none of them: pip install"),
+        (2, ["xla_cuda12"], "(xla_cuda12) and reaches none: 2 are here, whose driver"),
+        (0, ["xla_cuda12"], "(xla_cuda12) and reaches none: hand one in (docker run --gpus=all"),
+        (0, ["xla_rocm7", "other"], "(xla_rocm7) and reaches none: hand one in"),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_an_error(gpus, count, plugins, line):
+    gpus(count, plugins)
+    with pytest.raises(DeviceError) as refused:
+        distributed.require_devices()
+    assert line in str(refused.value)
+    assert str(refused.value).endswith("or set JAX_PLATFORMS=cpu in the environment to go without")
+
+
+@pytest.mark.parametrize(
+    ("count", "plugins", "platforms", "visible"),
+    [
+        (0, [], "", None),
+        (0, ["libtpu"], "", None),
+        (1, [], "cpu", None),
+        (1, ["xla_cuda12"], "cuda,cpu", None),
+        (0, ["xla_cuda12"], "cpu", None),
+        (1, ["xla_cuda12"], "", ""),
+    ],
+)
+def test_without_a_gpu_or_where_the_cpu_is_asked_for_it_goes_on(
+    monkeypatch, gpus, count, plugins, platforms, visible
+):
+    gpus(count, plugins, platforms)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(platform, "DEVICE_FILES", tmp_path)
-    monkeypatch.setattr(jax, "config", SimpleNamespace(jax_platforms=platforms))
-    (tmp_path / "nvidiactl").touch()
-    distributed.require_devices()  # a driver without a GPU
-    (tmp_path / "nvidia0").touch()
-    if not refused:
-        distributed.require_devices()
-        return
-    with pytest.raises(DeviceError, match=r"1 NVIDIA GPUs are here and JAX uses none of them"):
-        distributed.require_devices()
+    distributed.require_devices()
