@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ctssl_jax import command
+from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import memory
 
 SHAPE = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
@@ -49,3 +51,20 @@ def test_too_much_is_a_warning(monkeypatch, there, warnings):
 
 def test_of_what_is_not_compiled_nothing_is_told():
     assert memory.in_words(lambda x, y: x @ y, SHAPE, SHAPE) == []
+
+
+@pytest.mark.parametrize(("backend", "helps"), [("cpu", False), ("gpu", True), ("tpu", True)])
+def test_what_runs_out_of_memory_names_settings_that_help_on_its_device(
+    monkeypatch, backend, helps
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(memory, "there", lambda: 1)
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+    told = command.for_user(error, several=False)
+    assert isinstance(told, ConfigError)
+    for line in (str(told), memory.in_words(step(), SHAPE, SHAPE)[-1]):
+        assert "a smaller batch_size" in line
+        assert "for a pre-training also accumulate" in line
+        assert ("encoder.remat_stages" in line) == helps
+        assert ("shard_state" in line) == helps
+    assert "allocating 8 bytes" in str(told)
