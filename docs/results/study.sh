@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The second study as it was run: bash docs/results/study.sh prepare|first|second|third|rates|fourth|horizon|frozen
+# The second study as it was run: bash docs/results/study.sh prepare|first|second|third|rates|fourth|fifth|horizon|frozen
 #
 # From a checkout with its environment in .venv. SOURCE holds the public sets (lidc-crops, nodules with
 # labels.csv of the columns case, label and patient, ct-ich, organs.npz, head-ct), DATA and RUNS are written. What is done is kept: repeat a
@@ -129,10 +129,15 @@ case ${1:-} in
   rates) for seed in 2 3 4; do
       for rate in 1e-4 1e-3; do nodules $seed spark true 16 $rate "-$rate"; done
     done ;;
-  fourth) for seed in 2 3 4; do # not run yet; after third
+  fourth) for seed in 2 3 4 0 1; do # question 2; encoders are made again where those of second and third are gone
+      methods='spark moco'
+      if [ $seed -lt 2 ]; then methods=spark; fi
+      for method in $methods; do pretrain "$method" $seed 4 "$method-$seed"; done
+      nodules $seed "$methods" true all 3e-4 ''
+    done ;;
+  fifth) for seed in 2 3 4; do # not run yet; after fourth
       head_ct $seed 'spark moco' true
       ich $seed 'spark moco' true
-      nodules $seed 'spark moco' true all 3e-4 ''
     done ;;
   horizon) for method in spark moco; do pretrain $method 0 8 $method-long; done ;;
   frozen) frozen ;;
