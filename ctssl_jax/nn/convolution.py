@@ -143,10 +143,7 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b H W o"]:
         """Returns the map at twice the resolution."""
-        kernel = self.param(
-            "kernel", self.kernel_init, (4, 4, x.shape[-1], self.features), self.param_dtype
-        )
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
+        kernel, bias = self.parameters(x.shape[-1])
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         # Output 2m reads inputs m-1, m through taps 3, 1; output 2m+1 reads m, m+1 through 2, 0.
         taps = kernel.reshape(2, 2, 2, 2, *kernel.shape[2:])[::-1, ::-1, ::-1, ::-1]
@@ -162,6 +159,13 @@ class UpConv(nn.Module):
         y = jnp.stack(rows, axis=2)  # b h 2 w 2 o
         b, h, _, w, _, o = y.shape
         return y.reshape(b, 2 * h, 2 * w, o) + bias
+
+    def parameters(self, channels: int) -> tuple[Float[Array, "4 4 i o"], Float[Array, " o"]]:
+        """Kernel and bias for an input of so many channels; for use within `__call__`."""
+        sizes = (4, 4, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, sizes, self.param_dtype)
+        zeros = nn.initializers.zeros_init()
+        return kernel, self.param("bias", zeros, (self.features,), self.param_dtype)
 
 
 def kaiming_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:

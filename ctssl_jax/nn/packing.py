@@ -77,9 +77,7 @@ class PackedUpConv(UpConv):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w 4 o"]:
         """Returns the packed map, of as many squares as x has positions."""
-        sizes = (4, 4, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, sizes, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
+        kernel, bias = self.parameters(x.shape[-1])
         # Input row m goes through `tap` to output row 2m - 1 + tap.
         away, row, out, tap = np.ogrid[-1:2, :1, :2, :4]
         y = _convolve(x[..., None, :], kernel, 2 * away + row == out + 1 - tap, self.dtype)
