@@ -1,12 +1,13 @@
 """Both waves of the second study together: each arm minus scratch, and SparK minus each other.
 
-    python docs/results/both_waves.py WAVE [WAVE ...] [--task=nodules-1e-3]
+    python docs/results/both_waves.py WAVE [WAVE ...] [--task=nodules-1e-3] [--patients=all]
 
 WAVE: a folder of run folders, as `second.tar.xz` and `second_wave.tar.xz` unpack. Within a wave the
 runs of a seed share their subset of patients, so that an arm is set beside another's run of that
-seed: AUC of nodules with 16 patients, averaged over the folds. The interval is Student's t over the
-pre-trainings, which holds the luck of pre-training, of fine-tuning and of the subset, and not that
-of the test patients, who are the same throughout. The plan did not have it at first: see its foot.
+seed: AUC of nodules with 16 patients, or with all, averaged over the folds. The interval is
+Student's t over the pre-trainings, which holds the luck of pre-training, of fine-tuning and of the
+subset, and not that of the test patients, who are the same throughout. The plan did not have it at
+first: see its foot.
 """
 
 import argparse
@@ -24,13 +25,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("waves", nargs="+", type=Path, metavar="WAVE")
     parser.add_argument("--task", default="nodules", help="another than nodules at the rate 3e-4")
+    parser.add_argument("--patients", default="16", choices=("16", "all"))
     asked = parser.parse_args()
+    count = 0 if asked.patients == "all" else int(asked.patients)
     found: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, wave in enumerate(asked.waves):
         for run in find_runs([wave]):
             if run.kind != "fine-tuning" or run.problem:
                 continue
-            if (run.config["task"], run.config["count"]) == (asked.task, 16):
+            if (run.config["task"], run.config["count"]) == (asked.task, count):
                 place = number, run.config["seed"]
                 found[run.config["arm"]][place].append(run.results["test"]["auc"])
     others = sorted(found.keys() - {"scratch", "spark"})
