@@ -38,7 +38,7 @@ def there() -> int | None:
 
 
 def what_helps() -> str:
-    """Which settings make a step smaller, the mildest first where there are several."""
+    """Which settings make a step smaller on the devices at hand."""
     pretraining = "for a pre-training also accumulate"
     # The CPU's compiler computes the kernels' gradients last, so that recomputing saves 6 % there.
     if jax.default_backend() == "cpu":

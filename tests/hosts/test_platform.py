@@ -1,4 +1,4 @@
-"""Huge pages: the program starts anew once, with the same words, or not at all. GPUs not used."""
+"""A program starts anew once for huge pages, or not at all; a GPU that it does not use is told."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def test_program_goes_on_where_there_is_nothing_to_gain(monkeypatch, enabled, co
 
 @pytest.fixture
 def gpus(monkeypatch, tmp_path):
-    """No GPU, none asked for and no CPU either; returns how many there shall be and who knows."""
+    """Sets how many GPUs are here, which plugins JAX has for them and what is asked for."""
     import jax
 
     def there_are(count, plugins=(), platforms=""):
