@@ -135,10 +135,9 @@ case ${1:-} in
       for method in $methods; do pretrain "$method" $seed 4 "$method-$seed"; done
       nodules $seed "$methods" true all 3e-4 ''
     done ;;
-  fifth) for seed in 2 3 4; do # not run yet; after fourth
-      head_ct $seed 'spark moco' true
-      ich $seed 'spark moco' true
-    done ;;
+  fifth) for seed in 2 3 4 0 1; do pretrain spark $seed 4 spark-$seed; done # made again where those of fourth are gone
+    for seed in 2 3 4 0 1; do head_ct $seed spark true; done
+    for seed in 2 3 4 0 1; do ich $seed spark true; done ;;
   horizon) for method in spark moco; do pretrain $method 0 8 $method-long; done ;;
   frozen) frozen ;;
   *) sed -n 2,6p "$0" && exit 2 ;;
