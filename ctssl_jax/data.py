@@ -16,6 +16,7 @@ what. So an iterator's whole state is `{"next_index": step}`.
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,8 @@ class DataConfig:
       accept_leakage: run although test data was seen; every result says so.
       canvas: every slice is brought to so many pixels a side before batching.
       transpose: rows and columns change places (the paper's reader of 2-D images).
-      num_threads: that read ahead, each a batch; a run may be resumed with another number.
+      num_threads: that read ahead, each a batch; 0 is one a core, as many as `prefetch` at most. A
+        run may be resumed with another number.
       prefetch: batches read ahead; a run may be resumed with another number.
     """
 
@@ -62,8 +64,8 @@ class DataConfig:
     accept_leakage: bool = False
     canvas: int = 512
     transpose: bool = False
-    num_threads: int = dataclasses.field(default=2, metadata={"elastic": True})
-    prefetch: int = dataclasses.field(default=4, metadata={"elastic": True})
+    num_threads: int = dataclasses.field(default=0, metadata={"elastic": True})
+    prefetch: int = dataclasses.field(default=8, metadata={"elastic": True})
 
     def validate(self) -> None:
         """Raises ConfigError that names the field and its value."""
@@ -72,9 +74,13 @@ class DataConfig:
             self,
             "data",
             canvas=(self.canvas >= SMALLEST, f"{SMALLEST} or more"),
-            num_threads=(self.num_threads >= 1, "1 or more"),
+            num_threads=(self.num_threads >= 0, "0 (one a core) or more"),
             prefetch=(self.prefetch >= max(1, self.num_threads), threads),
         )
+
+    def threads(self) -> int:
+        """How many threads read on this machine."""
+        return self.num_threads or min(os.cpu_count() or 1, self.prefetch)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +108,8 @@ class Records:
             return len(self._source)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.__getitems__([row])[0]
+        with self._readable():
+            return self._source[row]
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
         with self._readable():
@@ -428,9 +435,9 @@ def share_of(batch_size: int, process_index: int, process_count: int) -> slice:
 
 
 def read_ahead(batches: grain.MapDataset, data: DataConfig) -> grain.IterDataset:
-    """Batches as an iterator that reads ahead, in `data.num_threads`."""
+    """Batches as an iterator that reads ahead, in `data.threads()`."""
     return batches.to_iter_dataset(
-        grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
+        grain.ReadOptions(num_threads=data.threads(), prefetch_buffer_size=data.prefetch)
     )
 
 
@@ -438,8 +445,9 @@ def _load(source: Records, rows: Int[np.ndarray, " b"], data: DataConfig) -> Bat
     """Image and label of the given rows; zeros and -1 where the row is -1."""
     label = np.full(len(rows), -1, np.int32)
     image = np.zeros((len(rows), data.canvas, data.canvas), np.int16)
-    filled = np.flatnonzero(rows >= 0)
-    for place, record in zip(filled, source.__getitems__(rows[filled].tolist()), strict=True):
+    for place in np.flatnonzero(rows >= 0):
+        # One at a time, so that the memory of one record serves all.
+        record = source[int(rows[place])]
         image[place] = on_canvas(record["image"], data)
         label[place] = record["label"]
     return {"image": image, "label": label}

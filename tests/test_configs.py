@@ -168,14 +168,14 @@ def test_what_only_says_how_a_run_is_computed_may_change_between_its_parts():
     other.log_every, other.checkpoint_every, other.picture_every = 7, 50, 0
     other.keep_checkpoints, other.encoder.remat_stages = 1, 2
     other.method = SparK(sparse=SparseForm.ACTIVE)
-    other.data.num_threads, other.data.prefetch = 1, 8
+    other.data.num_threads, other.data.prefetch = 1, 7
     ours, theirs = config_record(plain), config_record(other)
     assert (ours["hash"], ours["config"]) == (theirs["hash"], theirs["config"])
     assert theirs["elastic"] == {
         "shard_state": True,
         "hang_after_s": 60.0,
         "encoder": {"remat_stages": 2},
-        "data": {"num_threads": 1, "prefetch": 8},
+        "data": {"num_threads": 1, "prefetch": 7},
         "method": {"sparse": "active"},
         "probe": {"every": 0},
         "log_every": 7,

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -162,6 +163,15 @@ def test_threads_and_prefetch_are_those_of_the_config(dataset, monkeypatch):
     assert asked == [{"num_threads": 3, "prefetch_buffer_size": 7}]
 
 
+@pytest.mark.parametrize(
+    ("cores", "prefetch", "threads"), [(2, 8, 2), (16, 8, 8), (16, 32, 16), (None, 8, 1)]
+)
+def test_each_core_reads_unless_the_config_says_how_many(monkeypatch, cores, prefetch, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert DataConfig(prefetch=prefetch).threads() == threads
+    assert DataConfig(num_threads=3, prefetch=prefetch).threads() == 3
+
+
 def test_resume_is_bit_equal_and_the_state_is_the_step(dataset):
     whole = take(train(dataset), 9)
     with closing(iter(train(dataset))) as first:
@@ -323,7 +333,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(dataset):
     ("change", "words"),
     [
         ({"canvas": 0}, "canvas=0"),
-        ({"num_threads": 0}, "num_threads=0"),
+        ({"num_threads": -1}, "num_threads=-1"),
         ({"prefetch": 0}, "prefetch=0"),
         ({"num_threads": 5, "prefetch": 4}, "prefetch=4"),
     ],

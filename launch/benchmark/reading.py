@@ -26,7 +26,7 @@ def measure(config: PretrainConfig, repeats: int) -> tuple[dict[str, Part], Seco
     batches = iter(
         data.pretrain_batches(dataset, config.data, batch_size=config.batch_size, seed=config.seed)
     )
-    for _ in itertools.islice(batches, config.data.prefetch + config.data.num_threads):
+    for _ in itertools.islice(batches, config.data.prefetch + config.data.threads()):
         pass  # what had been read ahead
     seconds = []
     for _ in range(repeats):

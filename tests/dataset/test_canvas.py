@@ -30,8 +30,9 @@ def test_canvas_repeats_pixels_when_it_enlarges_by_a_whole_factor():
 
 def test_canvas_equals_pillow_box_for_other_sizes():
     image = np.random.default_rng(0).integers(-1024, 3000, (75, 50)).astype(np.int16)
-    want = Image.fromarray(image.astype(np.float32)).resize((32, 32), Image.Resampling.BOX)
-    np.testing.assert_array_equal(to_canvas(image, 32), np.rint(np.asarray(want)))
+    for stored in (image, image.T):
+        want = Image.fromarray(stored.astype(np.float32)).resize((32, 32), Image.Resampling.BOX)
+        np.testing.assert_array_equal(to_canvas(stored, 32), np.rint(np.asarray(want)))
 
 
 def test_canvas_leaves_a_fitting_slice_alone():
