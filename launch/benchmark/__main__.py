@@ -16,6 +16,8 @@ Parts:
   gpu         all that is worth knowing of a new device, within --minutes, without a config:
               python -m launch.benchmark gpu --minutes=10 --workdir=OUT; `gpu --help` has the rest
 
+A config of a fine-tuning that learns slices is measured with all layers learning.
+
 All but `reading` and `startup` take random slices and need no data. With --out it writes a JSON
 file of every number and, of parts of the step, a picture beside it.
 """
@@ -59,7 +61,7 @@ def parse(argv: list[str]) -> tuple[Options, PretrainConfig]:
     """The command's own flags, and the config.
 
     Raises:
-      ConfigError: a wrong flag, key or value, or a config that is not of a pre-training run.
+      ConfigError: a wrong flag, key or value, or a config whose step cannot be measured.
     """
     parser = measuring.Parser("launch.benchmark", __doc__)
     known = [*parts.PARTS, "compare", "reading", "startup", "peak", "parity"]

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from ctssl_jax import flags
 from ctssl_jax.config import PretrainConfig
 from ctssl_jax.hosts import platform
+from launch import measuring
 from launch.benchmark.steps import compile_step, flops, prepare, without_augmentation
 
 WARM_STEPS = 2
@@ -100,6 +101,5 @@ if __name__ == "__main__":
     platform.set_cpu_flags()
     platform.quiet_libraries()
     platform.enable_compilation_cache()
-    config = flags.parse([sys.argv[0], *arguments]).config
-    assert isinstance(config, PretrainConfig), "compare has seen to it"
+    config = measuring.step_of(flags.parse([sys.argv[0], *arguments]).config)
     serve(kind, config, sys.stdin, answers)

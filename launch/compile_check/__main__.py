@@ -228,7 +228,7 @@ def parse(argv: list[str]) -> tuple[Options, PretrainConfig]:
     """The command's own flags, and the config.
 
     Raises:
-      ConfigError: a wrong flag, key or value, or a config that is not of a pre-training run.
+      ConfigError: a wrong flag, key or value, or a config whose step cannot be measured.
     """
     parser = measuring.Parser("launch.compile_check", __doc__)
     parser.add_argument("--topology", required=True, help=f"such as {EXAMPLES}")

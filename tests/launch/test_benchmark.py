@@ -11,6 +11,7 @@ import tiny
 
 from ctssl_jax.errors import ConfigError, DataError, DeviceError, Interrupted
 from ctssl_jax.hosts import platform, sharding
+from launch import measuring
 from launch.benchmark import __main__ as benchmark
 from launch.benchmark import compare, parts, reading, startup, steps, worker
 
@@ -49,6 +50,22 @@ def test_without_augmentation_all_views_of_a_resolution_are_the_slice(name):
     for group in steps.views(config, jax.random.key(0), batch):
         np.testing.assert_allclose(group, np.broadcast_to(group[:1], group.shape), atol=1e-5)
         assert np.std(group) > 0.1
+
+
+def test_the_step_of_a_fine_tuning_is_that_of_its_method_and_optimizer():
+    config = config_of("finetune_organsmnist")
+    step = measuring.step_of(config)
+    assert (step.method.classes, step.method.view) == (2, config.method.view)
+    assert (step.encoder, step.optim, step.batch_size) == (
+        config.encoder,
+        config.optim,
+        config.batch_size,
+    )
+    step.validate()
+    assert measuring.step_of(step) is step
+    for name, words in (("finetune_cases", "Cases: of fine-tunings"), ("evaluate", "EvaluateC")):
+        with pytest.raises(ConfigError, match=words):
+            measuring.step_of(config_of(name))
 
 
 def part(run):

@@ -19,14 +19,15 @@ from ctssl_jax.augment import ViewGroup
 from ctssl_jax.config import EncoderConfig, Precision
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.interop import names
-from ctssl_jax.methods import SparK, Supervised
+from ctssl_jax.methods import Cases, SparK
 from ctssl_jax.methods.spark import reconstruction_loss
 from ctssl_jax.optim import OptimConfig, OptimizerName
+from launch import measuring
 from launch.benchmark.torch import methods as torch_methods
 from launch.benchmark.torch import spark as torch_spark
 from launch.benchmark.torch import steps as torch_steps
 
-METHODS = ["spark", "moco", "swav", "byol", "simclr"]
+METHODS = ["spark", "moco", "swav", "byol", "simclr", "finetune_organsmnist"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,7 +41,7 @@ def _one_thread():
 
 def smoke(name, **fields):
     """The smoke preset of a method, at the precision of PyTorch's steps."""
-    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    config = measuring.step_of(importlib.import_module(f"configs.{name}").get_config("smoke"))
     return dataclasses.replace(config, **{"precision": Precision.FLOAT32, **fields})
 
 
@@ -185,7 +186,7 @@ def test_a_seed_is_a_run():
         ({"precision": Precision.BFLOAT16}, "precision=bfloat16"),
         ({"accumulate": 2}, "accumulate=2"),
         ({"encoder": EncoderConfig(depth=18, remat_stages=1)}, "encoder.remat_stages=1"),
-        ({"method": Supervised(classes=2)}, "Supervised"),
+        ({"method": Cases(classes=2)}, "Cases"),
     ],
 )
 def test_what_pytorchs_steps_do_not_have_is_refused(change, words):

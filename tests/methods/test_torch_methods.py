@@ -1,4 +1,4 @@
-"""PyTorch's contrastive steps compute what ours compute, on an encoder that compiles at once.
+"""PyTorch's steps, but for SparK's, compute what ours compute, on an encoder that compiles at once.
 
 `launch.benchmark.torch.methods` against the methods: loss, gradients, one update, teacher, queue,
 prototypes.
@@ -16,12 +16,14 @@ from tiny import BATCH, METHODS, TinyEncoder
 from torch_parity import DECAY, assert_close, filled, gradients, load, optimizers, trained
 
 from ctssl_jax.interop import names
+from ctssl_jax.methods import Supervised
 from ctssl_jax.methods.base import Progress, TrainState
 from ctssl_jax.methods.moco import NO_RECORD
 from ctssl_jax.optim import OptimizerName, decay_mask
 from launch.benchmark.torch import methods as torch_methods
 
-CONTRASTIVE = ["moco", "swav", "byol", "simclr"]
+NAMES = ["moco", "swav", "byol", "simclr", "supervised"]
+CLASSES = 3
 
 
 class TorchTinyEncoder(torch.nn.Module):
@@ -49,16 +51,19 @@ def head_names(method):
     last = 3 if method != "moco" else 2
     layers = {"linear1": "0", "bn1": "1", "linear2": str(last)}
     student = method != "swav"
+    whole = {"swav": "encoder", "supervised": "network.0"}.get(method, "student.0")
 
     def name(path):
         part, *rest = path
         if part == "encoder":
-            return ("student.0." if student else "encoder.") + names.encoder_name(tuple(rest))
+            return f"{whole}.{names.encoder_name(tuple(rest))}"
         *module, layer, leaf = rest
         if layer == "prototypes":
             return "prototypes.weight"
         where = module[0] if module and not (student and module[0] == "projector") else "student.1"
         leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+        if method == "supervised":
+            return f"network.1.{leaf}"
         return f"{where}.layers.{layers[layer]}.{leaf}"
 
     return name
@@ -78,6 +83,8 @@ def small(name):
         "moco": {"bn_groups": 1},
         "swav": {"queue_epoch": 0.0, "frozen_epochs": 0.0},
     }
+    if name == "supervised":
+        return Supervised(CLASSES, (1.0, 2.0, 4.0), view=METHODS["byol"].view)
     return dataclasses.replace(METHODS[name], **changes.get(name, {}))
 
 
@@ -128,11 +135,11 @@ def start(name, method, params, stats, model):
     return aux
 
 
-@pytest.mark.parametrize("name", ["moco", "swav", "byol", "simclr"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_equals_ours(name):
     method, rng = small(name), np.random.default_rng(0)
     tolerance = TOLERANCE.get(name, 1e-9)
-    model = torch_methods.CONTRASTIVE[type(method)](method, TorchTinyEncoder()).double()
+    model = torch_methods.ON_ENCODER[type(method)](method, TorchTinyEncoder()).double()
     tx, optimizer = optimizers(OptimizerName.SGD, model, clip_norm=0.0, weight_decay_end=DECAY)
     views = tuple(
         rng.standard_normal((group.count, BATCH, group.size, group.size, 1))
@@ -149,7 +156,8 @@ def test_a_step_equals_ours(name):
         @jax.jit
         def step(params, stats, aux, views):
             state = TrainState(progress.step, params, stats, (), aux)
-            batch = {"views": views, "record": jnp.arange(BATCH, dtype=jnp.int32)}
+            rows = jnp.arange(BATCH, dtype=jnp.int32)
+            batch = {"views": views, "record": rows, "label": rows % CLASSES}
             grad = jax.value_and_grad(method.loss, argnums=1, has_aux=True)
             (loss, out), grads = grad(encoder, params, state, batch, jax.random.key(0), progress)
             updates, _ = tx.update(grads, tx.init(params), params)

@@ -158,6 +158,23 @@ class SimCLR(TorchMethod):
         return self.criterion(*self.student(views[0]).chunk(2))
 
 
+class Supervised(TorchMethod):
+    """A linear layer on the encoder's features; the labels are as many of each class."""
+
+    def __init__(self, method: methods.Supervised, encoder: Any):
+        super().__init__()
+        self.classes = method.classes
+        self.network = nn.Sequential(encoder, nn.Linear(encoder.num_features, method.classes))
+        self.criterion = nn.CrossEntropyLoss(
+            torch.tensor(method.class_weights or [1.0] * method.classes)
+        )
+
+    def forward(self, views: Views) -> Float[Tensor, ""]:
+        """Returns the cross-entropy."""
+        (image,) = views
+        return self.criterion(self.network(image), torch.arange(len(image)) % self.classes)
+
+
 def build(config: PretrainConfig) -> TorchMethod:
     """The method with fresh weights, in training mode.
 
@@ -168,16 +185,17 @@ def build(config: PretrainConfig) -> TorchMethod:
     if isinstance(method, methods.SparK):
         network = SparKNetwork(config.encoder, channels=channels, width=method.decoder_width)
         return SparK(method, network)
-    if type(method) not in CONTRASTIVE:
+    if type(method) not in ON_ENCODER:
         raise ConfigError(f"{type(method).__name__}: there is no PyTorch step of it to measure")
-    return CONTRASTIVE[type(method)](method, resnet(config.encoder, channels))
+    return ON_ENCODER[type(method)](method, resnet(config.encoder, channels))
 
 
-CONTRASTIVE: dict[type, Any] = {
+ON_ENCODER: dict[type, Any] = {
     methods.MoCo: MoCo,
     methods.SwAV: SwAV,
     methods.BYOL: BYOL,
     methods.SimCLR: SimCLR,
+    methods.Supervised: Supervised,
 }
 
 

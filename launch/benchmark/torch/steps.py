@@ -32,7 +32,7 @@ class TorchStep(NamedTuple):
 
 
 def make_step(config: PretrainConfig, *, channels_last: bool = False, seed: int = 0) -> TorchStep:
-    """The step of a pre-training config, in float32 on CPU.
+    """The step of a config, in float32 on CPU.
 
     Args:
       config: what is about data, schedules and the form of computation is not looked at.
