@@ -199,20 +199,28 @@ def _require_known_fields(argv: list[str]) -> None:
 
 
 def _require_one_of_two(config: Any, argv: list[str]) -> None:
-    """Raises `ConfigError` where a field is given that another given one takes the place of.
+    """Raises `ConfigError` where a field is given whose place another one takes.
 
-    Given its default, as in a sweep's commands, it asks for nothing.
+    Where both are given, and the former has its default, as in a sweep's commands, it asks for
+    nothing.
     """
-    given = {word.partition("=")[0] for word in argv}
-    asked = {leaf.name: leaf for leaf in leaves(config) if f"--config.{leaf.name}" in given}
-    for leaf in asked.values():
+    given = {word.partition("=")[0].removeprefix("--config.") for word in argv}
+    values = {leaf.name: leaf.value for leaf in leaves(config)}
+    for leaf in leaves(config):
         fields = {field.name: field for field in dataclasses.fields(leaf.owner)}
-        if (other := fields[leaf.field].metadata.get("replaces")) and leaf.value:
-            name = leaf.name.removesuffix(leaf.field) + other
-            if name in asked and asked[name].value != fields[other].default:
-                raise ConfigError(
-                    f"--config.{leaf.name} takes the place of --config.{name}: give one of the two"
-                )
+        other = fields[leaf.field].metadata.get("replaces")
+        name = f"{leaf.name.removesuffix(leaf.field)}{other}"
+        if not other or not leaf.value or name not in given:
+            continue
+        if leaf.name not in given:
+            raise ConfigError(
+                f"--config.{name} has no effect: {leaf.name}={leaf.value} of the config takes its "
+                f"place; change that, or give --config.{leaf.name}={fields[leaf.field].default} too"
+            )
+        if values[name] != fields[other].default:
+            raise ConfigError(
+                f"--config.{leaf.name} takes the place of --config.{name}: give one of the two"
+            )
 
 
 def closest(field: str, known: list[str]) -> str:

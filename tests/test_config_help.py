@@ -109,6 +109,29 @@ def test_a_field_that_another_takes_the_place_of_is_not_ignored(config, both, sa
         flags.parse([*asked, one])
 
 
+@pytest.mark.parametrize(
+    ("config", "typed", "place", "none"),
+    [
+        ("finetune_cases:laptop", "epochs=70", "steps=400", "steps=0"),
+        ("finetune_cases:laptop", "freeze.epochs=3", "freeze.steps=57", "freeze.steps=0"),
+        ("ablation:mine_laptop", "base.epochs=200", "base.steps=400", "base.steps=0"),
+        ("ablation:demo", "fractions=(0.02,)", "counts=(8, 24)", "counts=()"),
+    ],
+)
+def test_a_field_that_one_of_the_preset_takes_the_place_of_is_not_ignored(
+    config, typed, place, none
+):
+    asked = ["main", f"--config={config}", f"--config.{typed}"]
+    with pytest.raises(ConfigError) as told:
+        flags.parse(asked)
+    field = typed.partition("=")[0]
+    assert str(told.value) == (
+        f"--config.{field} has no effect: {place} of the config takes its place; change that, or "
+        f"give --config.{none} too"
+    )
+    flags.parse([*asked, f"--config.{none}"])
+
+
 def test_a_command_ends_with_its_code_and_one_line(capsys):
     def wrong():
         raise KeyboardInterrupt
