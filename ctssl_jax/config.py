@@ -73,7 +73,7 @@ class EncoderConfig:
     pre-training is configured with `of`, by which the method decides.
 
     Attributes:
-      depth: 18, 34, 50, 101 or 152 layers.
+      depth: 18, 34 or 50 layers.
       drop_path_rate: of the last residual block, in pre-training by SparK; falls linearly to the
         first.
       zero_init_residual: whether the last BatchNorm of a residual block starts at scale 0.

@@ -79,8 +79,12 @@ class DataConfig:
         )
 
     def threads(self) -> int:
-        """How many threads read on this machine."""
-        return self.num_threads or min(os.cpu_count() or 1, self.prefetch)
+        """How many threads read, on the cores that this process may use."""
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
+        else:  # macOS
+            cores = os.cpu_count() or 1
+        return self.num_threads or min(cores, self.prefetch)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
