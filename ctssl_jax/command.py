@@ -60,15 +60,13 @@ def run(name: str, work: Callable[[], int | None]) -> int:
 
     What a user can mend is one line on stderr, `NAME: what is wrong`, without a traceback.
     """
-    show_any_text()
+    open_streams()
     try:
         code = work() or 0
         sys.stdout.flush()  # what is still to be written fails here, not while Python ends
         return code
     except BrokenPipeError:
-        # Whoever read the output has read enough, as `head` has: what is left goes nowhere.
-        with contextlib.suppress(OSError, ValueError):  # a stdout without a file, as under pytest
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        end_output()
         return UNREAD
     except UserError as error:
         print(f"{name}: {printable(error)}", file=sys.stderr, flush=True)
@@ -103,7 +101,7 @@ def execute(
 
     platform.set_cpu_flags()
     platform.quiet_libraries()
-    show_any_text()
+    open_streams()
     with contextlib.suppress(OSError, ValueError):  # a stderr without a file, as under pytest
         faulthandler.enable()  # JAX aborts when a machine is lost; the stacks say where
     workdir, cluster, lifeline = None, None, None
@@ -138,6 +136,12 @@ def execute(
             if lifeline is not None:
                 _part(lifeline)
         return 0
+    except BrokenPipeError:
+        end_output()
+        mark_ended(workdir, UNREAD)
+        if lifeline is not None:
+            leave(UNREAD)
+        return UNREAD
     except Exception as error:
         found = for_user(error, several=lifeline is not None)
         if found is None and lifeline is None:
@@ -183,11 +187,23 @@ def for_user(error: Exception, several: bool) -> UserError | None:
     return None
 
 
-def show_any_text() -> None:
-    """Names that are no UTF-8 are shown with escapes, where Python would refuse to print them."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+def open_streams() -> None:
+    """What is said can be said: any text, and nowhere where the command was started without.
+
+    Names that are no UTF-8 are shown with escapes, where Python would refuse to print them.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # else the first file that is opened would be taken for it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def end_output() -> None:
+    """Whoever read the output has read enough, as `head` has: what is left goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout without a file, as under pytest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _part(lifeline: Lifeline) -> None:

@@ -54,7 +54,7 @@ class Interrupted(Preempted):
     exit_code = 130
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, without line breaks."""
     return " ".join(str(error.args[0] if error.args else error).split())
 

@@ -8,7 +8,8 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+import traceback
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ctssl_jax import presets
 from ctssl_jax.errors import ConfigError, one_line
 from ctssl_jax.hosts.cluster import Cluster, find_cluster
 
+NO_CONFIG = "its get_config must return a config, as those of `configs` do"
 MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
 
 
@@ -81,22 +83,31 @@ def parse(argv: list[str]) -> Command:
       ConfigError: an unknown flag or key, a value of the wrong type, no such file or preset.
     """
     file, _, preset = config_argument(argv).partition(":")
+    if (times := sum(map(_is_config, argv))) > 1:
+        raise ConfigError(f"--config is given {times} times: give it once")
     argv = _with_file(argv)
     try:
         values, rest = _read(argv)
     except ConfigError:
         raise
-    except MISTAKES as error:
+    except Exception as error:  # a config file is a program
+        if told := _told_by_file(error, config_argument(argv).partition(":")[0]):
+            raise ConfigError(told) from None
+        if not isinstance(error, MISTAKES):
+            raise
         _require_known_fields(argv)
         raise ConfigError(_in_words(one_line(error))) from None
     config = values.config
     if len(rest) > 1:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
+    if config is None and file:
+        raise ConfigError(f"--config={file}: {NO_CONFIG}")
     if config is None:
         raise ConfigError("no --config: --help lists those that there are")
-    _require_one_of_two(config, argv)
+    given = _given(values)
+    _require_one_of_two(config, given)
     if hasattr(config, "follow_batch"):
-        if any(word.partition("=")[0] == "--config.optim.lr" for word in argv):
+        if "optim.lr" in given:
             config.optim.lr_batch = 0  # a rate that is given stays
         config.follow_batch()
     stem = Path(file).stem + (f"-{preset}" if preset else "")
@@ -118,6 +129,42 @@ def _read(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
     if values.config is not None:
         dataclasses.fields(values.config)  # where loading failed, this raises what went wrong
     return values, rest
+
+
+def _given(values: flags.FlagValues) -> set[str]:
+    """The fields of the config that are given; raises `ConfigError` for a flag given twice.
+
+    Of a field of several values, each flag gives one more.
+    """
+    known = {f"config.{leaf.name}": leaf.value for leaf in leaves(values.config)}
+    for name in values:
+        if values[name].present > 1 and not isinstance(known.get(name), tuple):
+            raise ConfigError(f"--{name} is given {values[name].present} times: give it once")
+    given = known.keys() & {name for name in values if values[name].present}
+    return {name.removeprefix("config.") for name in given}
+
+
+def _told_by_file(error: Exception, file: str) -> str:
+    """What is wrong in a config file that raised an error, with its line; "" where it did not."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, SyntaxError) and inner.filename == file:
+            return f"{file}, line {inner.lineno}: {inner.msg}"
+        lines = [
+            number
+            for frame, number in traceback.walk_tb(inner.__traceback__)
+            if frame.f_code.co_filename == file
+        ]
+        if lines and isinstance(inner, ConfigError):
+            return str(inner)
+        if lines:
+            return f"{file}, line {lines[-1]}: {type(inner).__name__}: {one_line(inner)}"
+        if isinstance(inner, TypeError) and str(inner).startswith("get_config() "):
+            return f"--config={file}: {one_line(inner)}: it takes the preset, as in PRESET=''"
+        if isinstance(inner, TypeError) and "with a dataclass" in str(inner):
+            return f"--config={file}: {NO_CONFIG}"
+        inner = inner.__cause__ or inner.__context__
+    return ""
 
 
 def _with_file(argv: list[str]) -> list[str]:
@@ -198,13 +245,12 @@ def _require_known_fields(argv: list[str]) -> None:
             raise ConfigError(f"--config.{field}: there is no such field; {mend}")
 
 
-def _require_one_of_two(config: Any, argv: list[str]) -> None:
+def _require_one_of_two(config: Any, given: Collection[str]) -> None:
     """Raises `ConfigError` where a field is given whose place another one takes.
 
     Where both are given, and the former has its default, as in a sweep's commands, it asks for
     nothing.
     """
-    given = {word.partition("=")[0].removeprefix("--config.") for word in argv}
     values = {leaf.name: leaf.value for leaf in leaves(config)}
     for leaf in leaves(config):
         fields = {field.name: field for field in dataclasses.fields(leaf.owner)}

@@ -140,3 +140,65 @@ def test_a_command_ends_with_its_code_and_one_line(capsys):
     assert command.run("name", lambda: 3) == 3
     assert command.run("name", wrong) == 130
     assert capsys.readouterr().err == "name: interrupted: repeat the command to go on\n"
+
+
+@pytest.mark.parametrize("typed", ["-config.optim.lr=0.5", "--config.optim.lr=0.5", "flagfile"])
+def test_a_rate_that_is_given_stays_however_it_is_given(tmp_path, typed):
+    words = [typed, "--config.batch_size=128"]
+    if typed == "flagfile":
+        file = tmp_path / "flags"
+        file.write_text("--config.optim.lr=0.5\n--config.batch_size=128\n")
+        words = [f"--flagfile={file}"]
+    assert flags.parse(["main", "--config=simclr:laptop", *words]).config.optim.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config=spark:smoke", "--config=moco:smoke"],
+        ["--config=spark:smoke", "--workdir=a", "--workdir=b"],
+        ["--config=spark:smoke", "--config.batch_size=8", "--config.batch_size=16"],
+    ],
+)
+def test_a_flag_given_twice_is_refused(words):
+    name = words[-1].partition("=")[0]
+    with pytest.raises(ConfigError) as told:
+        flags.parse(["main", *words])
+    assert str(told.value) == f"{name} is given 2 times: give it once"
+
+
+def test_each_flag_of_a_field_of_several_values_gives_one():
+    words = ["--config.encoders=a", "--config.encoders=b"]
+    assert flags.parse(["main", "--config=ablation:smoke", *words]).config.encoders == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "preset", "told"),
+    [
+        ("import nothing_there\n", "", "{file}, line 1: ModuleNotFoundError: No module named"),
+        (
+            "def get_config(preset=''):\n    return 1 / 0\n",
+            "",
+            "{file}, line 2: ZeroDivisionError:",
+        ),
+        ("\ndef get_config(\n", "", "{file}, line 2: '(' was never closed"),
+        ("def get_config():\n    return 1\n", ":demo", "--config={file}: get_config() takes 0"),
+        ("def get_config(preset=''):\n    return None\n", "", "--config={file}"),
+        ("size = 1\n", "", "--config={file}: its get_config must return a config"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config(preset=''):\n"
+            "    return ConfigDict()\n",
+            "",
+            "--config={file}: its get_config must return a config",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_config_file_is_one_line(tmp_path, text, preset, told):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        flags.parse(["main", f"--config={file}{preset}"])
+    line = str(caught.value)
+    assert line.startswith(told.format(file=file))
+    assert "\n" not in line
+    assert "Traceback" not in line

@@ -1,7 +1,9 @@
 """What a user types, and the one line that answers a mistake."""
 
 import json
+import shlex
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,3 +155,18 @@ def test_json_of_the_config_is_plain():
     from ctssl_jax.config_record import to_json
 
     assert json.loads(json.dumps(to_json(config))) == to_json(config)
+
+
+def test_a_run_whose_output_nobody_reads_any_more_ends_so():
+    """As under `| head -n 1`; and where streams are closed from the start it goes on in silence."""
+    code = (
+        "import sys; from ctssl_jax import command\n"
+        "def work(config, workdir, supervisor):\n    for i in range(100_000): print(i)\n"
+        "command.end(command.execute(sys.argv, work))"
+    )
+    python = [sys.executable, "-c", code, "--config=spark:smoke", "--workdir=RUN"]
+    line = " ".join(map(shlex.quote, python))
+    script = f"{line} | head -n 1; echo ${{PIPESTATUS[0]}}; {line} >&- 2>&-; echo $?"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "141", "0"], done
+    assert done.stderr == ""
