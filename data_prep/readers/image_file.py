@@ -10,6 +10,7 @@ import SimpleITK
 from jaxtyping import Int16, Int32
 from PIL import Image, ImageOps
 
+from data_prep.readers.image_damage import DAMAGED, require_whole
 from data_prep.readers.silence import hidden_output
 from data_prep.source import Unusable, Unwanted
 
@@ -81,6 +82,7 @@ def read_stored(path: Path) -> Int32[np.ndarray, "h w"]:
             inverted = bits == 16 and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
             if _tag(image, _ORIENTATION) in _ON_ITS_SIDE:
                 raise Unusable("a TIFF that is stored on its side")
+            require_whole(path, image)
             if _is_deep_colour(image):
                 return _deep_colour(image, path)
             # Pillow turns TIFF by itself.
@@ -93,7 +95,7 @@ def read_stored(path: Path) -> Int32[np.ndarray, "h w"]:
     except Unusable:
         raise
     except Exception as error:  # Pillow raises all sorts on a damaged file
-        raise Unusable("cannot be decoded (damaged or cut off)") from error
+        raise Unusable(DAMAGED) from error
     if values.min() < -32768 or values.max() > 65535:
         raise Unusable("values beyond 16 bits")
     return (65535 - values if inverted else values).astype(np.int32)
