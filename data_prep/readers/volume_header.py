@@ -19,8 +19,9 @@ import numpy as np
 
 from data_prep.names import from_bytes
 from data_prep.readers.listing import inside
+from data_prep.readers.lost_file import not_read
 from data_prep.readers.nifti_orientation import Orientation, read_orientation
-from data_prep.source import Unusable, Unwanted
+from data_prep.source import Unusable
 
 NO_VOLUME = "no NIfTI, NRRD or MetaImage"
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -88,7 +89,7 @@ def read_header(path: Path, root: Path) -> VolumeHeader:
         root: The folder that its data file must be in, if that is another one.
 
     Raises:
-        Unwanted: If it is no volume and is not named like one.
+        Unwanted: If it is no volume, not named like one and not missed (`lost_file`).
         Unusable: If it is damaged, not one 3-D volume of numbers, larger than `MAX_BYTES`, or in
             an encoding that is not read.
     """
@@ -107,6 +108,11 @@ def read_header(path: Path, root: Path) -> VolumeHeader:
     return header
 
 
+def is_named_volume(path: str | Path) -> bool:
+    """Whether a file has the name of a volume, so that another content is a fault."""
+    return str(path).lower().endswith(SUFFIXES)
+
+
 def is_volume(path: Path) -> bool:
     """Whether a file begins like a volume. Raises OSError."""
     with open(path, "rb") as stream:
@@ -120,7 +126,7 @@ def is_volume(path: Path) -> bool:
 
 def _header(path: Path, root: Path) -> VolumeHeader:
     with open(path, "rb") as stream:
-        head = stream.read(_CHUNK if path.name.endswith(SUFFIXES) else 4096)
+        head = stream.read(_CHUNK if is_named_volume(path) else 4096)
         if head.startswith(b"NRRD000"):
             return _nrrd(path, root, head)
         if _begins_meta(head):
@@ -128,10 +134,12 @@ def _header(path: Path, root: Path) -> VolumeHeader:
         zipped = head.startswith(b"\x1f\x8b")
         if zipped:
             stream.seek(0)
-            head = _first(stream, named=path.name.endswith(SUFFIXES))
+            head = _first(stream, named=is_named_volume(path))
     if len(head) >= 348 and _byte_order(head):
         return _nifti(path, root, head, zipped)
-    raise (Unusable if path.name.endswith(SUFFIXES) else Unwanted)(NO_VOLUME)
+    if is_named_volume(path):
+        raise Unusable(NO_VOLUME)
+    raise not_read(path, NO_VOLUME)
 
 
 def _begins_meta(head: bytes) -> bool:
