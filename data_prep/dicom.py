@@ -23,6 +23,7 @@ from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
 from data_prep.readers import listing
 from data_prep.readers.dicom_header import Header, read_header
 from data_prep.readers.dicom_pixels import LOWEST_TISSUE_HU, read_pixels, to_hounsfield
+from data_prep.readers.flat_rows import FlatRows
 from data_prep.readers.hounsfield import HOUNSFIELD, SCALE_HU, Evidence, Values
 from data_prep.readers.reconstructions import Made, tell_apart
 from data_prep.readers.stack import Stack
@@ -138,6 +139,7 @@ class DicomSource:
             error = Unusable(reason)
             error.images = {number: len(header.frames) for number, header in headers.items()}
             raise error
+        yield from reader.rows.findings(next(iter(headers.values())).series)
 
     def _read_stack(
         self, series: str, places: Sequence[tuple[int, int]], reader: "_Frames"
@@ -226,6 +228,7 @@ class _Frames:
 
     def __init__(self, paths: Mapping[int, str], headers: Mapping[int, Header]):
         self.headers, self.seen, self.was_used = headers, Evidence(), False
+        self.rows = FlatRows()
         self._paths = paths
         self._number, self._frames = 0, list[bytes]()
 
@@ -235,6 +238,7 @@ class _Frames:
             self._frames = read_pixels(self._paths[number], header)
             self._number = number
         image = to_hounsfield(self._frames[frame], header, frame, self.seen)
+        self.rows.add(image)
         self.was_used = True
         return image
 

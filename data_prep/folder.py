@@ -297,14 +297,14 @@ def _each_counts(case: Case, files: Files) -> str:
 
 
 def _suspicion(paths: Sequence[str]) -> list[str]:
-    """A note that 16-bit grey values are HU plus an offset, if they look like it.
+    """A note that 16-bit grey values look like HU plus an offset, or use little of their range.
 
     Raises:
         DataError: If they look like HU cast to unsigned: as grey, air would be brighter than bone.
     """
     offset = images.suspected_offset(paths)
     if offset is None:
-        return []
+        return _narrowness(paths)
     if offset == 0:
         raise DataError(
             "--source holds 16-bit images that look like signed HU, perhaps cast to unsigned, so "
@@ -313,6 +313,18 @@ def _suspicion(paths: Sequence[str]) -> list[str]:
     return [
         f"the values look like HU + {offset}, of whose range as grey hardly anything is used: "
         f"repeat the command with --hu_offset={offset} to have them in HU"
+    ]
+
+
+def _narrowness(paths: Sequence[str]) -> list[str]:
+    """A note that 16-bit grey values use little of the fixed range that grey has."""
+    ends = images.narrow_range(paths)
+    if ends is None:
+        return []
+    return [
+        f"the 16-bit values lie within {ends[0]} to {ends[1]}, of 0 to 65535 that become the "
+        "network's input: save them stretched to that range, all by one factor, or train with "
+        "--config.intensity.mode=slice_min_max"
     ]
 
 

@@ -22,6 +22,7 @@ from data_prep.irregular import Irregular
 from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
 from data_prep.pipeline.records import to_hu
 from data_prep.readers import listing
+from data_prep.readers.flat_rows import FlatRows
 from data_prep.readers.hounsfield import NO_VALUES, Evidence, Values
 from data_prep.readers.volume import Volume, read_volume
 from data_prep.readers.volume_header import read_header
@@ -123,12 +124,14 @@ class VolumeSource:
     def _series(self, item: Item) -> str:
         return Path(item.path).relative_to(self._folder).as_posix()
 
-    def _slices(self, item: Item, volume: Volume) -> Iterator[Slice]:
-        grey = self.values is Values.GREY8
+    def _slices(self, item: Item, volume: Volume) -> Iterator[Slice | Finding]:
+        grey, rows = self.values is Values.GREY8, FlatRows()
         for index in range(len(volume.values)):
             plane = volume.plane(index)
+            image = np.rint(plane).astype(np.int16) if grey else to_hu(plane)
+            rows.add(image)
             yield Slice(
-                np.rint(plane).astype(np.int16) if grey else to_hu(plane),
+                image,
                 item.patient,
                 self._series(item),
                 index,
@@ -138,6 +141,7 @@ class VolumeSource:
                 split=item.split,
                 case=f"series {self._series(item)}",
             )
+        yield from () if grey else rows.findings(self._series(item))
 
 
 def require_values(volume: Volume, values: Values) -> None:

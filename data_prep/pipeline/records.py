@@ -121,8 +121,8 @@ def key_mark(key: bytes) -> str:
 
 
 def to_hu(values: Num[np.ndarray, "*shape"]) -> Int16[np.ndarray, "*shape"]:
-    """Rounds to whole HU in int16; NaN and all below -1024 HU is padding and becomes air."""
-    whole = np.rint(np.nan_to_num(values, nan=AIR_HU, posinf=32767, neginf=AIR_HU))
+    """Rounds to whole HU in int16; what is not finite or below -1024 HU is padding: air."""
+    whole = np.rint(np.nan_to_num(values, nan=AIR_HU, posinf=AIR_HU, neginf=AIR_HU))
     return np.clip(whole, AIR_HU, 32767).astype(np.int16)
 
 

@@ -9,10 +9,12 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from pydicom.errors import InvalidDicomError
 
+from data_prep.readers.lost_file import EMPTY, not_read
 from data_prep.source import Unusable, Unwanted
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -34,9 +36,9 @@ def open_dicom(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, bool]]:
     Whatever is raised inside becomes `Unusable`.
 
     Raises:
-        Unwanted: If it is not DICOM and not named like it.
-        Unusable: If it is named so and is empty or something else, cannot be read, is too large,
-            or lacks a preamble and a transfer syntax.
+        Unwanted: If it is not DICOM, not named like it and not missed (`lost_file`).
+        Unusable: If it is so and is empty or something else, cannot be read, is too large, or lacks
+            a preamble and a transfer syntax.
     """
     # What pydicom logs and warns of quotes values, which may name a patient.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -49,15 +51,13 @@ def open_dicom(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, bool]]:
             stream.seek(0)
             yield stream, force
     except Unwanted as error:
-        if str(error) == NOT_DICOM and is_named_dicom(path):
-            raise Unusable(_BAD_NAME if os.path.getsize(path) else "an empty file") from error
+        if str(error) == NOT_DICOM:
+            raise _not_dicom(path) from error
         raise
     except Unusable:
         raise
     except InvalidDicomError as error:
-        if is_named_dicom(path):
-            raise Unusable(_BAD_NAME) from error
-        raise Unwanted(NOT_DICOM) from error
+        raise _not_dicom(path) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Unusable("cut off or damaged (compression)") from error
     except (PermissionError, FileNotFoundError) as error:
@@ -78,6 +78,13 @@ def is_packed_dicom(path: str | os.PathLike[str]) -> bool:
             return stream.read(132)[128:] == b"DICM"
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return False
+
+
+def _not_dicom(path: str | os.PathLike[str]) -> Unusable:
+    """What to raise for a file that is not DICOM."""
+    if is_named_dicom(path):
+        return Unusable(_BAD_NAME if os.path.getsize(path) else EMPTY)
+    return not_read(Path(path), NOT_DICOM)
 
 
 @contextmanager

@@ -142,4 +142,4 @@ def _kind(path: str) -> Format:
     is_dicom = head.startswith(_DICOM_STARTS) and head[3:4] == b"\0"
     if is_dicom or dicom_file.is_named_dicom(path):
         return Format.DICOM
-    return Format.VOLUME if path.endswith(volume_header.SUFFIXES) else Format.AUTO
+    return Format.VOLUME if volume_header.is_named_volume(path) else Format.AUTO

@@ -10,6 +10,8 @@ import SimpleITK
 from jaxtyping import Int16, Int32
 from PIL import Image, ImageOps
 
+from data_prep.readers.image_damage import DAMAGED, require_whole
+from data_prep.readers.lost_file import not_read
 from data_prep.readers.silence import hidden_output
 from data_prep.source import Unusable, Unwanted
 
@@ -24,6 +26,8 @@ MAX_PIXELS = 2**26
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _MODES_8_BIT = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _DEEP_COLOUR = "16 bits and several channels: save it as 16-bit grey"
+_NO_IMAGE = "not a PNG, JPEG, TIFF or BMP image"
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 # Of TIFF 6.0. Pillow 13 scrambles uncompressed pixels that are to be turned by 90 degrees.
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
@@ -34,7 +38,7 @@ def image_bits(path: Path) -> int:
     """Returns 8 or 16, the bits of a pixel, from the header alone.
 
     Raises:
-        Unwanted: If it is no image and not named like one, or a mask.
+        Unwanted: If it is no image, not named like one and not missed (`lost_file`), or a mask.
         Unusable: If it is too large, or of a mode without a grey value.
     """
     with _opened(path) as image:
@@ -81,6 +85,7 @@ def read_stored(path: Path) -> Int32[np.ndarray, "h w"]:
             inverted = bits == 16 and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
             if _tag(image, _ORIENTATION) in _ON_ITS_SIDE:
                 raise Unusable("a TIFF that is stored on its side")
+            require_whole(path, image)
             if _is_deep_colour(image):
                 return _deep_colour(image, path)
             # Pillow turns TIFF by itself.
@@ -93,7 +98,7 @@ def read_stored(path: Path) -> Int32[np.ndarray, "h w"]:
     except Unusable:
         raise
     except Exception as error:  # Pillow raises all sorts on a damaged file
-        raise Unusable("cannot be decoded (damaged or cut off)") from error
+        raise Unusable(DAMAGED) from error
     if values.min() < -32768 or values.max() > 65535:
         raise Unusable("values beyond 16 bits")
     return (65535 - values if inverted else values).astype(np.int32)
@@ -148,6 +153,15 @@ def _tag(image: Image.Image, tag: int) -> Any:
     return tags.get(tag) if tags is not None else None
 
 
+def _begins_image(path: Path) -> bool:
+    """Whether a file begins like an image; BMP has no such beginning that texts have not, too."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(4).startswith(_STARTS)
+    except OSError:
+        return False
+
+
 def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -159,8 +173,9 @@ def _opened(path: Path) -> Image.Image:
         name = path.name.lower()
         if name.endswith(OTHER_SUFFIXES):
             raise Unusable("an image format that is not read: save it as PNG") from error
-        named = name.endswith(SUFFIXES)
-        raise (Unusable if named else Unwanted)("not a PNG, JPEG, TIFF or BMP image") from error
+        if name.endswith(SUFFIXES) or _begins_image(path):
+            raise Unusable(_NO_IMAGE) from error
+        raise not_read(path, _NO_IMAGE) from error
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise Unusable(f"more than {MAX_PIXELS} pixels")

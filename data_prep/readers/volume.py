@@ -17,7 +17,7 @@ from data_prep.names import text_path
 from data_prep.readers.silence import hidden_output
 from data_prep.readers.stack import TILT_DEGREES, Irregularity
 from data_prep.readers.volume_header import NIFTI, VolumeHeader, read_header
-from data_prep.source import Unusable, Unwanted
+from data_prep.source import NAN3, Unusable, Unwanted
 
 _CHUNK = 2**20
 # The axes of NIfTI without an orientation, in LPS: to the right, the front and the head (nifti1.h).
@@ -31,8 +31,8 @@ class Volume:
 
     Attributes:
         values: As stored.
-        spacing_mm: Slice distance, row and column spacing.
-        first_mm: Position of the first slice along the slice normal.
+        spacing_mm: Slice distance, row and column spacing; NaN if unknown.
+        first_mm: Position of the first slice along the slice normal; NaN if unknown.
         tilt_degrees: Angle between the axes of the volume and those of the patient.
         header: As read from the file.
         doubtful: Whether its reader warns of contradictions in the geometry.
@@ -50,6 +50,8 @@ class Volume:
         found, orientation = [], self.header.orientation
         if not orientation.known:
             found.append(Irregularity("orientation not known", "taken as the format's default"))
+        if not self.header.has_spacing:
+            found.append(Irregularity("spacing not known", "the header does not say it"))
         if orientation.disagreement_degrees > TILT_DEGREES:
             detail = f"{orientation.disagreement_degrees:.1f} degrees"
             found.append(Irregularity("qform and sform disagree", detail))
@@ -104,10 +106,11 @@ def read_volume(path: Path, root: Path) -> Volume:
     values = values.transpose(2 - z, 2 - y, 2 - x)
     turned = tuple(slice(None, None, int(signs[axis])) for axis in (z, y, x))
     cosine = np.abs([direction[i, axis] for i, axis in enumerate(axes)]).min()
+    known = header.has_spacing
     return Volume(
         values[turned],
-        (float(spacing[z]), float(spacing[y]), float(spacing[x])),
-        float(first @ normal),
+        (float(spacing[z]), float(spacing[y]), float(spacing[x])) if known else NAN3,
+        float(first @ normal) if known else float("nan"),
         float(np.degrees(np.arccos(min(1.0, cosine)))),
         header,
         doubtful,
@@ -191,7 +194,7 @@ def _geometry(
         raise Unusable("the geometry cannot be read")
     if header.reader == NIFTI and not header.orientation.known:
         direction = _NIFTI_AXES
-    return direction, spacing, origin, doubtful
+    return direction, spacing * header.unit_mm, origin * header.unit_mm, doubtful
 
 
 def _to_patient(

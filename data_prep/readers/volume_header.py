@@ -10,7 +10,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,8 +19,9 @@ import numpy as np
 
 from data_prep.names import from_bytes
 from data_prep.readers.listing import inside
+from data_prep.readers.lost_file import not_read
 from data_prep.readers.nifti_orientation import Orientation, read_orientation
-from data_prep.source import Unusable, Unwanted
+from data_prep.source import Unusable
 
 NO_VOLUME = "no NIfTI, NRRD or MetaImage"
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -43,6 +44,13 @@ _NRRD_TYPES = {
 _META_TYPES = {"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2"}
 _META_TYPES |= {"MET_INT": "i4", "MET_UINT": "u4", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"}
 _META_DIRECTIONS = {"TransformMatrix", "Orientation", "Rotation"}  # names of one field
+_META_RESCALE = (
+    ("ElementToIntensityFunctionSlope", 1.0),
+    ("ElementToIntensityFunctionOffset", 0.0),
+)
+# Millimetres of a unit of length; what says nothing is taken for millimetres.
+_MM = dict.fromkeys(("", "?", "???", "mm", "millimeter", "millimeters", "millimetre"), 1.0)
+_MM |= {"um": 1e-3, "µm": 1e-3, "micron": 1e-3, "cm": 10.0, "m": 1000.0}
 _PACKED = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 
 
@@ -61,6 +69,9 @@ class VolumeHeader:
         slope: A value is slope * stored + intercept.
         intercept: See slope.
         orientation: Whether it says which way its axes point, and whether it says so twice.
+        unit_mm: Millimetres of the unit of its spacing and origin, where SimpleITK takes them as
+            they stand.
+        has_spacing: Whether it says how far its voxels are apart.
     """
 
     reader: str
@@ -73,6 +84,8 @@ class VolumeHeader:
     slope: float = 1.0
     intercept: float = 0.0
     orientation: Orientation = Orientation(known=True, disagreement_degrees=0.0)
+    unit_mm: float = 1.0
+    has_spacing: bool = True
 
     @property
     def size(self) -> int:
@@ -88,7 +101,7 @@ def read_header(path: Path, root: Path) -> VolumeHeader:
         root: The folder that its data file must be in, if that is another one.
 
     Raises:
-        Unwanted: If it is no volume and is not named like one.
+        Unwanted: If it is no volume, not named like one and not missed (`lost_file`).
         Unusable: If it is damaged, not one 3-D volume of numbers, larger than `MAX_BYTES`, or in
             an encoding that is not read.
     """
@@ -107,6 +120,11 @@ def read_header(path: Path, root: Path) -> VolumeHeader:
     return header
 
 
+def is_named_volume(path: str | Path) -> bool:
+    """Whether a file has the name of a volume, so that another content is a fault."""
+    return str(path).lower().endswith(SUFFIXES)
+
+
 def is_volume(path: Path) -> bool:
     """Whether a file begins like a volume. Raises OSError."""
     with open(path, "rb") as stream:
@@ -120,7 +138,7 @@ def is_volume(path: Path) -> bool:
 
 def _header(path: Path, root: Path) -> VolumeHeader:
     with open(path, "rb") as stream:
-        head = stream.read(_CHUNK if path.name.endswith(SUFFIXES) else 4096)
+        head = stream.read(_CHUNK if is_named_volume(path) else 4096)
         if head.startswith(b"NRRD000"):
             return _nrrd(path, root, head)
         if _begins_meta(head):
@@ -128,10 +146,12 @@ def _header(path: Path, root: Path) -> VolumeHeader:
         zipped = head.startswith(b"\x1f\x8b")
         if zipped:
             stream.seek(0)
-            head = _first(stream, named=path.name.endswith(SUFFIXES))
+            head = _first(stream, named=is_named_volume(path))
     if len(head) >= 348 and _byte_order(head):
         return _nifti(path, root, head, zipped)
-    raise (Unusable if path.name.endswith(SUFFIXES) else Unwanted)(NO_VOLUME)
+    if is_named_volume(path):
+        raise Unusable(NO_VOLUME)
+    raise not_read(path, NO_VOLUME)
 
 
 def _begins_meta(head: bytes) -> bool:
@@ -223,6 +243,7 @@ def _nrrd(path: Path, root: Path, head: bytes) -> VolumeHeader:
     if start < 0:
         raise Unusable("cut off")
     known = "space directions" in fields and "space" in fields
+    units = fields.get("space units", fields.get("units", ""))
     return VolumeHeader(
         reader="NrrdImageIO",
         shape=shape,
@@ -232,7 +253,16 @@ def _nrrd(path: Path, root: Path, head: bytes) -> VolumeHeader:
         start=start,
         skip=skip,
         orientation=Orientation(known, 0.0),
+        unit_mm=_millimetres(re.findall(r'"([^"]*)"', units)[: len(shape)]),
+        has_spacing=_has_spacing(fields),
     )
+
+
+def _has_spacing(fields: Mapping[str, str]) -> bool:
+    """Whether an NRRD says how far its voxels are apart, along each of three axes."""
+    vectors = re.findall(r"\([^)]*\)", fields.get("space directions", ""))
+    told = vectors or fields.get("spacings", "").split()
+    return len(told) >= 3 and not any("nan" in length.lower() for length in told[:3])
 
 
 def _meta(path: Path, root: Path, head: bytes) -> VolumeHeader:
@@ -251,6 +281,8 @@ def _meta(path: Path, root: Path, head: bytes) -> VolumeHeader:
     if channels != 1 or fields["ElementType"] not in _META_TYPES:
         raise Unusable("not one 3-D volume of real numbers")
     big = _true(fields, "BinaryDataByteOrderMSB") or _true(fields, "ElementByteOrderMSB")
+    if any(float(fields.get(name, usual)) != usual for name, usual in _META_RESCALE):
+        raise Unusable("a rescale that hardly any reader applies: the values are not known")
     local = data.upper() == "LOCAL"
     return VolumeHeader(
         reader="MetaImageIO",
@@ -260,7 +292,18 @@ def _meta(path: Path, root: Path, head: bytes) -> VolumeHeader:
         packing="zlib" if _true(fields, "CompressedData") else "raw",
         start=match.end() if local else 0,
         orientation=Orientation(bool(_META_DIRECTIONS & set(fields)), 0.0),
+        unit_mm=_millimetres([fields.get("DistanceUnits", "")]),
+        has_spacing="ElementSpacing" in fields or "ElementSize" in fields,
     )
+
+
+def _millimetres(units: Sequence[str]) -> float:
+    """Millimetres of a unit of length, as it is said for each axis; they must agree."""
+    known = {_MM.get(unit.strip().lower()) for unit in units} or {1.0}
+    found = known.pop()
+    if known or found is None:
+        raise Unusable("units of length that are not read")
+    return found
 
 
 def _true(fields: Mapping[str, str], name: str, default: str = "False") -> bool:

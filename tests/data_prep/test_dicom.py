@@ -20,6 +20,7 @@ from data_prep.dicom import DicomSource
 from data_prep.irregular import Irregular
 from data_prep.readers import dicom_file, dicom_header, hounsfield
 from data_prep.readers.hounsfield import Values
+from data_prep.readers.lost_file import CUT_OFF, PAGE
 from data_prep.source import Rejected
 
 RNG = np.random.default_rng(0)
@@ -535,7 +536,10 @@ def test_files_without_preamble_and_files_without_syntax(tmp_path, write_ct):
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\0" * 500, b"II*\0" + bytes(200)])
 def test_what_is_not_dicom_is_a_fault_where_it_is_named_so(tmp_path, content):
     named = "named like DICOM, but it is not" if content else "an empty file"
-    names = {"a.txt": "not DICOM", "IM0001": "not DICOM", "1.2.3": "not DICOM"}
+    unnamed = {b"": "an empty file", b"<html>": PAGE, b"\0" * 500: CUT_OFF}.get(
+        content, "not DICOM"
+    )
+    names = {"a.txt": "not DICOM", "IM0001": unnamed, "1.2.3": unnamed}
     names |= dict.fromkeys(("a.dcm", "b.DCM", "c.ima", "d.dicom", "e.dcm.bz2"), named)
     for name, reason in names.items():
         (tmp_path / name).write_bytes(content)

@@ -243,6 +243,22 @@ def test_command_prints_a_table(tmp_path, capfd, key_file):
     assert json.loads((out / "manifest.json").read_text())["source_kind"] == "image"
 
 
+@pytest.mark.parametrize(
+    ("highest", "told"), [(218, True), (4095, True), (8000, True), (16383, False), (65535, False)]
+)
+def test_16_bits_of_which_little_is_used_are_noted(tmp_path, highest, told):
+    grey = RNG.uniform(0, 1, (64, 64))
+    grey[0, 0] = 0
+    for k in range(3):
+        image = (grey * highest).astype(np.uint16)
+        image[k, k] = 65535  # a dead pixel
+        save(tmp_path / f"{k}.png", image)
+    (tmp_path / "3.png").write_bytes(b"")
+    notes = [note for note in make_source(tmp_path).notes() if "65535" in note]
+    assert len(notes) == told
+    assert all("slice_min_max" in note for note in notes)
+
+
 @pytest.mark.parametrize("module", ["folder", "dicom", "volumes", "covid_ct", "hemorrhage"])
 @pytest.mark.parametrize("kind", ["missing", "empty"])
 def test_missing_and_empty_folders_are_one_line_and_code_3(tmp_path, module, kind, capfd, key_file):
