@@ -51,7 +51,7 @@ class _Found:
         placed: How many of these were looked at.
         units: The items of each unit.
         patients: The units of each patient, as in the source.
-        studies: How many files name a study and a patient.
+        studies: How many files name a study, a patient and a PatientID.
         excluded: Patients that are left out, as in the source.
         excluded_items: The numbers of their items.
         reads: What reading gave of some units, or all.
@@ -64,7 +64,7 @@ class _Found:
     placed: int
     units: dict[str, list[Item]] = field(default_factory=dict)
     patients: dict[str, set[str]] = field(default_factory=dict)
-    studies: Counter[tuple[str, str]] = field(default_factory=Counter)
+    studies: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     excluded: set[str] = field(default_factory=set)
     excluded_items: set[int] = field(default_factory=set)
     reads: list[_Read] = field(default_factory=list)
@@ -106,7 +106,10 @@ class _Found:
     @property
     def people(self) -> list[Study]:
         """What files say of their studies."""
-        return [Study(*names, files) for names, files in self.studies.items()]
+        return [
+            Study(study, patient, files, patient_id)
+            for (study, patient, patient_id), files in self.studies.items()
+        ]
 
     def losses(self) -> Losses:
         """The labelled scans that rows of a table speak of, and those nothing would be left of."""
@@ -178,7 +181,7 @@ def _look(source: Source, key: bytes, runner: Runner, excluded: frozenset[str]) 
             found.reject(Rejected.of(item.number, place).of_item(item))
             continue
         if place.study:
-            found.studies[place.study, place.patient] += 1
+            found.studies[place.study, place.patient, place.patient_id] += 1
         if pseudonym(key, place.patient) in excluded:
             found.excluded.add(place.patient)
             found.excluded_items.add(item.number)

@@ -202,6 +202,8 @@ class _Join:
         self.unlisted = list[File]()
         self.known = True  # whether the patient of each is
         self.by_table = True  # and the table says it
+        self._has_named = False  # of slices whose path names no patient
+        self._blank = 0  # the line of one of these that names none
 
     def add(self, file: File, about: str, wanted: bool) -> None:
         """Adds a file that a row speaks of.
@@ -211,11 +213,16 @@ class _Join:
         """
         entry = self._table.entries[about]
         says_itself = file.patient_known or file.is_dicom or not file.is_image
+        if file.is_dicom and file.is_image and not file.patient:
+            # Its PatientID is another name than the table has for the same person.
+            if entry.patient:
+                self._has_named = True
+            elif not self._blank:
+                self._blank = entry.line
+            if self._has_named and self._blank:
+                raise _blank_patient(self._blank, "the PatientID counts")
         if self._table.has_patients and not (entry.patient or says_itself):
-            raise DataError(
-                f"{NAME}, line {entry.line}, column patient: it is empty: fill it, or leave the "
-                "column out, and each file counts as its own patient"
-            )
+            raise _blank_patient(entry.line, "each file counts as its own patient")
         self.used.add(about)
         self.known = self.known and bool(entry.patient or says_itself)
         self.by_table = self.by_table and bool(entry.patient)
@@ -264,6 +271,13 @@ class _Join:
         patient = entry.patient or patient
         item = Item(0, path, patient, number, entry.split, None, entry.line, wanted, flaw)
         self.items.append(replace(item, case=case))
+
+
+def _blank_patient(line: int, otherwise: str) -> DataError:
+    return DataError(
+        f"{NAME}, line {line}, column patient: it is empty: fill it, or leave the column out, and "
+        f"{otherwise}"
+    )
 
 
 def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Describe) -> Labelled:
