@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,9 +17,9 @@ from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy, Study, joined, one_person_with
 from data_prep.pipeline import gate
+from data_prep.pipeline.exclude import ByName
 from data_prep.pipeline.losses import Losses
 from data_prep.pipeline.plan import require_whole_cases
-from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Inline, Pool, Runner
 from data_prep.pipeline.scan import place_all
 from data_prep.pipeline.work import OF_SEVERAL_LABELS
@@ -148,8 +148,11 @@ def dry_run(
         DataError: If the command would end without a dataset, as far as was looked.
     """
     runner: Runner = Pool(workers, seconds=READ_SECONDS) if workers else Inline()
-    found = _look(source, key, runner, excluded)
+    named = ByName(excluded, key, source, patient_by)
+    found = _look(source, runner, named)
     lines = _lines(found, bool(excluded))
+    if named.otherwise:
+        lines.append(f"  {named.otherwise:,} of them spelled otherwise than in the dataset")
     why = ""
     everyone = {name: name for name in [*found.patients, *found.excluded]}
     try:
@@ -171,7 +174,7 @@ def dry_run(
     return "\n".join([*lines, "a dataset would be made"])
 
 
-def _look(source: Source, key: bytes, runner: Runner, excluded: frozenset[str]) -> _Found:
+def _look(source: Source, runner: Runner, excluded: Container[str]) -> _Found:
     """Lists, places and reads as much as there is time for."""
     items, whole = _listed(source)
     placed = _scanned(source, runner, items)
@@ -182,7 +185,7 @@ def _look(source: Source, key: bytes, runner: Runner, excluded: frozenset[str]) 
             continue
         if place.study:
             found.studies[place.study, place.patient, place.patient_id] += 1
-        if pseudonym(key, place.patient) in excluded:
+        if place.patient in excluded:
             found.excluded.add(place.patient)
             found.excluded_items.add(item.number)
             found.unwanted[EXCLUDED] += 1

@@ -10,7 +10,7 @@ from ctssl_jax.errors import ConfigError, DataError
 from data_prep import folder
 from data_prep.folder import make_source
 from data_prep.pipeline.prepare import prepare
-from data_prep.spelling import alike, is_missing
+from data_prep.spelling import alike, is_missing, respelled
 
 KEY = b"0123456789abcdef"
 NAMES = ("a", "b", "c", "d")
@@ -253,6 +253,8 @@ def test_the_positive_class_is_the_last(tmp_path, key_file, capsys):
 )
 def test_spellings_of_one_name(first, second):
     assert alike([first, second]) == [sorted([first, second])]
+    assert first.strip() in {*respelled(second)}
+    assert second.strip() in {*respelled(first)}
 
 
 @pytest.mark.parametrize(
@@ -264,4 +266,5 @@ def test_spellings_of_one_name(first, second):
 )
 def test_names_that_are_two(first, second):
     assert alike([first, second]) == []
+    assert not {first, *respelled(first)} & {second, *respelled(second)}
     assert not is_missing(first)
