@@ -1,8 +1,9 @@
 """Labels, patients and splits of files: from sub-folders or a CSV table."""
 
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +25,10 @@ NO_LABEL = (UNLABELLED, False)
 NO_CLASS = ("in no class folder", False)
 NOT_THERE = ("listed but not there", True)
 EMPTY = ("listed, but no file is in it", True)
+MOST_TOLD = 4  # names of folders in a message
+_WORDS = "|".join(SPLITS)
+_SPLIT = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?))+")
+_SPLIT_OR_NUMBER = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?|\d+))*")
 OTHER_SPELLING = ("listed, but spelled in another way in the files", True)
 
 
@@ -95,7 +100,7 @@ def label(
         DataError: If the table or the folders are not what they should be.
     """
     if labels == "folder":
-        return _by_folder(files, root)
+        return _by_folder(files, root, identify)
     if not labels:
         items = [Item(0, file.path, file.patient) for file in files]
         return Labelled(items, patients_known=all(f.patient_known for f in files if f.is_image))
@@ -130,13 +135,16 @@ def positive_last(classes: Sequence[str], positive: str) -> list[str]:
     return [name for name in classes if name != positive] + [positive]
 
 
-def _by_folder(files: Sequence[File], root: Path) -> Labelled:
+def _by_folder(files: Sequence[File], root: Path, identify: Identify) -> Labelled:
     """Class folders, perhaps in folders of splits, or with these in them."""
     parts = {
         file.path: PurePosixPath(os.path.relpath(file.path, root)).parts[:-1] for file in files
     }
     homes = {parts[file.path][:2] for file in files if file.is_image and parts[file.path]}
     depth, split_depth = _layout(homes)
+    images = [file for file in files if file.is_image and parts[file.path]]
+    _require_classes({parts[file.path] for file in images}, depth, max(depth, split_depth) + 1)
+    _require_no_patients([(parts[f.path][depth], f.path) for f in images if f.is_dicom], identify)
     names = {home[depth] for home in homes}
     require_one_spelling(names, lambda name: f"the folder {shown(name)}")
     classes = ordered(names)
@@ -189,6 +197,75 @@ def _layout(homes: set[tuple[str, ...]]) -> tuple[int, int]:
             )
         return 0, 1
     return 0, -1
+
+
+def _require_classes(folders: Collection[tuple[str, ...]], depth: int, below: int) -> None:
+    """Checks that folders are classes, not what they are in, splits, sites or patients.
+
+    Args:
+        folders: Of the images, from the source on.
+        depth: At which the classes are.
+        below: At which folders in classes, and in their splits, are.
+
+    Raises:
+        DataError: If they cannot be, with what to do.
+    """
+    inside: dict[str, set[str]] = defaultdict(set)  # "" for images in the class folder itself
+    for folder in folders:
+        inside[folder[depth]].add(folder[below] if len(folder) > below else "")
+    within = set[str]().union(*inside.values())
+    for names, pattern in ((set(inside), _SPLIT_OR_NUMBER), (within, _SPLIT)):
+        found = {name: match for name in names if (match := pattern.fullmatch(name.casefold()))}
+        if len({SPLITS[match[1]] for match in found.values()}) > 1:
+            told = ", ".join(map(shown, sorted(found)[:MOST_TOLD]))
+            raise DataError(
+                f"--labels=folder: {told} look like splits, not classes: name these folders train, "
+                "val and test"
+            )
+    if len(inside) == 1 and within != {""}:
+        (name,) = inside
+        raise DataError(
+            f"--labels=folder: all images are in one folder, {shown(name)}, in sub-folders "
+            f"({len(within - {''})}): if these are the classes or splits, give that folder as "
+            "--source; if it is the only class, leave --labels out: one class teaches nothing"
+        )
+    homes = Counter(name for names in inside.values() for name in names)
+    repeated = min(homes.values()) > 1 and len(homes) > 1  # not patients who are numbered in each
+    named = not any(name == "" or any(map(str.isdigit, name)) for name in homes)
+    everywhere = all(names == within for names in inside.values())
+    if repeated and named and (everywhere or len(homes) < len(inside)):
+        raise DataError(
+            f"--labels=folder: the {len(inside)} folders that would be the classes have the same "
+            f"{len(homes)} sub-folders: if those are sites or patients, and these the classes, put "
+            "the classes first, as CLASS/SITE, or give a table (--labels=labels.csv)"
+        )
+
+
+def _require_no_patients(slices: Sequence[tuple[str, str]], identify: Identify) -> None:
+    """Raises DataError if each class has one PatientID of its own: then the folders are patients.
+
+    Args:
+        slices: Class and path of each.
+        identify: The identifiers of one.
+    """
+    paths: dict[str, list[str]] = defaultdict(list)
+    for name, path in slices:
+        paths[name].append(path)
+    found: dict[str, set[str]] = defaultdict(set)
+    # Of most classes, the first and the last file are of two patients: few headers are read.
+    for some in (lambda of: (of[0], of[-1]), lambda of: of[1:-1]):
+        for name, of in paths.items():
+            for path in some(of):
+                found[name].add(identify(path).get("patient", ""))
+                if len(found[name]) > 1:
+                    return
+    ids = {patient for of in found.values() for patient in of} - {""}
+    if len(ids) == len(found) > 1:
+        raise DataError(
+            f"--labels=folder: each of the {len(found)} folders that would be the classes holds "
+            "one patient alone (PatientID): if they are patients, put the classes first, as "
+            "CLASS/PATIENT, or give a table (--labels=labels.csv)"
+        )
 
 
 class _Join:

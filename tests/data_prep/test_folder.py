@@ -152,12 +152,13 @@ def test_dicom_and_volumes_may_be_mixed(tmp_path, read):
 
 
 def test_without_a_table_the_patient_of_dicom_is_in_its_header(tmp_path, read):
-    phantom.write_dicom(tmp_path / "in", patients=2, slices=3, size=32, seed=3)
+    for seed, name in enumerate(("sick", "well")):
+        phantom.write_dicom(tmp_path / "in" / name, patients=2, slices=3, size=32, seed=seed)
     manifest = run(make_source(tmp_path / "in", "folder"), tmp_path / "o")
-    assert manifest["classes"] == ["patient000", "patient001"]
+    assert manifest["classes"] == ["sick", "well"]
     assert manifest["source_kind"] == "dicom"
     found = {(r["patient"].decode(), int(r["label"])) for r in read(tmp_path / "o")}
-    assert found == {(pseudonym(KEY, f"phantom-3-{i}"), i) for i in (0, 1)}
+    assert found == {(pseudonym(KEY, f"phantom-{i}-{k}"), i) for i in (0, 1) for k in (0, 1)}
 
 
 def test_patients_of_dicom_in_two_splits_are_an_error(tmp_path):

@@ -202,6 +202,21 @@ REFUSED_FOLDERS = {
     "splits in splits": (("train/test/1", "test/train/2"), "folders of splits in folders"),
     "some in splits": (("a/train/1", "a/2", "b/train/3"), "only some of the images"),
     "no folder": (("1", "2"), "no image is in a sub-folder"),
+    "sets": (("training_set/a/1", "test_set/b/2"), "test_set, training_set look like splits"),
+    "numbered splits": (("train1/a/1", "train2/a/2", "val1/b/3"), "train1, train2, val1 look like"),
+    "sets in classes": (("a/train-data/1", "b/testset/2"), "testset, train-data look like splits"),
+    "one folder around": (("archive/a/1", "archive/b/2"), "one folder, archive, .*2"),
+    "around splits": (("x/train/a/1", "x/val/b/2"), "one folder, x, .*2"),
+    "in splits": (("train/x/a/1", "val/x/b/2"), "one folder, x, .*2"),
+    "sites": (
+        ("A/ill/1", "A/well/2", "B/ill/3", "B/well/4"),
+        "the 2 folders .* same 2 sub-folders",
+    ),
+    "sites in splits": (
+        ("train/A/ill/1", "train/A/well/2", "val/B/ill/3", "val/B/well/4"),
+        "the 2 folders .* the same 2 sub-folders",
+    ),
+    "patients": (("P/ill/1", "Q/well/2", "R/ill/3", "S/well/4"), "the 4 folders .* 2 sub-folders"),
     "two spellings": (("COVID/1", "Covid/2"), "the folder COVID; the folder Covid"),
 }
 
@@ -213,6 +228,40 @@ def test_class_folders_that_are_not_clear_are_refused(tmp_path, kind):
         image(tmp_path / f"{name}.png", number)
     with pytest.raises(DataError, match=message):
         make_source(tmp_path, "folder")
+
+
+CLEAR_FOLDERS = {
+    "patients, numbered in each class": (("a/p1/1", "a/p2/2", "b/p1/3", "b/p2/4"), ["a", "b"]),
+    "images of each class": (("a/images/1", "b/images/2"), ["a", "b"]),
+    "a folder in one class": (("a/more/1", "a/2", "b/3"), ["a", "b"]),
+    "words": (("tested/1", "trained/2"), ["tested", "trained"]),
+    "one class alone": (("a/1", "a/2"), ["a"]),
+    "scans named like splits": (("a/train_1/1", "a/valid_2/2", "b/train_3/3"), ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("kind", CLEAR_FOLDERS)
+def test_class_folders_that_are_clear_are_read(tmp_path, kind):
+    names, classes = CLEAR_FOLDERS[kind]
+    for number, name in enumerate(names):
+        image(tmp_path / f"{name}.png", number)
+    assert make_source(tmp_path, "folder").classes == classes
+
+
+def test_folders_of_patients_are_no_classes(tmp_path, write_ct):
+    def scan(home, patient):
+        for z in range(3):
+            stored = np.full((8, 8), 1000, np.uint16)
+            write_ct(tmp_path / home / f"{z}.dcm", stored, z=float(z), PatientID=patient)
+
+    scan("Doe_Jane/1", "P1")
+    scan("Roe_Richard/2", "P2")
+    with pytest.raises(DataError, match=r"each of the 2 folders .* one patient alone") as raised:
+        make_source(tmp_path, "folder")
+    assert "Doe" not in str(raised.value)
+    scan("Doe_Jane/0", "P1")
+    scan("Doe_Jane/01", "P3")  # neither its first file nor its last
+    assert make_source(tmp_path, "folder").classes == ["Doe_Jane", "Roe_Richard"]
 
 
 def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path):
