@@ -26,7 +26,17 @@ from data_prep.readers.dicom_pixels import LOWEST_TISSUE_HU, read_pixels, to_hou
 from data_prep.readers.hounsfield import HOUNSFIELD, SCALE_HU, Evidence, Values
 from data_prep.readers.reconstructions import Made, tell_apart
 from data_prep.readers.stack import Stack
-from data_prep.source import COPY, Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
+from data_prep.source import (
+    COPY,
+    COPY_OF_OTHER_LABEL,
+    Finding,
+    Item,
+    Place,
+    Rejected,
+    Slice,
+    Unusable,
+    Unwanted,
+)
 
 # What --irregular is about; see `readers/stack.py`.
 STACK = "a series with missing or repeated slices, gantry tilt, changing distances or mixed sizes"
@@ -256,6 +266,8 @@ def _require_new(first: Item, item: Item) -> None:
     if first is item:
         return
     if Path(first.path).read_bytes() == Path(item.path).read_bytes():
+        if -1 not in (first.label, item.label) and first.label != item.label:
+            raise Unusable(COPY_OF_OTHER_LABEL)
         raise Unwanted(COPY)
     raise Unusable("repeats a SOPInstanceUID with other content")
 

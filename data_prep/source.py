@@ -45,6 +45,7 @@ class Unwanted(Unusable):
     """
 
 
+COPY_OF_OTHER_LABEL = "a copy of another file, with another label"
 # By design, whoever names it: nothing is lost.
 COPY = "a copy of another file"
 UNLABELLED = "no label in --labels"

@@ -248,6 +248,8 @@ def _labels(found: _Found, of: str) -> list[str]:
 
 def _refusal(found: _Found, max_rejected: float) -> str:
     """Why there would be no dataset, as far as was looked; "" if there would be one."""
+    if why := gate.contradictions(found.faults):
+        return why
     if not found.slices:
         return gate.nothing_found(found.faults + found.unwanted)
     beyond = (
