@@ -231,14 +231,24 @@ def _parted(studies: Sequence[Study]) -> dict[str, int]:
 def _shared(of_study: Mapping[str, Collection[str]]) -> dict[str, int]:
     """How many studies have a name, of each that more have than can be one person's."""
     counts = Counter(name for names in of_study.values() for name in names)
-    few = max(FEW, MOST * len(of_study))
+    few, nobody = max(FEW, MOST * len(of_study)), nobodies(counts)
     return {
         name: number
         for name, number in counts.items()
-        if number > few or (number > 2 and len(counts) == 1) or (number > 1 and _is_nobody(name))
+        if number > few or (number > 2 and len(counts) == 1) or (number > 1 and name in nobody)
     }
 
 
-def _is_nobody(name: str) -> bool:
-    plain = spelling.key(name)
-    return plain in _NOBODY or spelling.is_missing(name)
+def nobodies(names: Iterable[str]) -> frozenset[str]:
+    """The names that are nobody's: a word for none, no letter or digit, or zeros alone.
+
+    Where others are small numbers, patients are numbered from 0.
+    """
+    keys = {name: spelling.key(name) for name in names}
+    numbered = any(re.fullmatch(r"[1-9]\d{0,2}", plain) for plain in keys.values())
+    empty = _NOBODY if numbered else _NOBODY | {"0"}
+    return frozenset(
+        name
+        for name, plain in keys.items()
+        if plain in empty or spelling.is_missing(name) or not any(map(str.isalnum, plain))
+    )

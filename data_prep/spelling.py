@@ -18,6 +18,9 @@ _LETTERS_OR_DIGITS = re.compile(r"\d+|[^\W\d_]+")
 _MOST_DIGITS = 10  # to which numbers are filled with zeros
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 
+_CUT_NUMBER = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
+_NO_NUMBER = re.compile(r"-9{2,}(\.0*)?")
+
 # What pandas, NumPy, R, Python and spreadsheets write for a value that is not there.
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "#na", "<na>", "null", "nat", "-nan", "1.#qnan", "nil"}
 
@@ -26,6 +29,16 @@ def is_missing(cell: str) -> bool:
     """Whether a cell says that there is no value. `none` is a word, `None` is Python's."""
     cell = cell.strip()
     return cell == "None" or cell.casefold() in _MISSING
+
+
+def is_cut_number(cell: str) -> bool:
+    """Whether a cell is a number as a spreadsheet shows a long one: its last digits are lost."""
+    return _CUT_NUMBER.fullmatch(cell.strip()) is not None
+
+
+def says_no_class(label: str) -> bool:
+    """Whether a label has no letter or digit, or is a number that stands for a missing one."""
+    return _NO_NUMBER.fullmatch(label) is not None or not any(map(str.isalnum, label))
 
 
 def key(name: str) -> str:

@@ -42,6 +42,11 @@ def export(tmp_path, write_ct):
 REFUSED = {
     "one PatientID for all": ([(f"1.{i}", "P1") for i in range(3)], "3 of 3 studies have the same"),
     "nobody twice": ([("1.1", "ANON"), ("1.2", "ANON"), ("1.3", "P1")], "2 of 3 studies have the"),
+    "zeros twice": (
+        [("1.1", "00000000"), ("1.2", "00000000"), ("1.3", "12345678")],
+        "2 of 3 studies have the",
+    ),
+    "a sign twice": ([("1.1", "--"), ("1.2", "--"), ("1.3", "P1")], "2 of 3 studies have the"),
     "most of them": (
         [*((f"1.{i}", "P1") for i in range(6)), ("1.8", "P2"), ("1.9", "P3")],
         "6 of 8 studies have the same",
@@ -65,6 +70,7 @@ def test_people_are_accepted():
     follow_ups = [(f"1.{i}", f"P{i // 3}") for i in range(9)]
     require_people(people(*follow_ups), [patient for _, patient in follow_ups])
     require_people(people(("1.1", "P1")), ["P1"])
+    require_people(people(("1.1", "00"), ("1.2", "00"), ("1.3", "02")), ["00", "02"])
     require_people([], ["a1", "b1", "a11"])
 
 

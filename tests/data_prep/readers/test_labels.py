@@ -69,6 +69,32 @@ BAD = {
     "outside": ("file,label\n../a.png,x\n", "line 2, column file: it is not in --source"),
     "windows": ("file,label\nC:\\a.png,x\n", "line 2, column file: it is not in --source"),
     "nothing": ("file,label\n", "no rows"),
+    **{
+        f"label {word}": (
+            f"file,label\na.png,0\nb.png,{word}\n",
+            "line 3, column label: .* no name",
+        )
+        for word in ("?", "-", ".", "--", "-99", "-999.0")
+    },
+    **{
+        f"patient {word}": (
+            f"file,label,patient\na.png,x,17\nb.png,y,{word}\nc.png,x,{word}\n",
+            message,
+        )
+        for word, message in {
+            "unknown": "line 3, column patient: unknown is nobody, and 2 rows",
+            "?": r"line 3, column patient: \? is nobody",
+            "1.23457E+11": "line 3, column patient: a spreadsheet has cut",
+        }.items()
+    },
+    "patient of zeros": (
+        "file,label,patient\na.png,x,17171\nb.png,y,00000\nc.png,x,00000\n",
+        "line 3, column patient: 00000 is nobody",
+    ),
+    "cut accession": (
+        "accession,label\n1.23457e+11,x\n",
+        "line 2, column accession: a spreadsheet",
+    ),
     "empty": ("", "no column label: its first line names nothing"),
     "label in Latin-1": ("file,label\na.png,caf\xe9\n".encode("latin-1"), "line 2, column label"),
     "spreadsheet": (b"PK\x03\x04" + bytes(100), "a spreadsheet"),
@@ -123,6 +149,12 @@ def test_a_label_that_is_not_there_is_no_class(images, tmp_path, word):
 def test_words_that_mean_something_are_classes(images):
     source = from_table(images, "file,label\na.png,none\nb.png,nano\nc.png,-1\nd.png,1\n")
     assert source.classes == ["1", "-1", "nano", "none"]
+
+
+def test_patients_may_be_numbered_from_zero_and_one_may_be_unknown(images):
+    rows = ("a.png,x,000", "b.png,y,000", "c.png,x,002", "d.png,y,unknown")
+    source = from_table(images, "\n".join(("file,label,patient", *rows)))
+    assert [item.patient for item in source.items()] == ["000", "000", "002", "unknown"]
 
 
 def test_a_table_without_any_label_gives_patients_alone(images):
