@@ -25,7 +25,9 @@ NO_LABEL = (UNLABELLED, False)
 NO_CLASS = ("in no class folder", False)
 NOT_THERE = ("listed but not there", True)
 EMPTY = ("listed, but no file is in it", True)
+SPELLED_OTHERWISE = ("its identifier is spelled in another way in --labels", True)
 MOST_TOLD = 4  # names of folders in a message
+_SUFFIX = re.compile(r"(\.[A-Za-z][A-Za-z0-9]*){1,2}$")
 _WORDS = "|".join(SPLITS)
 _SPLIT = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?))+")
 _SPLIT_OR_NUMBER = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?|\d+))*")
@@ -319,6 +321,10 @@ class _Join:
         """Adds a row that speaks of nothing that is there."""
         self._append(path, "", self._table.entries[about], True, flaw)
 
+    def misspelled(self, file: File) -> None:
+        """Adds a file whose identifier the table spells in another way."""
+        self.items.append(Item(0, file.path, file.patient, flaw=SPELLED_OTHERWISE))
+
     def beside(self, files: Sequence[File]) -> None:
         """Adds slices without a row, of series that have some."""
         self.items += [Item(0, file.path, file.patient) for file in files]
@@ -369,6 +375,12 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
         join.add(file, about, wanted=about == relative)
         if about == relative and file.is_dicom:
             homes.add(os.path.dirname(file.path))
+    spellings = {
+        spelling
+        for file in join.unlisted
+        for name in _names(os.path.relpath(file.path, root))
+        for spelling in _spellings(name)
+    }
     join.beside([f for f in join.unlisted if f.is_dicom and os.path.dirname(f.path) in homes])
     for about in table.entries:
         path = os.path.join(root, about)
@@ -377,7 +389,8 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
         if os.path.isfile(path):  # a hidden one, or a link
             join.add(describe(path), about, wanted=True)
         elif not os.path.exists(path):
-            join.lose(about, path, NOT_THERE)
+            told = OTHER_SPELLING if spellings & _spellings(about) else NOT_THERE
+            join.lose(about, path, told)
         elif not any(PurePosixPath(used).is_relative_to(about) for used in join.used):
             join.lose(about, path, EMPTY)
     return join.labelled(by_file=any(item.wanted for item in join.items))
@@ -386,6 +399,7 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
 def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify) -> Labelled:
     """Labels by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, AccessionNumber or patient."""
     join = _Join(table)
+    keys = {key(about) for about in table.entries}
     spellings, listed = set[str](), set[str]()
     beside: dict[str, list[File]] = defaultdict(list)
     for file in files:
@@ -398,6 +412,9 @@ def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify)
             join.add(file, about, wanted=table.by == "sop")
             listed.add(names.get("series", ""))
             continue
+        if about and key(about) in keys:
+            join.misspelled(file)
+            continue
         join.unlisted.append(file)
         if table.by == "sop" and about:
             beside[names.get("series", "")].append(file)
@@ -407,6 +424,11 @@ def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify)
         if about not in join.used:
             join.lose(about, "", OTHER_SPELLING if key(about) in spellings else NOT_THERE)
     return join.labelled(by_file=table.by == "sop")
+
+
+def _spellings(name: str) -> set[str]:
+    """What other spellings of a file's name share with it, among them those without a suffix."""
+    return {key(name), key(_SUFFIX.sub("", name))}
 
 
 def _names(relative: str) -> Iterator[str]:

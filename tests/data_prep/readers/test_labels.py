@@ -185,6 +185,39 @@ def test_what_a_table_names_is_wanted(images, tmp_path):
         prepare(source, tmp_path / "again", key=KEY, fractions={"train": 1.0}, max_rejected=0.5)
 
 
+@pytest.mark.parametrize(
+    ("there", "row"),
+    [
+        ("bu\u0308ck.png", "b\u00fcck.png"),
+        ("a1.PNG", "a1.png"),
+        ("a1.png", "a1"),
+        ("001.png", "1.png"),
+        ("c1.nii.gz", "c1"),
+        ("P-01/a.png", "p1/a.png"),
+    ],
+)
+def test_a_file_that_a_table_spells_otherwise_is_said_to_be(tmp_path, there, row):
+    image(tmp_path / "in" / "right.png", 1)
+    (tmp_path / "in" / there).parent.mkdir(exist_ok=True)
+    image(tmp_path / "in" / "x.png", 2)
+    (tmp_path / "in" / "x.png").rename(tmp_path / "in" / there)
+    source = from_table(tmp_path / "in", f"file,label\nright.png,x\n{row},y\ngone.png,y\n")
+    flaws = {item.path.rsplit("/in/")[1]: item.flaw[0] for item in source.items() if item.flaw}
+    other = "listed, but spelled in another way in the files"
+    assert flaws == {row: other, "gone.png": "listed but not there"}
+
+
+def test_a_series_whose_patient_a_table_spells_otherwise_is_a_fault(tmp_path, write_ct):
+    for number, patient in enumerate(("P03", "p-03", "P04", "Q1")):
+        home = tmp_path / "in" / f"s{number}"
+        stored = np.full((8, 8), 1000, np.uint16)
+        write_ct(home / "0.dcm", stored, PatientID=patient, StudyInstanceUID=f"1.2.{number}")
+    source = from_table(tmp_path / "in", "patient,label\nP03,x\nP04,y\n")
+    flaws = {item.path.split("/")[-2]: item.flaw for item in source.items() if item.flaw}
+    assert flaws == {"s1": ("its identifier is spelled in another way in --labels", True)}
+    assert "1 files are not in --labels and were left out" in source.notes()
+
+
 @pytest.mark.parametrize("given", ["folder", "table"])
 def test_classes_have_one_order(tmp_path, given):
     names = [str(number) for number in (10, 2, 1, 0, 11)]
