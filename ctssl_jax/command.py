@@ -37,10 +37,47 @@ UNREAD = 128 + signal.SIGPIPE  # as the shell has it of a program that a closed 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
+class _Once(argparse.Action):
+    """A flag with one value."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """As argparse calls it; refuses another value than was given before."""
+        assert isinstance(parser, Parser)
+        first = parser.given.setdefault(self.dest, values)
+        if option_string and first != values:
+            parser.error(f"{option_string} is given twice, {first} and {values}: keep one")
+        setattr(namespace, self.dest, values)
+
+
+class List(argparse.Action):
+    """A flag with a list between commas, which may be given several times."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """As argparse calls it; adds to what was given before."""
+        assert isinstance(parser, Parser)
+        earlier = parser.given.get(self.dest)
+        parser.given[self.dest] = values if earlier is None else f"{earlier},{values}"
+        setattr(namespace, self.dest, parser.given[self.dest])
+
+
 class Parser(argparse.ArgumentParser):
     """Of a command's flags: written out in full, the description shown as it is written.
 
-    A mistake is a `ConfigError`, which `run` shows as the one line that every error is.
+    A mistake is a `ConfigError`, which `run` shows as the one line that every error is. So is a
+    flag that is given twice, with two values: argparse would keep the last. One of a list (`List`)
+    adds them up.
     """
 
     def __init__(self, **settings: Any):
@@ -49,6 +86,14 @@ class Parser(argparse.ArgumentParser):
             "allow_abbrev": False,
         }
         super().__init__(**usual | settings)
+        self.register("action", None, _Once)
+        self.register("action", "store", _Once)
+        self.given: dict[str, Any] = {}  # the values on the command line, by their names
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it."""
+        self.given = {}
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """As argparse calls it; raises `ConfigError`."""

@@ -90,6 +90,7 @@ def new_parser(
     )
     parser.add_argument(
         "--exclude_patients_of",
+        action=frame.List,
         default="",
         metavar="DATASET[,DATASET...]",
         help="leave out all patients of these datasets, by name (made with the same --key) and by "
@@ -365,6 +366,10 @@ def table(manifest: Manifest) -> str:
             f"patients left out, --exclude_patients_of: {names + content:,} excluded "
             f"({names:,} by name, {content:,} by their pictures)"
         )
+        if otherwise := left.get("patients_spelled_otherwise", 0):
+            lines.append(
+                f"  {otherwise:,} of these by name are spelled otherwise than in the dataset"
+            )
         if not names + content:
             lines.append("  none of its patients is in this source: is that so?")
     lines += [f"note: {manifest['note']}"] if "note" in manifest else []

@@ -27,7 +27,17 @@ from data_prep.readers.flat_rows import FlatRows
 from data_prep.readers.hounsfield import HOUNSFIELD, SCALE_HU, Evidence, Values
 from data_prep.readers.reconstructions import Made, tell_apart
 from data_prep.readers.stack import Stack
-from data_prep.source import COPY, Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
+from data_prep.source import (
+    COPY,
+    COPY_OF_OTHER_LABEL,
+    Finding,
+    Item,
+    Place,
+    Rejected,
+    Slice,
+    Unusable,
+    Unwanted,
+)
 
 # What --irregular is about; see `readers/stack.py`.
 STACK = "a series with missing or repeated slices, gantry tilt, changing distances or mixed sizes"
@@ -82,11 +92,17 @@ class DicomSource:
             Unusable: Also if `patient_regex` does not match.
         """
         stamp = item.stamp()  # before it is read: a file that changes meanwhile is read again
-        header = self._header(item)
+        own = self._read(item)
         if self.patient_regex and not item.patient:
             raise Unusable(NO_MATCH)
-        kept = pickle.dumps((stamp, header))
-        return Place(unit=header.series, patient=header.patient, study=header.study, header=kept)
+        header = self._named(item, own)
+        return Place(
+            unit=header.series,
+            patient=header.patient,
+            study=header.study,
+            header=pickle.dumps((stamp, header)),
+            patient_id=own.patient if own.patient != own.study else "",
+        )
 
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
         """The slices of one series along its normal, from the feet to the head."""
@@ -119,7 +135,13 @@ class DicomSource:
         # What `place` made, in this preparation: it is in no file that others could write.
         stamp, header = pickle.loads(item.header) if item.header else ("", None)
         if header is None or stamp != item.stamp():
-            header = read_header(item.path, os.path.relpath(os.path.dirname(item.path), self.root))
+            header = self._read(item)
+        return self._named(item, header)
+
+    def _read(self, item: Item) -> Header:
+        return read_header(item.path, os.path.relpath(os.path.dirname(item.path), self.root))
+
+    def _named(self, item: Item, header: Header) -> Header:
         if self.patient_by is PatientBy.STUDY:
             return replace(header, patient=header.study)
         return replace(header, patient=item.patient or header.patient)
@@ -248,6 +270,8 @@ def _require_new(first: Item, item: Item) -> None:
     if first is item:
         return
     if Path(first.path).read_bytes() == Path(item.path).read_bytes():
+        if -1 not in (first.label, item.label) and first.label != item.label:
+            raise Unusable(COPY_OF_OTHER_LABEL)
         raise Unwanted(COPY)
     raise Unusable("repeats a SOPInstanceUID with other content")
 

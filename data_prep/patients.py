@@ -112,11 +112,12 @@ class PatientFinder:
 
 
 class Study(NamedTuple):
-    """How many files of a study name a patient."""
+    """How many files of a study name a patient, and which PatientID they have; "" for none."""
 
     study: str
     patient: str
     files: int
+    patient_id: str = ""
 
 
 def require_people(
@@ -141,18 +142,19 @@ def require_people(
             f"patient: {mend}joined (these are one), study (each study is a patient) or id (as "
             "it stands)"
         )
-    counts = Counter(name for names in of_study.values() for name in names)
-    few = max(FEW, MOST * len(of_study))
-    shared = [
-        number
-        for name, number in counts.items()
-        if number > few or (number > 2 and len(counts) == 1) or (number > 1 and _is_nobody(name))
-    ]
+    shared = _shared(of_study)
     if shared and in_header:
         raise DataError(
-            f"{max(shared)} of {len(of_study)} studies have the same PatientID: are they one "
-            "person? Then say --patient_by=id. Else say --patient_by=study (each study is a "
+            f"{max(shared.values())} of {len(of_study)} studies have the same PatientID: are they "
+            "one person? Then say --patient_by=id. Else say --patient_by=study (each study is a "
             "patient) or, with patients in the paths, --patient_regex"
+        )
+    if parted := _parted(studies):
+        raise DataError(
+            f"{len(parted)} PatientIDs are each said to be several patients by --labels or "
+            f"--patient_regex (one is {max(parted.values())}): leave the column patient, or the "
+            "expression, out, and the PatientID counts; or say --patient_by=joined (these are one) "
+            "or id (as it stands)"
         )
     if groups := spelling.alike(patients):
         raise DataError(
@@ -162,7 +164,7 @@ def require_people(
 
 
 def joined(studies: Sequence[Study], patients: Mapping[str, str]) -> dict[str, str]:
-    """Gives identifiers that share a study or differ in spelling the first of them.
+    """Gives identifiers that share a study or PatientID or differ in spelling the first of them.
 
     Args:
         studies: What files say of their studies.
@@ -175,7 +177,11 @@ def joined(studies: Sequence[Study], patients: Mapping[str, str]) -> dict[str, s
             name = first[name]
         return name
 
-    groups = [*_of_study(studies).values(), *map(set, spelling.alike(patients.values()))]
+    groups = [
+        *_of_study(studies).values(),
+        *_of_patient_id(studies).values(),
+        *map(set, spelling.alike(patients.values())),
+    ]
     for group in groups:
         tops = sorted({top(name) for name in group})
         first.update(dict.fromkeys(tops, tops[0]))
@@ -199,11 +205,50 @@ def one_person_with(
 
 def _of_study(studies: Sequence[Study]) -> dict[str, set[str]]:
     patients: dict[str, set[str]] = defaultdict(set)
-    for study, patient, _ in studies:
-        patients[study].add(patient)
+    for study in studies:
+        patients[study.study].add(study.patient)
     return patients
 
 
-def _is_nobody(name: str) -> bool:
-    plain = spelling.key(name)
-    return plain in _NOBODY or spelling.is_missing(name)
+def _of_patient_id(studies: Sequence[Study]) -> dict[str, set[str]]:
+    """The patients of each PatientID that can be a person's; an anonymiser's word says nothing."""
+    ids: dict[str, set[str]] = defaultdict(set)
+    patients: dict[str, set[str]] = defaultdict(set)
+    for study in studies:
+        if study.patient_id:
+            ids[study.study].add(study.patient_id)
+            patients[study.patient_id].add(study.patient)
+    shared = _shared(ids)
+    return {name: names for name, names in patients.items() if name not in shared}
+
+
+def _parted(studies: Sequence[Study]) -> dict[str, int]:
+    """How many patients are made of one PatientID, of each that is more than one."""
+    counts = {name: len(names) for name, names in _of_patient_id(studies).items()}
+    return {name: number for name, number in counts.items() if number > 1}
+
+
+def _shared(of_study: Mapping[str, Collection[str]]) -> dict[str, int]:
+    """How many studies have a name, of each that more have than can be one person's."""
+    counts = Counter(name for names in of_study.values() for name in names)
+    few, nobody = max(FEW, MOST * len(of_study)), nobodies(counts)
+    return {
+        name: number
+        for name, number in counts.items()
+        if number > few or (number > 2 and len(counts) == 1) or (number > 1 and name in nobody)
+    }
+
+
+def nobodies(names: Iterable[str]) -> frozenset[str]:
+    """The names that are nobody's: a word for none, no letter or digit, or zeros alone.
+
+    Where others are small numbers, patients are numbered from 0.
+    """
+    keys = {name: spelling.key(name) for name in names}
+    numbered = any(re.fullmatch(r"[1-9]\d{0,2}", plain) for plain in keys.values())
+    empty = _NOBODY if numbered else _NOBODY | {"0"}
+    return frozenset(
+        name
+        for name, plain in keys.items()
+        if plain in empty or spelling.is_missing(name) or not any(map(str.isalnum, plain))
+    )

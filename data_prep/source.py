@@ -45,6 +45,7 @@ class Unwanted(Unusable):
     """
 
 
+COPY_OF_OTHER_LABEL = "a copy of another file, with another label"
 # By design, whoever names it: nothing is lost.
 COPY = "a copy of another file"
 UNLABELLED = "no label in --labels"
@@ -109,7 +110,8 @@ class Item:
 class Place:
     """Where an item belongs: its unit (read in one go, restarted as one) and its patient.
 
-    `study` is what the file says of its study, to check patients by; "" if it says nothing.
+    `study` and `patient_id` are what the file says of its study and PatientID, to check patients by
+    (whom a table or path may name otherwise); "" if it says nothing.
     `header` is what the item is to keep for `Source.read`, in any form.
     """
 
@@ -117,6 +119,7 @@ class Place:
     patient: str
     study: str = ""
     header: bytes = field(default=b"", repr=False, compare=False)
+    patient_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -282,9 +282,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.Parser(prog=f"python -m {NAME}", description=__doc__)
     parser.add_argument("--data", action="append", default=[], help="NAME=DATASET[@PIXELS]")
     parser.add_argument("--sweeps", action="append", default=[], help="NAME=AT_HAND:LATER")
-    parser.add_argument("--encoders", default="", metavar="RUN,...", help="pre-training runs")
+    parser.add_argument(
+        "--encoders", action=command.List, default="", metavar="RUN,...", help="pre-training runs"
+    )
     parser.add_argument("--cache", type=Path, help="a folder for the features")
-    parser.add_argument("--sizes", default="20,40,80,120", help="patients at hand")
+    parser.add_argument(
+        "--sizes", action=command.List, default="20,40,80,120", help="patients at hand"
+    )
     parser.add_argument("--splits", type=int, default=8, help="of the patients, at random")
     parser.add_argument("--seed", type=int, default=0, help="of the splits and orders")
     parser.add_argument("--out", type=Path, help="a JSON file to write")

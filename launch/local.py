@@ -215,7 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.Parser(prog="python -m launch.local", description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cpu_devices", type=int, default=0, help="fake CPU devices of each")
-    parser.add_argument("--gpus", default="", help="comma-separated; split over the processes")
+    parser.add_argument(
+        "--gpus", action=command.List, default="", help="comma-separated; split over the processes"
+    )
     parser.add_argument("--module", default="ctssl_jax.main", help="or launch.sweep")
     parser.add_argument("--grace", type=float, default=30.0, help="seconds; see above")
     parser.add_argument("arguments", nargs="*", help="after --, of the module")

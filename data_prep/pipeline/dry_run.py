@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,9 +17,9 @@ from ctssl_jax.errors import DataError
 from data_prep.irregular import Irregular
 from data_prep.patients import PatientBy, Study, joined, one_person_with
 from data_prep.pipeline import gate
+from data_prep.pipeline.exclude import ByName
 from data_prep.pipeline.losses import Losses
 from data_prep.pipeline.plan import require_whole_cases
-from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Inline, Pool, Runner
 from data_prep.pipeline.scan import place_all
 from data_prep.pipeline.work import OF_SEVERAL_LABELS
@@ -51,7 +51,7 @@ class _Found:
         placed: How many of these were looked at.
         units: The items of each unit.
         patients: The units of each patient, as in the source.
-        studies: How many files name a study and a patient.
+        studies: How many files name a study, a patient and a PatientID.
         excluded: Patients that are left out, as in the source.
         excluded_items: The numbers of their items.
         reads: What reading gave of some units, or all.
@@ -64,7 +64,7 @@ class _Found:
     placed: int
     units: dict[str, list[Item]] = field(default_factory=dict)
     patients: dict[str, set[str]] = field(default_factory=dict)
-    studies: Counter[tuple[str, str]] = field(default_factory=Counter)
+    studies: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     excluded: set[str] = field(default_factory=set)
     excluded_items: set[int] = field(default_factory=set)
     reads: list[_Read] = field(default_factory=list)
@@ -106,7 +106,10 @@ class _Found:
     @property
     def people(self) -> list[Study]:
         """What files say of their studies."""
-        return [Study(*names, files) for names, files in self.studies.items()]
+        return [
+            Study(study, patient, files, patient_id)
+            for (study, patient, patient_id), files in self.studies.items()
+        ]
 
     def losses(self) -> Losses:
         """The labelled scans that rows of a table speak of, and those nothing would be left of."""
@@ -145,8 +148,11 @@ def dry_run(
         DataError: If the command would end without a dataset, as far as was looked.
     """
     runner: Runner = Pool(workers, seconds=READ_SECONDS) if workers else Inline()
-    found = _look(source, key, runner, excluded)
+    named = ByName(excluded, key, source, patient_by)
+    found = _look(source, runner, named)
     lines = _lines(found, bool(excluded))
+    if named.otherwise:
+        lines.append(f"  {named.otherwise:,} of them spelled otherwise than in the dataset")
     why = ""
     everyone = {name: name for name in [*found.patients, *found.excluded]}
     try:
@@ -168,7 +174,7 @@ def dry_run(
     return "\n".join([*lines, "a dataset would be made"])
 
 
-def _look(source: Source, key: bytes, runner: Runner, excluded: frozenset[str]) -> _Found:
+def _look(source: Source, runner: Runner, excluded: Container[str]) -> _Found:
     """Lists, places and reads as much as there is time for."""
     items, whole = _listed(source)
     placed = _scanned(source, runner, items)
@@ -178,8 +184,8 @@ def _look(source: Source, key: bytes, runner: Runner, excluded: frozenset[str]) 
             found.reject(Rejected.of(item.number, place).of_item(item))
             continue
         if place.study:
-            found.studies[place.study, place.patient] += 1
-        if pseudonym(key, place.patient) in excluded:
+            found.studies[place.study, place.patient, place.patient_id] += 1
+        if place.patient in excluded:
             found.excluded.add(place.patient)
             found.excluded_items.add(item.number)
             found.unwanted[EXCLUDED] += 1
@@ -242,6 +248,8 @@ def _labels(found: _Found, of: str) -> list[str]:
 
 def _refusal(found: _Found, max_rejected: float) -> str:
     """Why there would be no dataset, as far as was looked; "" if there would be one."""
+    if why := gate.contradictions(found.faults):
+        return why
     if not found.slices:
         return gate.nothing_found(found.faults + found.unwanted)
     beyond = (

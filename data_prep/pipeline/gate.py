@@ -15,7 +15,7 @@ from data_prep.pipeline.quality import Quality
 from data_prep.pipeline.work import Part
 from data_prep.readers.dicom_file import NOT_DICOM
 from data_prep.readers.volume_header import NO_VOLUME
-from data_prep.source import Source
+from data_prep.source import COPY_OF_OTHER_LABEL, Source
 
 
 def require_people(
@@ -86,6 +86,8 @@ def refusal(quality: Quality, source: Source, folder: Path) -> str:
         source: Of what it was read.
         folder: Where the report will be.
     """
+    if why := contradictions(quality.faults):
+        return f"{why} (see {folder})"
     if not quality.kept:
         return nothing_found(quality.faults + quality.unwanted)
     worst = ", ".join(
@@ -103,6 +105,17 @@ def refusal(quality: Quality, source: Source, folder: Path) -> str:
     if why := empty_classes(source, map(int, quality.labels)):
         return f"{why} (see {folder})"
     return ""
+
+
+def contradictions(faults: Counter[str]) -> str:
+    """How many files have two labels, as copies do in two classes; "" if none. No limit helps."""
+    number = faults[COPY_OF_OTHER_LABEL]
+    if not number:
+        return ""
+    return (
+        f"{number} files are copies of others that have another label: leave one of each two out "
+        "(--show_paths prints where they are)"
+    )
 
 
 def empty_classes(source: Source, labels: Iterable[int]) -> str:

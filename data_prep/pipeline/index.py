@@ -23,10 +23,10 @@ class Index:
         # Names are bytes, since not all are UTF-8.
         self._db.execute(
             "CREATE TABLE item "
-            "(number INTEGER PRIMARY KEY, unit, patient, study, stamp, item, header)"
+            "(number INTEGER PRIMARY KEY, unit, patient, study, patient_id, stamp, item, header)"
         )
         self._db.execute("CREATE TABLE rejected (number INTEGER PRIMARY KEY, reason, fault, item)")
-        self._db.execute("CREATE TABLE left_out (patient, study)")
+        self._db.execute("CREATE TABLE left_out (patient, study, patient_id)")
 
     def close(self) -> None:
         """Frees the file."""
@@ -34,9 +34,9 @@ class Index:
 
     def add(self, item: Item, place: Place, stamp: str) -> None:
         """Adds an item; the stamp changes when its file does."""
-        names = (to_bytes(name) for name in (place.unit, place.patient, place.study))
-        row = (item.number, *names, stamp, json.dumps(item.plain()), place.header)
-        self._db.execute("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        names = (place.unit, place.patient, place.study, place.patient_id)
+        row = (item.number, *map(to_bytes, names), stamp, json.dumps(item.plain()), place.header)
+        self._db.execute("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def reject(self, item: Item, reason: str, fault: bool) -> None:
         """Adds an item that has no unit."""
@@ -46,8 +46,8 @@ class Index:
     def leave_out(self, item: Item, place: Place, reason: str) -> None:
         """Adds an item of a patient who is left out; who else that is may show in its study."""
         self.reject(item, reason, False)
-        names = (to_bytes(name) for name in (place.patient, place.study))
-        self._db.execute("INSERT INTO left_out VALUES (?, ?)", tuple(names))
+        names = (place.patient, place.study, place.patient_id)
+        self._db.execute("INSERT INTO left_out VALUES (?, ?, ?)", tuple(map(to_bytes, names)))
 
     def complete(self) -> None:
         """To be called once all is added."""
@@ -108,13 +108,13 @@ class Index:
 
     def studies(self) -> list[Study]:
         """What files say of their studies, where they name one; of those left out, too."""
-        all_items = "SELECT study, patient FROM item UNION ALL SELECT study, patient FROM left_out"
-        query = (
-            f"SELECT study, patient, COUNT(*) FROM ({all_items}) WHERE study != ? "
-            "GROUP BY study, patient"
-        )
-        rows = self._db.execute(query, (b"",))
-        return [Study(from_bytes(study), from_bytes(name), files) for study, name, files in rows]
+        names = "study, patient, patient_id"
+        all_items = f"SELECT {names} FROM item UNION ALL SELECT {names} FROM left_out"
+        query = f"SELECT {names}, COUNT(*) FROM ({all_items}) WHERE study != ? GROUP BY {names}"
+        return [
+            Study(from_bytes(study), from_bytes(patient), files, from_bytes(patient_id))
+            for study, patient, patient_id, files in self._db.execute(query, (b"",))
+        ]
 
 
 def _item(text: str, header: bytes = b"") -> Item:

@@ -25,7 +25,7 @@ from data_prep.cases import Case, CaseOf
 from data_prep.patients import PatientBy, joined, one_person_with
 from data_prep.pipeline import gate
 from data_prep.pipeline.assemble import Manifest, assemble, write
-from data_prep.pipeline.exclude import Excluded
+from data_prep.pipeline.exclude import ByName, Excluded
 from data_prep.pipeline.index import Index
 from data_prep.pipeline.join_duplicates import join_duplicates
 from data_prep.pipeline.parts import Parts, units
@@ -98,18 +98,17 @@ def prepare(
     runner = Beam(beam) if beam is not None else local
     with _work_folder(out) as work, closing(Index()) as index:
         context = Context(source, key, work, canvas)
-        named = scan(context, local, index, excluded.patients if excluded else frozenset())
+        named = ByName(excluded.patients if excluded else (), key, source, patient_by)
+        scan(context, local, index, named)
         known, told = gate.require_people(source, index.studies(), index.everyone(), patient_by)
         _read(context, runner, index)
         parts = Parts(context, index)
-        alike = frozenset[str]()
+        alike, known_as = frozenset[str](), frozenset[str]()
         if excluded:
             alike = excluded.alike(parts.signatures()) if parts.slices else alike
-            known_as = frozenset[str]()
             if patient_by is PatientBy.JOINED:
                 everyone = {pseudonym(key, name): name for name in index.everyone()}
-                known_as = one_person_with(excluded.patients | alike, index.studies(), everyone)
-            named += len(known_as)
+                known_as = one_person_with(named.found | alike, index.studies(), everyone)
             parts.leave_out(alike | known_as)
         quality = _require_quality(context, parts, index, out, max_rejected, show_paths)
         if show_cases:
@@ -138,7 +137,9 @@ def prepare(
             options=dict(source.options()),
         )
         if excluded:
-            manifest["excluded_patients"] = excluded.summary(named, len(alike))
+            manifest["excluded_patients"] = excluded.summary(
+                len(named.found) + len(known_as), len(alike), named.otherwise
+            )
         if notes := [*source.notes(), *told]:
             manifest["note"] = "; ".join(notes)
         write_json(folder / "manifest.json", sealed(manifest))

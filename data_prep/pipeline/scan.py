@@ -1,11 +1,10 @@
 """Step 1 of a preparation: where each item belongs, from its header."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 
 from data_prep.pipeline.index import Index
 from data_prep.pipeline.progress import Progress
-from data_prep.pipeline.records import pseudonym
 from data_prep.pipeline.runners import GaveUp, Runner
 from data_prep.pipeline.work import Context
 from data_prep.source import EXCLUDED, Item, Place, Rejected, Source, Unusable
@@ -13,14 +12,11 @@ from data_prep.source import EXCLUDED, Item, Place, Rejected, Source, Unusable
 SCAN_AT_ONCE = 64  # items of one task
 
 
-def scan(
-    context: Context, runner: Runner, index: Index, excluded: frozenset[str] = frozenset()
-) -> int:
+def scan(context: Context, runner: Runner, index: Index, excluded: Container[str] = ()) -> None:
     """Places all items. A task is many of them; if it is given up, each of its items is one.
 
-    Items of the `excluded` pseudonyms are left out; returns how many patients that were.
+    Items of the `excluded` patients, as in the source, are left out.
     """
-    left_out = set[str]()
     progress = Progress("files looked at")
     again: list[tuple[Item, ...]] = []
     for tasks in (_chunks(context.source.items(), SCAN_AT_ONCE), again):
@@ -38,14 +34,11 @@ def scan(
                     index.reject(item, rejected.reason, rejected.fault)
                     continue
                 where, stamp = place
-                name = pseudonym(context.key, where.patient) if excluded else ""
-                if name in excluded:
-                    left_out.add(name)
+                if where.patient in excluded:
                     index.leave_out(item, where, EXCLUDED)
                 else:
                     index.add(item, where, stamp)
     index.complete()
-    return len(left_out)
 
 
 def _place(context: Context, items: Sequence[Item]) -> list[tuple[Place, str] | Unusable]:

@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from ctssl_jax.errors import DataError
 from data_prep.names import shown
+from data_prep.patients import nobodies
 from data_prep.readers.listing import natural
 from data_prep.readers.tables import Row, read_table, require_text
-from data_prep.spelling import alike, is_missing
+from data_prep.spelling import alike, is_cut_number, is_missing, says_no_class
 
 NAME = "--labels"
 # The first of these that is there says what a row is about.
@@ -101,6 +102,8 @@ def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
         if is_missing(row[by]):
             raise DataError(f"{name}, line {row.line}, column {by}: it is empty")
         about = _file(row, root, name) if by == "file" else row[by]
+        if by != "file" and is_cut_number(row[by]):
+            raise _cut_number(row, by, name)
         entry = _entry(row, by, name)
         first = entries.setdefault(about, entry)
         if differing := _differing(first, entry):
@@ -111,6 +114,7 @@ def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
     has_cases = by != "patient" and any(entry.case for entry in entries.values())
     has_patients = by != "patient" and any(entry.patient for entry in entries.values())
     _require_splits(entries.values(), name)
+    _require_somebody(entries.values(), name)
     lines = {entry.label: entry.line for entry in reversed(entries.values()) if entry.label}
     require_one_spelling(
         lines, lambda label: f"{shown(label)} ({name}, line {lines[label]}, label)"
@@ -147,12 +151,40 @@ def _entry(row: Row, by: str, name: str) -> Entry:
         "" if is_missing(row.get(column)) else row.get(column)
         for column in ("label", "patient", "split", "case")
     )
+    if is_cut_number(patient):
+        raise _cut_number(row, "patient", name)
+    if label and says_no_class(label):
+        raise DataError(
+            f"{name}, line {row.line}, column label: {shown(label)} is no name of a class: leave "
+            "the cell empty if there is no label, else write a word"
+        )
     if split and split.casefold() not in SPLITS:
         raise DataError(
             f"{name}, line {row.line}, column split: it must hold train, val or test in all rows"
         )
     split = SPLITS.get(split.casefold(), "")
     return Entry(row.line, label, "" if by == "patient" else patient, split, case)
+
+
+def _cut_number(row: Row, column: str, name: str) -> DataError:
+    return DataError(
+        f"{name}, line {row.line}, column {column}: a spreadsheet has cut the digits of a long "
+        "number, so that several become one: export the column as text, from the original"
+    )
+
+
+def _require_somebody(entries: Iterable[Entry], name: str) -> None:
+    """Raises DataError if several rows have a patient who is nobody: they would be one person."""
+    lines: dict[str, list[int]] = {}
+    for entry in entries:
+        if entry.patient:
+            lines.setdefault(entry.patient, []).append(entry.line)
+    for patient in sorted(nobodies(lines)):
+        if len(lines[patient]) > 1:
+            raise DataError(
+                f"{name}, line {lines[patient][0]}, column patient: {shown(patient)} is nobody, "
+                f"and {len(lines[patient])} rows would be one person: name each, or leave them out"
+            )
 
 
 def _file(row: Row, root: Path, table: str) -> str:

@@ -1,8 +1,9 @@
 """Labels, patients and splits of files: from sub-folders or a CSV table."""
 
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +25,12 @@ NO_LABEL = (UNLABELLED, False)
 NO_CLASS = ("in no class folder", False)
 NOT_THERE = ("listed but not there", True)
 EMPTY = ("listed, but no file is in it", True)
+SPELLED_OTHERWISE = ("its identifier is spelled in another way in --labels", True)
+MOST_TOLD = 4  # names of folders in a message
+_SUFFIX = re.compile(r"(\.[A-Za-z][A-Za-z0-9]*){1,2}$")
+_WORDS = "|".join(SPLITS)
+_SPLIT = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?))+")
+_SPLIT_OR_NUMBER = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?|\d+))*")
 OTHER_SPELLING = ("listed, but spelled in another way in the files", True)
 
 
@@ -95,7 +102,7 @@ def label(
         DataError: If the table or the folders are not what they should be.
     """
     if labels == "folder":
-        return _by_folder(files, root)
+        return _by_folder(files, root, identify)
     if not labels:
         items = [Item(0, file.path, file.patient) for file in files]
         return Labelled(items, patients_known=all(f.patient_known for f in files if f.is_image))
@@ -130,13 +137,16 @@ def positive_last(classes: Sequence[str], positive: str) -> list[str]:
     return [name for name in classes if name != positive] + [positive]
 
 
-def _by_folder(files: Sequence[File], root: Path) -> Labelled:
+def _by_folder(files: Sequence[File], root: Path, identify: Identify) -> Labelled:
     """Class folders, perhaps in folders of splits, or with these in them."""
     parts = {
         file.path: PurePosixPath(os.path.relpath(file.path, root)).parts[:-1] for file in files
     }
     homes = {parts[file.path][:2] for file in files if file.is_image and parts[file.path]}
     depth, split_depth = _layout(homes)
+    images = [file for file in files if file.is_image and parts[file.path]]
+    _require_classes({parts[file.path] for file in images}, depth, max(depth, split_depth) + 1)
+    _require_no_patients([(parts[f.path][depth], f.path) for f in images if f.is_dicom], identify)
     names = {home[depth] for home in homes}
     require_one_spelling(names, lambda name: f"the folder {shown(name)}")
     classes = ordered(names)
@@ -191,6 +201,75 @@ def _layout(homes: set[tuple[str, ...]]) -> tuple[int, int]:
     return 0, -1
 
 
+def _require_classes(folders: Collection[tuple[str, ...]], depth: int, below: int) -> None:
+    """Checks that folders are classes, not what they are in, splits, sites or patients.
+
+    Args:
+        folders: Of the images, from the source on.
+        depth: At which the classes are.
+        below: At which folders in classes, and in their splits, are.
+
+    Raises:
+        DataError: If they cannot be, with what to do.
+    """
+    inside: dict[str, set[str]] = defaultdict(set)  # "" for images in the class folder itself
+    for folder in folders:
+        inside[folder[depth]].add(folder[below] if len(folder) > below else "")
+    within = set[str]().union(*inside.values())
+    for names, pattern in ((set(inside), _SPLIT_OR_NUMBER), (within, _SPLIT)):
+        found = {name: match for name in names if (match := pattern.fullmatch(name.casefold()))}
+        if len({SPLITS[match[1]] for match in found.values()}) > 1:
+            told = ", ".join(map(shown, sorted(found)[:MOST_TOLD]))
+            raise DataError(
+                f"--labels=folder: {told} look like splits, not classes: name these folders train, "
+                "val and test"
+            )
+    if len(inside) == 1 and within != {""}:
+        (name,) = inside
+        raise DataError(
+            f"--labels=folder: all images are in one folder, {shown(name)}, in sub-folders "
+            f"({len(within - {''})}): if these are the classes or splits, give that folder as "
+            "--source; if it is the only class, leave --labels out: one class teaches nothing"
+        )
+    homes = Counter(name for names in inside.values() for name in names)
+    repeated = min(homes.values()) > 1 and len(homes) > 1  # not patients who are numbered in each
+    named = not any(name == "" or any(map(str.isdigit, name)) for name in homes)
+    everywhere = all(names == within for names in inside.values())
+    if repeated and named and (everywhere or len(homes) < len(inside)):
+        raise DataError(
+            f"--labels=folder: the {len(inside)} folders that would be the classes have the same "
+            f"{len(homes)} sub-folders: if those are sites or patients, and these the classes, put "
+            "the classes first, as CLASS/SITE, or give a table (--labels=labels.csv)"
+        )
+
+
+def _require_no_patients(slices: Sequence[tuple[str, str]], identify: Identify) -> None:
+    """Raises DataError if each class has one PatientID of its own: then the folders are patients.
+
+    Args:
+        slices: Class and path of each.
+        identify: The identifiers of one.
+    """
+    paths: dict[str, list[str]] = defaultdict(list)
+    for name, path in slices:
+        paths[name].append(path)
+    found: dict[str, set[str]] = defaultdict(set)
+    # Of most classes, the first and the last file are of two patients: few headers are read.
+    for some in (lambda of: (of[0], of[-1]), lambda of: of[1:-1]):
+        for name, of in paths.items():
+            for path in some(of):
+                found[name].add(identify(path).get("patient", ""))
+                if len(found[name]) > 1:
+                    return
+    ids = {patient for of in found.values() for patient in of} - {""}
+    if len(ids) == len(found) > 1:
+        raise DataError(
+            f"--labels=folder: each of the {len(found)} folders that would be the classes holds "
+            "one patient alone (PatientID): if they are patients, put the classes first, as "
+            "CLASS/PATIENT, or give a table (--labels=labels.csv)"
+        )
+
+
 class _Join:
     """The items that the rows of a table make of files."""
 
@@ -202,6 +281,8 @@ class _Join:
         self.unlisted = list[File]()
         self.known = True  # whether the patient of each is
         self.by_table = True  # and the table says it
+        self._has_named = False  # of slices whose path names no patient
+        self._blank = 0  # the line of one of these that names none
 
     def add(self, file: File, about: str, wanted: bool) -> None:
         """Adds a file that a row speaks of.
@@ -211,11 +292,16 @@ class _Join:
         """
         entry = self._table.entries[about]
         says_itself = file.patient_known or file.is_dicom or not file.is_image
+        if file.is_dicom and file.is_image and not file.patient:
+            # Its PatientID is another name than the table has for the same person.
+            if entry.patient:
+                self._has_named = True
+            elif not self._blank:
+                self._blank = entry.line
+            if self._has_named and self._blank:
+                raise _blank_patient(self._blank, "the PatientID counts")
         if self._table.has_patients and not (entry.patient or says_itself):
-            raise DataError(
-                f"{NAME}, line {entry.line}, column patient: it is empty: fill it, or leave the "
-                "column out, and each file counts as its own patient"
-            )
+            raise _blank_patient(entry.line, "each file counts as its own patient")
         self.used.add(about)
         self.known = self.known and bool(entry.patient or says_itself)
         self.by_table = self.by_table and bool(entry.patient)
@@ -234,6 +320,10 @@ class _Join:
     def lose(self, about: str, path: str, flaw: tuple[str, bool]) -> None:
         """Adds a row that speaks of nothing that is there."""
         self._append(path, "", self._table.entries[about], True, flaw)
+
+    def misspelled(self, file: File) -> None:
+        """Adds a file whose identifier the table spells in another way."""
+        self.items.append(Item(0, file.path, file.patient, flaw=SPELLED_OTHERWISE))
 
     def beside(self, files: Sequence[File]) -> None:
         """Adds slices without a row, of series that have some."""
@@ -266,6 +356,13 @@ class _Join:
         self.items.append(replace(item, case=case))
 
 
+def _blank_patient(line: int, otherwise: str) -> DataError:
+    return DataError(
+        f"{NAME}, line {line}, column patient: it is empty: fill it, or leave the column out, and "
+        f"{otherwise}"
+    )
+
+
 def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Describe) -> Labelled:
     join = _Join(table)
     homes = set[str]()  # of slices that have rows of their own
@@ -278,6 +375,12 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
         join.add(file, about, wanted=about == relative)
         if about == relative and file.is_dicom:
             homes.add(os.path.dirname(file.path))
+    spellings = {
+        spelling
+        for file in join.unlisted
+        for name in _names(os.path.relpath(file.path, root))
+        for spelling in _spellings(name)
+    }
     join.beside([f for f in join.unlisted if f.is_dicom and os.path.dirname(f.path) in homes])
     for about in table.entries:
         path = os.path.join(root, about)
@@ -286,7 +389,8 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
         if os.path.isfile(path):  # a hidden one, or a link
             join.add(describe(path), about, wanted=True)
         elif not os.path.exists(path):
-            join.lose(about, path, NOT_THERE)
+            told = OTHER_SPELLING if spellings & _spellings(about) else NOT_THERE
+            join.lose(about, path, told)
         elif not any(PurePosixPath(used).is_relative_to(about) for used in join.used):
             join.lose(about, path, EMPTY)
     return join.labelled(by_file=any(item.wanted for item in join.items))
@@ -295,6 +399,7 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
 def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify) -> Labelled:
     """Labels by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, AccessionNumber or patient."""
     join = _Join(table)
+    keys = {key(about) for about in table.entries}
     spellings, listed = set[str](), set[str]()
     beside: dict[str, list[File]] = defaultdict(list)
     for file in files:
@@ -307,6 +412,9 @@ def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify)
             join.add(file, about, wanted=table.by == "sop")
             listed.add(names.get("series", ""))
             continue
+        if about and key(about) in keys:
+            join.misspelled(file)
+            continue
         join.unlisted.append(file)
         if table.by == "sop" and about:
             beside[names.get("series", "")].append(file)
@@ -316,6 +424,11 @@ def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify)
         if about not in join.used:
             join.lose(about, "", OTHER_SPELLING if key(about) in spellings else NOT_THERE)
     return join.labelled(by_file=table.by == "sop")
+
+
+def _spellings(name: str) -> set[str]:
+    """What other spellings of a file's name share with it, among them those without a suffix."""
+    return {key(name), key(_SUFFIX.sub("", name))}
 
 
 def _names(relative: str) -> Iterator[str]:

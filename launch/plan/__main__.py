@@ -37,10 +37,24 @@ def parser() -> command.Parser:
     own = command.Parser(prog=f"python -m {NAME}", description=__doc__)
     own.add_argument("--data", type=Path, help="a labelled dataset folder, with folds or a test")
     own.add_argument("--name", default="", help="of the task, on the page (the dataset's)")
-    own.add_argument("--encoders", default="", metavar="RUN,...", help="pre-training run folders")
-    own.add_argument("--sweeps", default="", metavar="RUNS,...", help="folders of fine-tunings")
+    own.add_argument(
+        "--encoders",
+        action=command.List,
+        default="",
+        metavar="RUN,...",
+        help="pre-training run folders",
+    )
+    own.add_argument(
+        "--sweeps",
+        action=command.List,
+        default="",
+        metavar="RUNS,...",
+        help="folders of fine-tunings",
+    )
     own.add_argument("--workdir", type=Path, required=True, help="a folder for the plan")
-    own.add_argument("--target", default="", metavar="AUC,...", help="to be reached, as 0.9")
+    own.add_argument(
+        "--target", action=command.List, default="", metavar="AUC,...", help="to be reached, as 0.9"
+    )
     own.add_argument("--orders", type=int, default=8, help="random orders of the patients (8)")
     own.add_argument("--seed", type=int, default=0, help="of the orders")
     own.add_argument(

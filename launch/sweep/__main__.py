@@ -63,7 +63,7 @@ class Flags(frame.Parser):
         self.add_argument("--dry_run", action="store_true")
         self.add_argument("--price_per_hour", type=float, default=0.0)
         self.add_argument("--parallel", type=int, default=1)
-        self.add_argument("--gpus", default="")
+        self.add_argument("--gpus", action=frame.List, default="")
         self.add_argument("--cell", type=int)
 
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -99,7 +99,7 @@ def test_volumes_of_any_name(tmp_path, prepared, write_volume, command, suffix):
     assert (code, "images kept: 4" in told) == (0, True), told
 
 
-def test_an_output_that_libraries_cannot_write_is_one_line(tmp_path, prepared):
+def test_an_output_that_libraries_cannot_write_is_one_line(tmp_path, capfd):
     image(f"{tmp_path}/in/a.png")
-    code, told = prepared(folder, tmp_path / "in", f"--out={tmp_path}/{LATIN_1}")
-    assert (code, told) == (2, "data_prep.folder: --out: its path must be UTF-8\n")
+    assert folder.main([f"--source={tmp_path / 'in'}", f"--out={tmp_path}/{LATIN_1}"]) == 2
+    assert capfd.readouterr().err == "data_prep.folder: --out: its path must be UTF-8\n"

@@ -11,6 +11,7 @@ from data_prep import dicom, folder, volumes
 from data_prep.folder import Format, make_source
 from data_prep.irregular import Irregular
 from data_prep.phantom import source as phantom
+from data_prep.pipeline.dry_run import dry_run
 from data_prep.pipeline.prepare import prepare
 from data_prep.pipeline.records import pseudonym
 from data_prep.readers.images import ImageSource
@@ -132,7 +133,7 @@ def test_dicom_and_volumes_may_be_mixed(tmp_path, read):
     volume(source / "case7.nii.gz")
     volume(source / "case8.mhd")
     table = tmp_path / "labels.csv"
-    rows = ["file,label,patient", "dicom/patient000,sick,", "dicom/patient001,well,Q"]
+    rows = ["file,label,patient", "dicom/patient000,sick,P", "dicom/patient001,well,Q"]
     table.write_text("\n".join([*rows, "case7.nii.gz,sick,", "case8.mhd,well,R"]))
     made = make_source(source, str(table), "^(case.)")
     manifest = run(made, tmp_path / "o")
@@ -144,20 +145,45 @@ def test_dicom_and_volumes_may_be_mixed(tmp_path, read):
         "series": 4,
         "labels": [7, 7],
     }
-    names = {pseudonym(KEY, name): name for name in ("phantom-3-0", "Q", "case7", "R")}
+    names = {pseudonym(KEY, name): name for name in ("P", "Q", "case7", "R")}
     found = {(names[r["patient"].decode()], int(r["label"])) for r in read(tmp_path / "o")}
-    assert found == {("phantom-3-0", 0), ("Q", 1), ("case7", 0), ("R", 1)}
+    assert found == {("P", 0), ("Q", 1), ("case7", 0), ("R", 1)}
     assert manifest["rejected"] == {}
     assert "1 files are not in --labels" in manifest["note"]  # the data file of case8
 
 
 def test_without_a_table_the_patient_of_dicom_is_in_its_header(tmp_path, read):
-    phantom.write_dicom(tmp_path / "in", patients=2, slices=3, size=32, seed=3)
+    for seed, name in enumerate(("sick", "well")):
+        phantom.write_dicom(tmp_path / "in" / name, patients=2, slices=3, size=32, seed=seed)
     manifest = run(make_source(tmp_path / "in", "folder"), tmp_path / "o")
-    assert manifest["classes"] == ["patient000", "patient001"]
+    assert manifest["classes"] == ["sick", "well"]
     assert manifest["source_kind"] == "dicom"
     found = {(r["patient"].decode(), int(r["label"])) for r in read(tmp_path / "o")}
-    assert found == {(pseudonym(KEY, f"phantom-3-{i}"), i) for i in (0, 1)}
+    assert found == {(pseudonym(KEY, f"phantom-{i}-{k}"), i) for i in (0, 1) for k in (0, 1)}
+
+
+@pytest.mark.parametrize("given", ["folder", "table"])
+def test_a_copy_with_another_label_is_refused(tmp_path, given):
+    """As two rows of a table that contradict each other are."""
+    source, table = tmp_path / "in", tmp_path / "labels.csv"
+    for seed, name in enumerate(("sick", "well")):
+        phantom.write_dicom(source / name, patients=20, slices=2, size=32, seed=seed)
+    rows = [f"{path.relative_to(source)},{path.parts[-3]}" for path in source.glob("*/*/*")]
+    (source / "well" / "copies1").mkdir()
+    for path in (source / "sick" / "patient001").iterdir():
+        copy = source / "well" / "copies1" / path.name
+        copy.write_bytes(path.read_bytes())
+        rows.append(f"well/copies1/{path.name},well")
+    table.write_text("\n".join(["file,label", *rows]))
+    made = make_source(source, "folder" if given == "folder" else str(table))
+    with pytest.raises(DataError, match="2 files are copies of others that have another label"):
+        run(made, tmp_path / "o")
+    assert "with another label" in (tmp_path / "o.rejected" / "rejected.csv").read_text()
+    with pytest.raises(DataError, match="2 files are copies of others that have another label"):
+        dry_run(made, KEY, TRAIN)
+    (source / "well" / "copies1").rename(source / "sick" / "copies1")
+    manifest = run(make_source(source, "folder"), tmp_path / "o")
+    assert manifest["left_out"] == {"a copy of another file": 2}
 
 
 def test_patients_of_dicom_in_two_splits_are_an_error(tmp_path):

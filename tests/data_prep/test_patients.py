@@ -10,6 +10,7 @@ from data_prep import dicom, folder, volumes
 from data_prep.dicom import DicomSource
 from data_prep.folder import make_source
 from data_prep.patients import PatientBy, PatientFinder, Study, joined, require_people
+from data_prep.pipeline.dry_run import dry_run
 from data_prep.pipeline.prepare import prepare
 
 KEY = b"0123456789abcdef"
@@ -41,6 +42,11 @@ def export(tmp_path, write_ct):
 REFUSED = {
     "one PatientID for all": ([(f"1.{i}", "P1") for i in range(3)], "3 of 3 studies have the same"),
     "nobody twice": ([("1.1", "ANON"), ("1.2", "ANON"), ("1.3", "P1")], "2 of 3 studies have the"),
+    "zeros twice": (
+        [("1.1", "00000000"), ("1.2", "00000000"), ("1.3", "12345678")],
+        "2 of 3 studies have the",
+    ),
+    "a sign twice": ([("1.1", "--"), ("1.2", "--"), ("1.3", "P1")], "2 of 3 studies have the"),
     "most of them": (
         [*((f"1.{i}", "P1") for i in range(6)), ("1.8", "P2"), ("1.9", "P3")],
         "6 of 8 studies have the same",
@@ -64,6 +70,7 @@ def test_people_are_accepted():
     follow_ups = [(f"1.{i}", f"P{i // 3}") for i in range(9)]
     require_people(people(*follow_ups), [patient for _, patient in follow_ups])
     require_people(people(("1.1", "P1")), ["P1"])
+    require_people(people(("1.1", "00"), ("1.2", "00"), ("1.3", "02")), ["00", "02"])
     require_people([], ["a1", "b1", "a11"])
 
 
@@ -195,6 +202,56 @@ def test_blank_patients_of_a_table_are_refused(tmp_path):
     table.write_text("file,label,patient\na.png,x,\nb.png,y,NA\n")
     source = make_source(tmp_path / "in", str(table))
     assert source.facts()["patients_known"] is False
+
+
+def test_a_blank_patient_among_others_is_refused_for_dicom_too(tmp_path, export):
+    """Its PatientID would be another name of one person."""
+    root = export(*((f"s{i}", f"1.2.{i}", f"HOSP-{i // 2}") for i in range(4)))
+    table = tmp_path / "labels.csv"
+    for filled in ("ps", "sp"):
+        names = [f"p{i // 2}" if "ps"[i % 2] == filled[0] else "" for i in range(4)]
+        table.write_text(
+            "file,label,patient\n" + "".join(f"s{i},x,{n}\n" for i, n in enumerate(names))
+        )
+        line = 2 + names.index("")
+        with pytest.raises(
+            DataError, match=f"line {line}, column patient: .* the PatientID counts"
+        ):
+            make_source(root, str(table))
+    table.write_text("file,label,patient\n" + "".join(f"s{i},x,\n" for i in range(4)))
+    assert make_source(root, str(table)).facts()["patients_from"] == "header"
+
+
+@pytest.mark.parametrize("said", ["table", "regex"])
+def test_one_patient_id_is_not_several_patients(tmp_path, export, said):
+    root = export(*((f"s{i}", f"1.2.{i}", f"HOSP-{i // 2}") for i in range(8)))
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,patient\n" + "".join(f"s{i},x,v{i}\n" for i in range(8)))
+    source = make_source(root, str(table))
+    if said == "regex":
+        source = DicomSource(root, patient_regex="(s[0-9])/")
+    for refused in (
+        lambda: prepare(source, tmp_path / "x", key=KEY, fractions=THIRDS),
+        lambda: dry_run(source, KEY, THIRDS),
+    ):
+        with pytest.raises(DataError, match=r"4 PatientIDs .* several patients .*\(one is 2\)"):
+            refused()
+    stands = prepare(source, tmp_path / "i", key=KEY, fractions=THIRDS, patient_by=PatientBy.ID)
+    assert "note" not in stands
+    by = PatientBy.JOINED
+    manifest = prepare(source, tmp_path / "j", key=KEY, fractions=THIRDS, patient_by=by)
+    assert manifest["note"] == "8 patients, 4 of them told apart"
+
+
+@pytest.mark.parametrize("patient_id", ["", "X", "ANON"])
+def test_a_patient_id_that_is_nobodys_says_nothing_of_a_table(tmp_path, export, patient_id):
+    """Patients in a table or path are the cure for it."""
+    own = ["P8", "P9"] if patient_id == "ANON" else []
+    ids = [*own, *[patient_id] * (6 - len(own))]
+    root = export(*((f"s{i}", f"1.2.{i}", name) for i, name in enumerate(ids)))
+    source = DicomSource(root, patient_regex="(s[0-9])/")
+    manifest = prepare(source, tmp_path / "x", key=KEY, fractions=THIRDS)
+    assert sum(split["patients"] for split in manifest["splits"].values()) == 6
 
 
 def test_patients_of_a_table_in_two_spellings_are_refused(tmp_path):

@@ -93,6 +93,46 @@ def test_who_is_one_person_with_somebody_left_out_is_left_out_too(task, tmp_path
     assert (left["patients_by_name"], left["patients_by_content"]) == (3, 1)
 
 
+def test_whoever_is_spelled_otherwise_is_left_out_and_that_is_said(tmp_path):
+    """A dataset holds pseudonyms alone, of the names as they were spelled there."""
+    spelled = {"P-1": "P1", "p2": "P-002", "Lung 3": "LUNG_3", "017": "17"}
+    known = {name: [picture([n, 0]), picture([n, 1])] for n, name in enumerate(spelled)}
+    prepare(source(known), tmp_path / "task", key=KEY, fractions=ALL)
+    excluded = load_excluded([tmp_path / "task"], KEY)
+    scans = {other: [picture([9, n])] for n, other in enumerate([*spelled.values(), "P4"])}
+    asked = {"key": KEY, "fractions": ALL, "excluded": excluded}
+    manifest = prepare(source(scans), tmp_path / "scans", **asked)
+    left = manifest["excluded_patients"]
+    assert (left["patients_by_name"], left["patients_spelled_otherwise"]) == (4, 4)
+    assert manifest["splits"]["train"]["patients"] == 1
+    assert "4 of these by name are spelled otherwise than in the dataset" in table(manifest)
+    said = dry_run(source(scans), KEY, ALL, excluded=excluded.patients)
+    assert "patients excluded by name: 4" in said
+    assert "4 of them spelled otherwise" in said
+    stands = prepare(source(scans), tmp_path / "id", patient_by=PatientBy.ID, **asked)
+    assert stands["splits"]["train"]["patients"] == 5
+
+
+def test_datasets_of_which_each_is_named_by_its_own_flag_all_count(tmp_path, key_file, capsys):
+    def images(home, *numbers):
+        (tmp_path / home).mkdir()
+        for number in numbers:
+            Image.fromarray(picture([11, number])).save(tmp_path / home / f"q{number}.png")
+        return f"--source={tmp_path / home}"
+
+    def prepared(out, *words):
+        train = ("--val_fraction=0", "--test_fraction=0", "--patient_regex=^(q[0-9])")
+        usual = (f"--out={tmp_path / out}", f"--key={key_file}", "--workers=0")
+        return folder.main([*words, *usual, *train])
+
+    assert prepared("a", images("A", 1)) == prepared("b", images("B", 2)) == 0
+    both = [f"--exclude_patients_of={tmp_path / name}" for name in "ab"]
+    assert prepared("c", images("C", 1, 2, 3), *both) == 0
+    assert "2 excluded (2 by name" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["patients"] == 1
+
+
 def test_that_nobody_is_left_out_is_said(task, tmp_path):
     scans = {"x": [picture(70), picture(71)]}
     excluded = load_excluded([task], KEY)

@@ -10,7 +10,7 @@ from ctssl_jax.errors import ConfigError, DataError
 from data_prep import folder
 from data_prep.folder import make_source
 from data_prep.pipeline.prepare import prepare
-from data_prep.spelling import alike, is_missing
+from data_prep.spelling import alike, is_missing, respelled
 
 KEY = b"0123456789abcdef"
 NAMES = ("a", "b", "c", "d")
@@ -69,6 +69,32 @@ BAD = {
     "outside": ("file,label\n../a.png,x\n", "line 2, column file: it is not in --source"),
     "windows": ("file,label\nC:\\a.png,x\n", "line 2, column file: it is not in --source"),
     "nothing": ("file,label\n", "no rows"),
+    **{
+        f"label {word}": (
+            f"file,label\na.png,0\nb.png,{word}\n",
+            "line 3, column label: .* no name",
+        )
+        for word in ("?", "-", ".", "--", "-99", "-999.0")
+    },
+    **{
+        f"patient {word}": (
+            f"file,label,patient\na.png,x,17\nb.png,y,{word}\nc.png,x,{word}\n",
+            message,
+        )
+        for word, message in {
+            "unknown": "line 3, column patient: unknown is nobody, and 2 rows",
+            "?": r"line 3, column patient: \? is nobody",
+            "1.23457E+11": "line 3, column patient: a spreadsheet has cut",
+        }.items()
+    },
+    "patient of zeros": (
+        "file,label,patient\na.png,x,17171\nb.png,y,00000\nc.png,x,00000\n",
+        "line 3, column patient: 00000 is nobody",
+    ),
+    "cut accession": (
+        "accession,label\n1.23457e+11,x\n",
+        "line 2, column accession: a spreadsheet",
+    ),
     "empty": ("", "no column label: its first line names nothing"),
     "label in Latin-1": ("file,label\na.png,caf\xe9\n".encode("latin-1"), "line 2, column label"),
     "spreadsheet": (b"PK\x03\x04" + bytes(100), "a spreadsheet"),
@@ -125,6 +151,12 @@ def test_words_that_mean_something_are_classes(images):
     assert source.classes == ["1", "-1", "nano", "none"]
 
 
+def test_patients_may_be_numbered_from_zero_and_one_may_be_unknown(images):
+    rows = ("a.png,x,000", "b.png,y,000", "c.png,x,002", "d.png,y,unknown")
+    source = from_table(images, "\n".join(("file,label,patient", *rows)))
+    assert [item.patient for item in source.items()] == ["000", "000", "002", "unknown"]
+
+
 def test_a_table_without_any_label_gives_patients_alone(images):
     source = from_table(images, "file,label,patient\na.png,,p\nb.png,,q\n")
     assert source.classes == []
@@ -151,6 +183,39 @@ def test_what_a_table_names_is_wanted(images, tmp_path):
     assert [f"line {line})" in table for line in (4, 5, 6, 7)] == [True] * 4
     with pytest.raises(DataError, match=r"57\.1% of the images were rejected"):
         prepare(source, tmp_path / "again", key=KEY, fractions={"train": 1.0}, max_rejected=0.5)
+
+
+@pytest.mark.parametrize(
+    ("there", "row"),
+    [
+        ("bu\u0308ck.png", "b\u00fcck.png"),
+        ("a1.PNG", "a1.png"),
+        ("a1.png", "a1"),
+        ("001.png", "1.png"),
+        ("c1.nii.gz", "c1"),
+        ("P-01/a.png", "p1/a.png"),
+    ],
+)
+def test_a_file_that_a_table_spells_otherwise_is_said_to_be(tmp_path, there, row):
+    image(tmp_path / "in" / "right.png", 1)
+    (tmp_path / "in" / there).parent.mkdir(exist_ok=True)
+    image(tmp_path / "in" / "x.png", 2)
+    (tmp_path / "in" / "x.png").rename(tmp_path / "in" / there)
+    source = from_table(tmp_path / "in", f"file,label\nright.png,x\n{row},y\ngone.png,y\n")
+    flaws = {item.path.rsplit("/in/")[1]: item.flaw[0] for item in source.items() if item.flaw}
+    other = "listed, but spelled in another way in the files"
+    assert flaws == {row: other, "gone.png": "listed but not there"}
+
+
+def test_a_series_whose_patient_a_table_spells_otherwise_is_a_fault(tmp_path, write_ct):
+    for number, patient in enumerate(("P03", "p-03", "P04", "Q1")):
+        home = tmp_path / "in" / f"s{number}"
+        stored = np.full((8, 8), 1000, np.uint16)
+        write_ct(home / "0.dcm", stored, PatientID=patient, StudyInstanceUID=f"1.2.{number}")
+    source = from_table(tmp_path / "in", "patient,label\nP03,x\nP04,y\n")
+    flaws = {item.path.split("/")[-2]: item.flaw for item in source.items() if item.flaw}
+    assert flaws == {"s1": ("its identifier is spelled in another way in --labels", True)}
+    assert "1 files are not in --labels and were left out" in source.notes()
 
 
 @pytest.mark.parametrize("given", ["folder", "table"])
@@ -202,6 +267,21 @@ REFUSED_FOLDERS = {
     "splits in splits": (("train/test/1", "test/train/2"), "folders of splits in folders"),
     "some in splits": (("a/train/1", "a/2", "b/train/3"), "only some of the images"),
     "no folder": (("1", "2"), "no image is in a sub-folder"),
+    "sets": (("training_set/a/1", "test_set/b/2"), "test_set, training_set look like splits"),
+    "numbered splits": (("train1/a/1", "train2/a/2", "val1/b/3"), "train1, train2, val1 look like"),
+    "sets in classes": (("a/train-data/1", "b/testset/2"), "testset, train-data look like splits"),
+    "one folder around": (("archive/a/1", "archive/b/2"), "one folder, archive, .*2"),
+    "around splits": (("x/train/a/1", "x/val/b/2"), "one folder, x, .*2"),
+    "in splits": (("train/x/a/1", "val/x/b/2"), "one folder, x, .*2"),
+    "sites": (
+        ("A/ill/1", "A/well/2", "B/ill/3", "B/well/4"),
+        "the 2 folders .* same 2 sub-folders",
+    ),
+    "sites in splits": (
+        ("train/A/ill/1", "train/A/well/2", "val/B/ill/3", "val/B/well/4"),
+        "the 2 folders .* the same 2 sub-folders",
+    ),
+    "patients": (("P/ill/1", "Q/well/2", "R/ill/3", "S/well/4"), "the 4 folders .* 2 sub-folders"),
     "two spellings": (("COVID/1", "Covid/2"), "the folder COVID; the folder Covid"),
 }
 
@@ -213,6 +293,40 @@ def test_class_folders_that_are_not_clear_are_refused(tmp_path, kind):
         image(tmp_path / f"{name}.png", number)
     with pytest.raises(DataError, match=message):
         make_source(tmp_path, "folder")
+
+
+CLEAR_FOLDERS = {
+    "patients, numbered in each class": (("a/p1/1", "a/p2/2", "b/p1/3", "b/p2/4"), ["a", "b"]),
+    "images of each class": (("a/images/1", "b/images/2"), ["a", "b"]),
+    "a folder in one class": (("a/more/1", "a/2", "b/3"), ["a", "b"]),
+    "words": (("tested/1", "trained/2"), ["tested", "trained"]),
+    "one class alone": (("a/1", "a/2"), ["a"]),
+    "scans named like splits": (("a/train_1/1", "a/valid_2/2", "b/train_3/3"), ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("kind", CLEAR_FOLDERS)
+def test_class_folders_that_are_clear_are_read(tmp_path, kind):
+    names, classes = CLEAR_FOLDERS[kind]
+    for number, name in enumerate(names):
+        image(tmp_path / f"{name}.png", number)
+    assert make_source(tmp_path, "folder").classes == classes
+
+
+def test_folders_of_patients_are_no_classes(tmp_path, write_ct):
+    def scan(home, patient):
+        for z in range(3):
+            stored = np.full((8, 8), 1000, np.uint16)
+            write_ct(tmp_path / home / f"{z}.dcm", stored, z=float(z), PatientID=patient)
+
+    scan("Doe_Jane/1", "P1")
+    scan("Roe_Richard/2", "P2")
+    with pytest.raises(DataError, match=r"each of the 2 folders .* one patient alone") as raised:
+        make_source(tmp_path, "folder")
+    assert "Doe" not in str(raised.value)
+    scan("Doe_Jane/0", "P1")
+    scan("Doe_Jane/01", "P3")  # neither its first file nor its last
+    assert make_source(tmp_path, "folder").classes == ["Doe_Jane", "Roe_Richard"]
 
 
 def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path):
@@ -253,6 +367,8 @@ def test_the_positive_class_is_the_last(tmp_path, key_file, capsys):
 )
 def test_spellings_of_one_name(first, second):
     assert alike([first, second]) == [sorted([first, second])]
+    assert first.strip() in {*respelled(second)}
+    assert second.strip() in {*respelled(first)}
 
 
 @pytest.mark.parametrize(
@@ -264,4 +380,5 @@ def test_spellings_of_one_name(first, second):
 )
 def test_names_that_are_two(first, second):
     assert alike([first, second]) == []
+    assert not {first, *respelled(first)} & {second, *respelled(second)}
     assert not is_missing(first)
