@@ -6,6 +6,7 @@ Starts without JAX, so that a mistyped flag is answered at once.
 import dataclasses
 import difflib
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -94,6 +95,11 @@ def parse(argv: list[str]) -> Command:
         raise ConfigError(f"unknown argument {rest[1]}: settings are given as --config.FIELD=VALUE")
     if config is None:
         raise ConfigError("no --config: --help lists those that there are")
+    for name in ("workdir", "coordinator"):
+        if values[name].value is not None and not values[name].value.strip():
+            raise ConfigError(f"--{name} is empty: give a value, or leave the flag out")
+    if not math.isfinite(values.start_timeout):
+        raise ConfigError(f"--start_timeout={values.start_timeout}: must be a finite number")
     _require_one_of_two(config, argv)
     if hasattr(config, "follow_batch"):
         if any(word.partition("=")[0] == "--config.optim.lr" for word in argv):
