@@ -91,7 +91,7 @@ def require_own_file(path: Path, flag: str, *keys: str) -> None:
         known = {}
     if not known or not known.keys() >= set(keys):
         raise ConfigError(
-            f"{flag}={path}: is there, and not of this command: delete it or choose another"
+            f"{flag}={path}: is there, and not an earlier one of this command: choose another"
         )
 
 

@@ -96,7 +96,7 @@ def parse(argv: list[str]) -> Command:
     if config is None:
         raise ConfigError("no --config: --help lists those that there are")
     for name in ("workdir", "coordinator"):
-        if values[name].value is not None and not values[name].value.strip():
+        if not str(values[name].value).strip():
             raise ConfigError(f"--{name} is empty: give a value, or leave the flag out")
     if not math.isfinite(values.start_timeout):
         raise ConfigError(f"--start_timeout={values.start_timeout}: must be a finite number")

@@ -198,7 +198,7 @@ def _settle(args: argparse.Namespace) -> None:
                     f"--{name} is of --method={method}: no effect with --method={args.method}: "
                     "leave it out"
                 )
-    vars(args).update(SETTINGS[args.method] | vars(args))
+    vars(args).update({**SETTINGS[args.method], **vars(args)})
     for name, low, high in (("threshold", 0, 64), ("n", 1, np.inf), ("cosine", -1, 1)):
         value = getattr(args, name, low)
         if not low <= value <= high:
