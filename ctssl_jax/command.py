@@ -9,6 +9,7 @@ import contextlib
 import errno
 import faulthandler
 import io
+import math
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ from ctssl_jax.hosts.signals import Supervisor, dump_stacks
 from ctssl_jax.run import lock as run_lock
 
 UNREAD = 128 + signal.SIGPIPE  # as the shell has it of a program that a closed pipe ends
+OF_OTHERS = (argparse.ZERO_OR_MORE, argparse.PARSER, argparse.REMAINDER)  # another command's words
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -76,8 +78,9 @@ class Parser(argparse.ArgumentParser):
     """Of a command's flags: written out in full, the description shown as it is written.
 
     A mistake is a `ConfigError`, which `run` shows as the one line that every error is. So is a
-    flag that is given twice, with two values: argparse would keep the last. One of a list (`List`)
-    adds them up.
+    flag that is given twice, with two values: argparse would keep the last; one of a list (`List`)
+    adds them up. So is an empty value, since it mostly is a variable of the shell that is not set,
+    and a number that is none. Where nothing is wanted, the flag is left out.
     """
 
     def __init__(self, **settings: Any):
@@ -98,6 +101,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """As argparse calls it; raises `ConfigError`."""
         raise ConfigError(message)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """The value of a flag as it was given: argparse has nothing public that sees it."""
+        name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+        if action.nargs not in OF_OTHERS and not all(word.strip() for word in arg_strings):
+            raise ConfigError(
+                f"{name} is empty, as a variable of the shell that is not set: give a value, or "
+                "leave the flag out"
+            )
+        values = super()._get_values(action, arg_strings)
+        if isinstance(values, float) and not math.isfinite(values):
+            raise ConfigError(f"{name}={arg_strings[0]}: must be a finite number")
+        return values
 
 
 def run(name: str, work: Callable[[], int | None]) -> int:

@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ctssl_jax.errors import ConfigError
+
 LIMIT = 1 << 28
 """Bytes of a file that is read whole: more is none of ours."""
 SEAL = "sha256"
 """The key of a JSON object under which the sum of all the others stands."""
 _MARK = "sha256:"  # before the sum: tells a sealed object also where the key itself is damaged
 PRIVATE = 0o700
+_HOMES = (("manifest.json", "signatures"), ("config.json", "STATUS"))  # of datasets, and of runs
 
 
 class Damaged(ValueError):
@@ -61,6 +64,35 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def is_dataset_or_run(folder: Path) -> bool:
+    """Whether a folder is a dataset or a run, whose files belong together."""
+    return any(all((folder / name).exists() for name in names) for names in _HOMES)
+
+
+def require_own_file(path: Path, flag: str, *keys: str) -> None:
+    """Raises `ConfigError` where a JSON file would take the place of anything but an earlier one.
+
+    Args:
+      path: the file to write.
+      flag: that named it.
+      keys: what the object in such a file has.
+    """
+    if is_dataset_or_run(path.absolute().parent) and (path.exists() or path.name == "audit.json"):
+        raise ConfigError(
+            f"{flag}={path}: is a file of a dataset or run folder: give a file beside the folder"
+        )
+    if not path.exists():
+        return
+    try:
+        known = read_json(path)
+    except (OSError, Damaged):
+        known = {}
+    if not known or not known.keys() >= set(keys):
+        raise ConfigError(
+            f"{flag}={path}: is there, and not an earlier one of this command: choose another"
+        )
 
 
 def make_private(folder: Path) -> None:

@@ -6,6 +6,7 @@ Starts without JAX, so that a mistyped flag is answered at once.
 import dataclasses
 import difflib
 import itertools
+import math
 import os
 import re
 import traceback
@@ -105,6 +106,11 @@ def parse(argv: list[str]) -> Command:
     if config is None:
         raise ConfigError("no --config: --help lists those that there are")
     given = _given(values)
+    for name in ("workdir", "coordinator"):
+        if not str(values[name].value).strip():
+            raise ConfigError(f"--{name} is empty: give a value, or leave the flag out")
+    if not math.isfinite(values.start_timeout):
+        raise ConfigError(f"--start_timeout={values.start_timeout}: must be a finite number")
     _require_one_of_two(config, given)
     if hasattr(config, "follow_batch"):
         if "optim.lr" in given:

@@ -29,11 +29,12 @@ from ctssl_jax.dataset.signatures import Signatures, load_signatures
 from ctssl_jax.dataset.splits import folds_of
 from ctssl_jax.dataset.verdict import Finding, Verdict
 from ctssl_jax.errors import DataError, StorageError
-from ctssl_jax.files import sealed, write_json
+from ctssl_jax.files import require_own_file, sealed, write_json
 from data_prep.not_duplicates import read_not_duplicates
 from data_prep.show_pairs import Shown, require_own_folder, write_pairs
 
 TRAIN, HELD_OUT = "train", ("val", "test")  # what is compared with a pre-training set
+KEYS = ("format", "fingerprint", "verdict", "findings")  # of a verdict, among others
 
 
 def audit(
@@ -176,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parser.parse_args(argv)
+        if args.json:
+            require_own_file(args.json, "--json", *KEYS)
         apart = read_not_duplicates(args.not_duplicates) if args.not_duplicates else frozenset()
         verdict = audit(args.data, args.pretrain, apart, args.show_pairs)
         if args.json:

@@ -55,7 +55,7 @@ def make_source(root: Path, split_by: str = "official") -> ImageSource:
     """
     items: list[Item] = []
     notes: list[str] = []
-    unlisted = 0
+    unlisted = repeated = 0
     for label, kind in enumerate(CLASSES):
         folder = _sub_folder(root.resolve(), f"CT_{kind}")
         lists = {
@@ -68,7 +68,9 @@ def make_source(root: Path, split_by: str = "official") -> ImageSource:
         notes += [f"no list {path.name}" for split, path in lists.items() if split not in found]
         listed = set()
         for split, path in found.items():
-            for name in _names(path):
+            names = _names(path)
+            repeated += len(names) - len(set(names))
+            for name in dict.fromkeys(names):
                 listed.add(name)
                 patient = publication(name, kind)
                 item = Item(0, str(folder / name), patient, label, split, wanted=True)
@@ -76,6 +78,8 @@ def make_source(root: Path, split_by: str = "official") -> ImageSource:
         unlisted += sum(path.is_file() and path.name not in listed for path in folder.iterdir())
     if unlisted:
         notes.append(f"{unlisted} images are in no list and were left out")
+    if repeated:
+        notes.append(f"{repeated} lines of the lists repeat one of the same list and do not count")
     shared = shared_patients((i.patient, i.split) for i in items if Path(i.path).is_file())
     if split_by == "patient":
         items = list({item.path: replace(item, split="") for item in items}.values())

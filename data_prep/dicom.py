@@ -21,6 +21,7 @@ from data_prep.irregular import Irregular
 from data_prep.origin import Origin
 from data_prep.patients import NO_MATCH, PatientBy, PatientFinder
 from data_prep.readers import listing
+from data_prep.readers.dicom_frame import Frame
 from data_prep.readers.dicom_header import Header, read_header
 from data_prep.readers.dicom_pixels import LOWEST_TISSUE_HU, read_pixels, to_hounsfield
 from data_prep.readers.flat_rows import FlatRows
@@ -107,11 +108,12 @@ class DicomSource:
     def read(self, items: Sequence[Item]) -> Iterator[Slice | Rejected | Finding]:
         """The slices of one series along its normal, from the feet to the head."""
         headers: dict[int, Header] = {}
-        seen: dict[str, Item] = {}
+        seen: dict[str, tuple[Item, Header]] = {}
         for item in items:
             try:
                 header = self._header(item)
-                _require_new(seen.setdefault(header.instance or item.path, item), item)
+                first = seen.setdefault(header.instance or item.path, (item, header))
+                _require_new(first, (item, header))
                 headers[item.number] = header
             except Unusable as error:
                 yield Rejected.of(item.number, error)
@@ -265,15 +267,51 @@ class _Frames:
         return image
 
 
-def _require_new(first: Item, item: Item) -> None:
+def _require_new(first: tuple[Item, Header], other: tuple[Item, Header]) -> None:
     """Raises if another file has the same SOPInstanceUID; exports often hold files twice."""
-    if first is item:
+    paths = [Path(item.path) for item, _ in (first, other)]
+    if paths[0] == paths[1]:
         return
-    if Path(first.path).read_bytes() == Path(item.path).read_bytes():
-        if -1 not in (first.label, item.label) and first.label != item.label:
+    if paths[0].read_bytes() == paths[1].read_bytes() or _show_the_same(first, other):
+        labels = {item.label for item, _ in (first, other)}
+        if len(labels - {-1}) > 1:
             raise Unusable(COPY_OF_OTHER_LABEL)
         raise Unwanted(COPY)
     raise Unusable("repeats a SOPInstanceUID with other content")
+
+
+def _show_the_same(first: tuple[Item, Header], other: tuple[Item, Header]) -> bool:
+    """Whether two files are of one patient and study, place and HU, whatever else they say.
+
+    What is sent twice may have got another header or compression on the way.
+    """
+    (_, mine), (_, theirs) = first, other
+    owners = [(header.patient, header.study, len(header.frames)) for header in (mine, theirs)]
+    if owners[0] != owners[1]:
+        return False
+    pairs = zip(mine.frames, theirs.frames, strict=True)
+    if not all(np.array_equal(_place(a), _place(b), equal_nan=True) for a, b in pairs):
+        return False
+    try:
+        images = [
+            [to_hounsfield(frame, header, k, Evidence()) for k, frame in enumerate(frames)]
+            for item, header in (first, other)
+            for frames in [read_pixels(item.path, header)]
+        ]
+    except Unusable:
+        return False
+    return all(np.array_equal(a, b) for a, b in zip(*images, strict=True))
+
+
+def _place(frame: Frame) -> list[float]:
+    """Where a frame lies."""
+    return [
+        *frame.normal,
+        *frame.origin,
+        *map(float, frame.size),
+        *frame.pixel_mm,
+        frame.thickness_mm,
+    ]
 
 
 def _stack(headers: Mapping[int, Header], places: Sequence[tuple[int, int]]) -> Stack:

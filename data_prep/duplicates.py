@@ -18,7 +18,7 @@ that a patient has, in the order of file names; here it is a series in the order
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -31,10 +31,17 @@ from ctssl_jax.dataset.manifest import read_manifest
 from ctssl_jax.dataset.signatures import Signatures, load_signatures
 from ctssl_jax.dataset.splits import parts
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from ctssl_jax.files import open_ordinary, read_json, whole_file
+from ctssl_jax.files import open_ordinary, read_json, require_own_file, whole_file
 
 FORMAT = 1
-THRESHOLD = 6  # bits of 64
+THRESHOLD, N, COSINE = 6, 10, 0.95  # the first in bits of 64
+KEYS = ("format", "method", "parameters", "rows")  # of a filter, among others
+# What each method takes, and what it is without a word; `--embeddings` has no usual value.
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "dhash": {"threshold": THRESHOLD},
+    "every_n": {"n": N},
+    "embedding": {"embeddings": None, "cosine": COSINE},
+}
 
 Like = Callable[[int, Int[np.ndarray, " m"]], Bool[np.ndarray, " m"]]
 
@@ -116,6 +123,7 @@ def write_filter(args: argparse.Namespace) -> dict[str, Any]:
     for part in parts(args.split):
         if not manifest["splits"].get(part, {}).get("slices"):
             raise DataError(f"--data has no split {part!r}, or it is empty")
+    require_own_file(args.out, "--out", *KEYS)
     signatures = load_signatures(args.data, args.split)
     like: Like | None = None
     parameters: dict[str, Any] = {"volume": args.volume}
@@ -131,7 +139,7 @@ def write_filter(args: argparse.Namespace) -> dict[str, Any]:
         parameters["cosine"] = args.cosine
     else:
         parameters["n"] = args.n
-    rows, counts = choose(signatures, args.volume, like, args.n)
+    rows, counts = choose(signatures, args.volume, like, parameters.get("n", 1))
     content = {
         "format": FORMAT,
         "method": args.method,
@@ -177,6 +185,26 @@ def _summary(counts: Int64[np.ndarray, " v"]) -> dict[str, int | float]:
     }
 
 
+def _settle(args: argparse.Namespace) -> None:
+    """Gives the method's settings their usual values where nothing is asked for.
+
+    Raises:
+        ConfigError: If one is of another method, or out of range.
+    """
+    for method, settings in SETTINGS.items():
+        for name in settings.keys() & vars(args).keys():
+            if method != args.method:
+                raise ConfigError(
+                    f"--{name} is of --method={method}: no effect with --method={args.method}: "
+                    "leave it out"
+                )
+    vars(args).update({**SETTINGS[args.method], **vars(args)})
+    for name, low, high in (("threshold", 0, 64), ("n", 1, np.inf), ("cosine", -1, 1)):
+        value = getattr(args, name, low)
+        if not low <= value <= high:
+            raise ConfigError(f"--{name}={value}: must be {low} to {high}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes one filter; returns the exit code."""
     parser = command.Parser(
@@ -189,20 +217,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="train", help="which split to thin")
     parser.add_argument("--method", choices=("dhash", "every_n", "embedding"), default="dhash")
     parser.add_argument("--volume", choices=("series", "patient"), default="series")
-    parser.add_argument(
-        "--threshold", type=int, default=THRESHOLD, help="dhash: bits that may differ, of 64"
-    )
-    parser.add_argument("--n", type=int, default=10, help="every_n: one slice of so many is kept")
-    parser.add_argument("--embeddings", type=Path, help="embedding: RUN/embeddings.npz")
-    parser.add_argument("--cosine", type=float, default=0.95, help="embedding: least of a copy")
+    # Without defaults, so that what is asked for can be told from what is not.
+    of_method: dict[str, tuple[Callable[[str], Any], str]] = {
+        "threshold": (int, f"dhash: bits that may differ, of 64 (default: {THRESHOLD})"),
+        "n": (int, f"every_n: one slice of so many is kept (default: {N})"),
+        "embeddings": (Path, "embedding: RUN/embeddings.npz"),
+        "cosine": (float, f"embedding: least of a copy (default: {COSINE})"),
+    }
+    for name, (kind, text) in of_method.items():
+        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=text)
     parser.add_argument("--out", type=Path, required=True, help="the filter to write, JSON")
 
     def work() -> None:
         args = parser.parse_args(argv)
-        for name, low, high in (("threshold", 0, 64), ("n", 1, np.inf), ("cosine", -1, 1)):
-            value = getattr(args, name)
-            if not low <= value <= high:
-                raise ConfigError(f"--{name}={value}: must be {low} to {high}")
+        _settle(args)
         print(table(write_filter(args)))
 
     return command.run("data_prep.duplicates", work)

@@ -62,6 +62,9 @@ def make_source(root: Path) -> ImageSource:
         for row in rows
     ]
     notes = ["patients are not known: each image counts as its own patient"]
+    images_there = {str(path) for path in folder.glob("*.png") if not path.name.startswith(".")}
+    if unlisted := len(images_there - {item.path for item in items}):
+        notes.append(f"{unlisted} images are not in labels.csv and were left out")
     return ImageSource("hemorrhage", CLASSES, 8, notes, ORIGIN, images.numbered(items))
 
 

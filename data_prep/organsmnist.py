@@ -149,12 +149,16 @@ def make_source(path: Path, split_by: str = "official", md5: str = "auto") -> Np
             labels = {split: _labels(file, split) for split in arrays}
             known = all(f"{split}_patient.npy" in file.namelist() for split in arrays)
             patients = {s: _patients(file, s, len(labels[s])) for s in arrays}
+            others = {name for name in file.namelist() if name.endswith("_images.npy")}
             classes = _classes(file, set(np.concatenate([*labels.values()]).tolist()))
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError("--source is not a readable npz file: download it again") from error
     if split_by == "patient" and not known:
         raise DataError("--split_by=patient: --source has no train_patient: use official")
     notes += [f"no {split} images in the file" for split in npz.SPLITS if split not in arrays]
+    if others := others - {f"{split}_images.npy" for split in arrays}:
+        told = "arrays of images are of no split and were left out: the splits are"
+        notes.append(f"{len(others)} {told} {', '.join(npz.SPLITS)}")
     if not known:
         notes.append("patients are not known: each image counts as its own patient")
     official = split_by != "patient"

@@ -24,6 +24,7 @@ from ctssl_jax.data import open_dataset
 from ctssl_jax.dataset.alignment import LIKENESS
 from ctssl_jax.dataset.matching import near_pairs
 from ctssl_jax.dataset.signatures import Signatures, of_records
+from ctssl_jax.files import require_own_file
 from data_prep.pipeline.quality import Tile, to_display
 
 TURNS = (
@@ -163,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         args = parser.parse_args(argv)
+        if args.out:
+            require_own_file(args.out, "--out")
         result = measure(args.data, args.split, args.copies, args.seed, args.halvings)
         found, wrong, people = (result[k] for k in ("found", "pairs_of_patients", "patients"))
         assert isinstance(found, dict)

@@ -33,6 +33,7 @@ from jaxtyping import Int
 
 from ctssl_jax import command, data
 from ctssl_jax.errors import ConfigError, DataError
+from ctssl_jax.files import require_own_file
 from ctssl_jax.frozen import nested
 from ctssl_jax.frozen.classifiers import fit_linear
 from ctssl_jax.frozen.features import Features
@@ -295,6 +296,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         flags, found = parser.parse_args(argv), list[dict[str, Any]]()
+        if flags.out:
+            require_own_file(flags.out, "--out")
         if not flags.data and not flags.sweeps:
             raise ConfigError("nothing to measure: give --data or --sweeps")
         if flags.data and not (flags.encoders and flags.cache):

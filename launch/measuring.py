@@ -8,7 +8,7 @@ from typing import Any
 from ctssl_jax import command, flags
 from ctssl_jax.config import FinetuneConfig, PretrainConfig
 from ctssl_jax.errors import ConfigError, StorageError
-from ctssl_jax.files import write_json
+from ctssl_jax.files import require_own_file, write_json
 from ctssl_jax.methods import Supervised
 
 CLASSES = 2  # of a fine-tuning whose dataset would say
@@ -30,6 +30,8 @@ class Parser(command.Parser):
         own, others = self.parse_known_args(argv[1:])
         if own.out and (own.out.is_dir() or not own.out.parent.is_dir()):
             raise ConfigError(f"--out={own.out}: give a file in a folder that exists")
+        if own.out:
+            require_own_file(own.out, "--out")
         return own, step_of(flags.parse([argv[0], *others]).config)
 
 

@@ -5,6 +5,7 @@ two files import each other, however far around. What two rooms need belongs int
 """
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -104,6 +105,15 @@ def wrong(name: str, other: str) -> bool:
 def test_imports_run_down():
     assert len(GRAPH) > 150
     assert not [f"{a} -> {b}" for a, others in GRAPH.items() for b in others if wrong(a, b)]
+
+
+def test_the_table_for_contributors_has_this_order():
+    lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    words = [word for cell in cells for word in re.findall("`([^`]+)`", cell)]
+    names = [word.removesuffix("/").removesuffix(".py") for word in words]
+    told = [name if name in ROOMS else f"ctssl_jax.{name}" for name in names]
+    assert told == [name for name in ROOMS if name != "ctssl_jax"]
 
 
 def test_no_imports_run_in_a_circle():

@@ -13,6 +13,7 @@ from ctssl_jax.config_record import digest
 from ctssl_jax.data import DataConfig, Dataset
 from ctssl_jax.dataset.cases import case_word, plural
 from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.files import is_dataset_or_run
 from ctssl_jax.hosts import distributed
 from ctssl_jax.interop import weights
 from ctssl_jax.methods import Supervised
@@ -101,6 +102,8 @@ def features(flags: argparse.Namespace) -> None:
 
 def _dataset(flags: argparse.Namespace, known: dict[str, Any], canvas: int) -> Dataset:
     """The scans, prepared; the folder of the results is there."""
+    if is_dataset_or_run(flags.out):
+        raise ConfigError(f"--out={flags.out}: is a dataset or run folder: give one of its own")
     if flags.data:
         found = data.open_dataset(flags.data)
         data.require_canvas(found, canvas, "data.canvas")

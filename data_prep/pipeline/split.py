@@ -50,7 +50,7 @@ def split_fractions(val: float, test: float) -> dict[str, float]:
     Raises:
         ConfigError: If a share is negative or nothing is left for train.
     """
-    if val < 0 or test < 0 or val + test >= 1:
+    if not (val >= 0 and test >= 0 and val + test < 1):  # so that NaN is refused, too
         raise ConfigError(
             f"--val_fraction={val} and --test_fraction={test}: both must be 0 or more, "
             "and together below 1"

@@ -145,7 +145,9 @@ def _require_ct(tags: pydicom.Dataset) -> None:
     """Raises Unwanted unless it says that it is a CT slice."""
     kind = str(tags.get("SOPClassUID") or "")
     is_ct_kind = kind in (CT_IMAGE_STORAGE, *ENHANCED_CT)
-    modality = str(tags.get("Modality") or ("CT" if is_ct_kind else ""))
+    modality = str(tags.get("Modality") or "").strip().upper() or ("CT" if is_ct_kind else "")
+    if modality == "OT" and is_ct_kind:  # what workstations make of CT: maps, fusions, and slices
+        raise Unwanted("a CT image whose Modality is OT (other)")
     if modality != "CT":
         raise Unwanted("not CT" if modality or kind else "no image")
     if kind.startswith(SECONDARY_CAPTURE):

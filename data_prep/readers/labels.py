@@ -262,7 +262,7 @@ def _require_no_patients(slices: Sequence[tuple[str, str]], identify: Identify) 
                 if len(found[name]) > 1:
                     return
     ids = {patient for of in found.values() for patient in of} - {""}
-    if len(ids) == len(found) > 1:
+    if len(ids) == len(found) > 2:  # two may be the only ones
         raise DataError(
             f"--labels=folder: each of the {len(found)} folders that would be the classes holds "
             "one patient alone (PatientID): if they are patients, put the classes first, as "

@@ -2,11 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctssl_jax.dataset.manifest import read_manifest
 from ctssl_jax.errors import DataError
+from ctssl_jax.files import open_ordinary
 
 # Why something is not read: a fixed phrase, and whether it is a fault or left out by design.
 Flaw = tuple[str, bool]
@@ -17,6 +20,12 @@ UNREADABLE: Flaw = ("a folder that cannot be read", True)
 DANGLING: Flaw = ("a link to nothing", True)
 TWICE: Flaw = ("a link to what is read elsewhere", False)
 LOOP: Flaw = ("a link to a folder that this one is in", False)
+OWN: Flaw = ("a folder that data_prep wrote (a dataset, a quality report or pairs)", False)
+# Tables that say so, by their first words and what is beside them.
+_TABLES = (
+    ("rejected.csv", "item,reason,images,fault", "quality.txt"),
+    ("pairs.csv", "number,pair,check,splits,rows,duplicate", "pairs.png"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,11 @@ def entries(root: Path) -> Iterator[Entry]:
     """Yields all that is below a folder, or the one file; links after what is there itself.
 
     Folder by folder, in natural order. Links are followed, also out of the folder, but nothing is
-    read twice and no loop is entered. What is hidden is one entry, not looked into.
+    read twice and no loop is entered. What is hidden is one entry, not looked into; so is a folder
+    that data preparation wrote, whose pictures are no scans.
 
     Raises:
-        DataError: If there is no file.
+        DataError: If there is no file, or the folder is itself one that data preparation wrote.
     """
     root = root.resolve()
     if root.is_file():
@@ -52,6 +62,8 @@ def entries(root: Path) -> Iterator[Entry]:
         return
     found = False
     for entry in _Walk(root):
+        if entry == Entry(str(root), OWN):
+            raise DataError(f"--source is {OWN[0]}: give the folder of the images or scans")
         found = found or entry.flaw is None
         yield entry
     if not found:
@@ -90,6 +102,9 @@ class _Walk:
                 found = sorted(scan, key=lambda entry: natural(entry.name))
         except OSError:
             yield Entry(folder, UNREADABLE)
+            return
+        if _is_own(folder, {entry.name for entry in found}):
+            yield Entry(folder, OWN)
             return
         folders = []
         for entry in found:
@@ -131,3 +146,16 @@ class _Walk:
         if not target.is_relative_to(self._root):
             return False
         return not any(part.startswith(".") for part in target.relative_to(self._root).parts)
+
+
+def _is_own(folder: str, names: Collection[str]) -> bool:
+    """Whether data preparation wrote a folder, which it does into folders of their own."""
+    for table, words, beside in _TABLES:
+        if table in names and beside in names:
+            with suppress(OSError), open_ordinary(Path(folder, table)) as stream:
+                if stream.read(len(words)) == words.encode():
+                    return True
+    if "manifest.json" in names:  # not enough: others call files so, too
+        with suppress(DataError):
+            return bool(read_manifest(Path(folder)))
+    return False

@@ -171,6 +171,22 @@ def test_what_a_pretraining_set_has_of_the_test_is_found_and_not_kept(tmp_path, 
     assert (own["verdict"], own["overlap"]) == ("pass", [])
 
 
+def test_the_verdict_is_written_over_no_file_but_a_verdict(tmp_path, capsys):
+    task = write_slices(tmp_path / "task", clean())
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path in before:
+        assert audit.main([f"--data={task}", f"--json={path}"]) == 2
+        assert f"--json={path}: is " in capsys.readouterr().err
+    (task / "audit.json").unlink()
+    assert audit.main([f"--data={task}", f"--json={task / 'audit.json'}"]) == 2
+    assert not (task / "audit.json").exists()
+    for _ in range(2):
+        assert audit.main([f"--data={task}", f"--json={tmp_path / 'verdict.json'}"]) == 0
+    after = {path: path.read_bytes() for path in before}
+    assert after == before
+
+
 def test_the_command_fails_on_leaks_and_tells_no_identity(tmp_path, capsys):
     splits = clean()
     splits["test"].append(ct_slice(90, "patient 2"))

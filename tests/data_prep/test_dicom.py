@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from dicom_files import JPEG_2000, SYNTAXES, codestream, compress, outcome, write_enhanced
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from ctssl_jax.errors import DataError
 from data_prep import dicom
@@ -453,6 +453,7 @@ def test_a_series_that_is_not_in_hu_is_rejected_whole(tmp_path, write_ct):
 
 UNWANTED = {
     "not CT": {"Modality": "MR"},
+    "a CT image whose Modality is OT (other)": {"Modality": "OT"},
     "localizer": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
     "secondary capture": {"SOPClassUID": dicom_header.SECONDARY_CAPTURE},
     "not a CT image": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"},
@@ -516,6 +517,14 @@ def test_a_lookup_table_is_not_a_rescale(tmp_path, write_ct):
 
 def test_derived_axial_ct_and_ct_without_modality_are_kept(tmp_path, write_ct):
     write_ct(tmp_path / "a", pixels(), ImageType=["DERIVED", "SECONDARY", "AXIAL"], Modality=None)
+    assert only(tmp_path).shape == (16, 12)
+
+
+def test_a_modality_in_small_letters_is_read(tmp_path, write_ct):
+    write_ct(tmp_path / "a", pixels())
+    whole = (tmp_path / "a").read_bytes()
+    assert whole.count(b"CS\x02\x00CT") == 1
+    (tmp_path / "a").write_bytes(whole.replace(b"CS\x02\x00CT", b"CS\x02\x00ct"))
     assert only(tmp_path).shape == (16, 12)
 
 
@@ -638,6 +647,30 @@ def test_copies_and_repeated_names(tmp_path, write_ct):
         (3, "repeats a SOPInstanceUID with other content", True),
     ]
     assert len(found.slices) == 1
+
+
+def test_a_file_sent_again_is_a_copy_whatever_else_its_header_says(tmp_path, write_ct):
+    stored = pixels()
+    same = {"SOPInstanceUID": "1.2.9"}
+    write_ct(tmp_path / "0", stored, **same)
+    write_ct(tmp_path / "1", stored, **same, InstitutionName="x", ConvolutionKernel="B30f")
+    write_ct(tmp_path / "2", stored + 24, **same, RescaleIntercept=-1048)
+    file = pydicom.dcmread(tmp_path / "1")
+    file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    file.save_as(tmp_path / "3", implicit_vr=True)
+    file.compress(RLELossless, generate_instance_uid=False)
+    file.save_as(tmp_path / "4")
+    other = stored.copy()
+    other[3, 3] += 1
+    write_ct(tmp_path / "5", other, **same)
+    write_ct(tmp_path / "6", stored, **same, z=1.0)
+    write_ct(tmp_path / "7", stored, **same, PixelSpacing=[0.5, 0.5])
+    write_ct(tmp_path / "8", stored, **same, PatientID="another")
+    write_ct(tmp_path / "9", stored[:-1], **same)
+    found = outcome(DicomSource(tmp_path))
+    assert len(found.slices) == 1
+    assert [r.reason for r in found.rejected if not r.fault] == ["a copy of another file"] * 4
+    assert [r.number for r in found.rejected if r.fault] == [6, 7, 8, 9, 10]
 
 
 def test_an_irregular_series_is_rejected_or_kept_as_slices(tmp_path, write_ct):

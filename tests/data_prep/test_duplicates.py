@@ -1,6 +1,7 @@
 """Which slices are kept for pre-training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -169,6 +170,42 @@ def test_the_command_takes_features_of_this_split(dataset, tmp_path, capsys):
     assert command(dataset, tmp_path / "other.json", *arguments, "--split=val") == 3
     assert "no features of split 'val'" in capsys.readouterr().err
     assert not (tmp_path / "other.json").exists()
+
+
+SET = {"threshold": "3", "n": "3", "embeddings": "x.npz", "cosine": "0.9"}
+
+
+@pytest.mark.parametrize("method", duplicates.SETTINGS)
+def test_a_flag_of_another_method_is_refused(dataset, tmp_path, capsys, method):
+    assert {name for of in duplicates.SETTINGS.values() for name in of} == SET.keys()
+    for name in SET.keys() - duplicates.SETTINGS[method].keys():
+        words = [f"--method={method}", f"--{name}={SET[name]}"]
+        assert command(dataset, tmp_path / "filter.json", *words) == 2
+        assert f"--{name} is of --method=" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_nth_by_the_command(dataset, tmp_path):
+    for words, n in (([], 10), (["--n=3"], 3)):
+        assert command(dataset, tmp_path / "filter.json", "--method=every_n", *words) == 0
+        found = json.loads((tmp_path / "filter.json").read_text())
+        assert found["parameters"] == {"volume": "series", "n": n}
+        assert found["kept"] == 2 * -(-6 // n)
+
+
+def test_no_file_but_a_filter_is_written_over(dataset, tmp_path, capsys):
+    shutil.copytree(dataset, tmp_path / "set")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "other.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path in [*before, tmp_path / "set"]:
+        assert command(tmp_path / "set", path) == 2
+        error = capsys.readouterr().err
+        assert f"--out={path}: is " in error
+        assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for out in (tmp_path / "filter.json", tmp_path / "filter.json", tmp_path / "set" / "new.json"):
+        assert command(tmp_path / "set", out) == 0
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,18 @@ def test_covid_real(tmp_path, shared):
     assert manifest["rejected"] == {}
 
 
+def test_covid_an_image_that_a_list_names_twice_is_there_once(tmp_path):
+    names = {key: [*listed, listed[0]] for key, listed in COVID.items()}
+    for split_by in ("official", "patient"):
+        covid_folder(tmp_path / "in", COVID)
+        once = covid_ct.make_source(tmp_path / "in", split_by)
+        covid_folder(tmp_path / "in", names)
+        source = covid_ct.make_source(tmp_path / "in", split_by)
+        assert list(source.items()) == list(once.items())
+        assert len(list(source.items())) == 8
+        assert "4 lines of the lists repeat one of the same list" in "; ".join(source.notes())
+
+
 @pytest.mark.parametrize("home", ["", "head_ct/head_ct"])
 def test_hemorrhage(tmp_path, read, home):
     source = tmp_path / "in"
@@ -114,6 +126,17 @@ def test_hemorrhage(tmp_path, read, home):
     assert manifest["rejected"] == {"listed but not there": 1}
     for record in read(tmp_path / "o"):
         assert record["label"] == int(record["image"][0, 0] < 110)
+
+
+@pytest.mark.parametrize("home", ["", "head_ct"])
+def test_hemorrhage_counts_the_images_without_a_row(tmp_path, home):
+    source = tmp_path / "in"
+    for i in range(12):
+        png(source / home / f"{i:03d}.png", 100 + i)
+    rows = [f"{i},{i % 2}" for i in range(9)]
+    (source / "labels.csv").write_text("\n".join(["id, hemorrhage", *rows]))
+    notes = hemorrhage.make_source(source).notes()
+    assert notes[1:] == ["3 images are not in labels.csv and were left out"]
 
 
 def test_hemorrhage_names_what_is_wrong(tmp_path):
@@ -158,6 +181,12 @@ def test_medmnist_layout(tmp_path, read):
     stored = sorted((r["label"], r["image"].tobytes()) for r in read(tmp_path / "out", "val"))
     images, labels = arrays["val_images"].astype(np.int16), arrays["val_labels"][:, 0]
     assert stored == sorted((y, x.tobytes()) for x, y in zip(images, labels, strict=True))
+
+
+def test_medmnist_tells_of_images_that_are_of_no_split(tmp_path):
+    medmnist(tmp_path / "o.npz", 3, holdout_images=np.zeros((4, 9, 9), np.uint8))
+    notes = organsmnist.make_source(tmp_path / "o.npz").notes()
+    assert any(note.startswith("1 arrays of images are of no split") for note in notes)
 
 
 def test_medmnist_split_by_patient(tmp_path, read):

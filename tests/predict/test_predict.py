@@ -206,6 +206,14 @@ def test_what_cannot_be_is_one_line(tuned, tmp_path, capfd, words, code, said):
     assert said in errors[-1]
 
 
+def test_results_go_into_no_dataset_and_no_run(tuned, capfd):
+    for out in (tuned.data, tuned.run):
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        assert command(tuned, out, data=tuned.data) == 2
+        assert f"--out={out}: is a dataset or run folder" in capfd.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
 def test_grey_images_are_refused_by_a_network_of_hounsfield_units(tuned, tmp_path, capfd):
     for k in range(4):
         grey = np.random.default_rng(k).integers(0, 255, (32, 32), np.uint8)

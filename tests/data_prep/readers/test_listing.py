@@ -7,10 +7,13 @@ import pytest
 from PIL import Image
 
 from ctssl_jax.errors import DataError
+from data_prep import folder, show_pairs
+from data_prep.dicom import DicomSource
 from data_prep.folder import make_source
 from data_prep.pipeline.prepare import prepare
 from data_prep.readers import listing
-from data_prep.readers.listing import DANGLING, HIDDEN, LOOP, SPECIAL, TWICE, UNREADABLE
+from data_prep.readers.listing import DANGLING, HIDDEN, LOOP, OWN, SPECIAL, TWICE, UNREADABLE
+from data_prep.volumes import VolumeSource
 
 KEY = b"0123456789abcdef"
 
@@ -106,3 +109,58 @@ def test_what_is_no_file_is_in_the_table_with_its_reason(tmp_path):
     assert manifest["left_out"] == {SPECIAL[0]: 1, TWICE[0]: 1}
     text = (tmp_path / "o" / "quality.txt").read_text()
     assert all(reason in text for reason, _ in (DANGLING, SPECIAL, TWICE))
+
+
+def write_ours(root, monkeypatch):
+    """All that a preparation of a folder of images may leave in it; returns the folders."""
+    made = tmp_source(root / "away")
+    key = root / "key"
+    key.write_bytes(KEY * 2)
+    flags = [f"--source={made}", f"--key={key}", "--workers=0", "--val_fraction=0.5"]
+    flags.append("--test_fraction=0")
+    (made / "bad.png").write_bytes(b"")
+    out = root / "in" / "ds"
+    assert folder.main([*flags, f"--out={out}", "--max_rejected=0"]) == 3
+    assert folder.main([*flags, f"--out={out}x", "--max_rejected=0.5"]) == 0
+    assert folder.main([*flags, f"--out={out}y", "--max_rejected=0.5"]) == 0
+    for name in ("quality.txt", "rejected.csv", "findings.csv"):  # the manifest is enough
+        (root / "in" / "dsy" / name).unlink()
+    (root / "in" / "dsx" / "manifest.json").write_text("{")  # the report is enough
+    image = np.zeros((4, 4), np.int16)
+    monkeypatch.setattr(show_pairs, "_image", lambda *_: (image, "grey8"))
+    place = (root / "in" / "dsy", "train")
+    pair = show_pairs.Shown((1, 2), "near", (place, place), (0, 1))
+    show_pairs.write_pairs(root / "in" / "pairs", [pair])
+    return {"ds.rejected", "dsx", "dsy", "pairs"}
+
+
+def tmp_source(root):
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 9), dtype=np.uint8)
+        path = root / "c" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+def test_what_a_preparation_wrote_into_the_source_is_left_out_and_told(tmp_path, monkeypatch):
+    ours = write_ours(tmp_path, monkeypatch)
+    root = tmp_source(tmp_path / "in")
+    own = {name: flaw for name, flaw in found(root).items() if flaw is not None}
+    assert own == dict.fromkeys(ours, OWN) | {".ds.work": HIDDEN}
+    source = make_source(root, "folder")
+    assert source.classes == ["c"]
+    manifest = prepare(source, tmp_path / "o", key=KEY, fractions={"train": 1.0})
+    assert manifest["left_out"] == {OWN[0]: 4, HIDDEN[0]: 1}
+    assert manifest["splits"]["train"]["slices"] == 6
+    for source in (DicomSource(root), VolumeSource(root)):
+        assert sum(item.flaw == OWN for item in source.items()) == 4
+    for name in ours:
+        with pytest.raises(DataError, match="--source is a folder that data_prep wrote"):
+            list(listing.entries(root / name))
+
+
+def test_files_of_others_with_such_names_are_read(tmp_path):
+    for name in ("quality.txt", "rejected.csv", "pairs.csv", "pairs.png", "manifest.json"):
+        touch(tmp_path / "scans" / name)
+    assert set(found(tmp_path).values()) == {None}
