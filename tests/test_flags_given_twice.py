@@ -21,7 +21,7 @@ def parser():
 def test_one_value_twice_is_one_and_two_values_are_refused(parser):
     assert parser.parse_args(["--seed=1", "--quick", "--seed=1", "--quick", "a", "b"]).seed == 1
     assert parser.parse_args(["--seed=2"]).seed == 2  # another command line
-    for words in (["--seed=1", "--seed=2"], ["--seed=0", "--seed=2"], ["--out=a", "--out", ""]):
+    for words in (["--seed=1", "--seed=2"], ["--seed=0", "--seed=2"], ["--out=a", "--out", "b"]):
         with pytest.raises(ConfigError, match=r"--(seed|out) is given twice, .*: keep one"):
             parser.parse_args(words)
 

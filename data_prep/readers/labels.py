@@ -239,7 +239,8 @@ def _require_classes(folders: Collection[tuple[str, ...]], depth: int, below: in
         raise DataError(
             f"--labels=folder: the {len(inside)} folders that would be the classes have the same "
             f"{len(homes)} sub-folders: if those are sites or patients, and these the classes, put "
-            "the classes first, as CLASS/SITE, or give a table (--labels=labels.csv)"
+            "the classes first, as CLASS/SITE; if one holds masks, move it out; or give a table "
+            "(--labels=labels.csv)"
         )
 
 

@@ -321,12 +321,14 @@ def test_folders_of_patients_are_no_classes(tmp_path, write_ct):
 
     scan("Doe_Jane/1", "P1")
     scan("Roe_Richard/2", "P2")
-    with pytest.raises(DataError, match=r"each of the 2 folders .* one patient alone") as raised:
+    assert make_source(tmp_path, "folder").classes == ["Doe_Jane", "Roe_Richard"]  # may be classes
+    scan("Poe_Edgar/3", "P4")
+    with pytest.raises(DataError, match=r"each of the 3 folders .* one patient alone") as raised:
         make_source(tmp_path, "folder")
     assert "Doe" not in str(raised.value)
     scan("Doe_Jane/0", "P1")
     scan("Doe_Jane/01", "P3")  # neither its first file nor its last
-    assert make_source(tmp_path, "folder").classes == ["Doe_Jane", "Roe_Richard"]
+    assert make_source(tmp_path, "folder").classes == ["Doe_Jane", "Poe_Edgar", "Roe_Richard"]
 
 
 def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path):
