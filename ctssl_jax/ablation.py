@@ -32,6 +32,7 @@ class Cell(NamedTuple):
       file: `--config` of the ordinary command, whose config is this one but for some fields.
       size: fraction, or count, of training images or patients.
       tuning: names of the cells that try a learning rate, by rate: this cell takes the best.
+      tries: whether it tries a learning rate itself, and reads no test.
     """
 
     name: str
@@ -39,11 +40,7 @@ class Cell(NamedTuple):
     file: str
     size: float
     tuning: Mapping[float, tuple[str, ...]] = MappingProxyType({})
-
-    @property
-    def tries(self) -> bool:
-        """Whether the cell tries a learning rate, and reads no test."""
-        return isinstance(self.config, FinetuneConfig) and not self.config.read_test
+    tries: bool = False
 
 
 @dataclasses.dataclass
@@ -187,7 +184,7 @@ class AblationConfig:
         config = self._varied(base, arm, run, seed, fraction, count)
         config = dataclasses.replace(config, optim=optim, read_test=False)
         name = f"{TUNING}/{config.task}-{arm}-{words}-lr{lr:g}-seed{seed}{fold}"
-        return Cell(name, config, self.base_config, count or fraction)
+        return Cell(name, config, self.base_config, count or fraction, tries=True)
 
     def _varied(
         self, base: FinetuneConfig, arm: str, run: str, seed: int, fraction: float, count: int
