@@ -159,6 +159,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
     grid = list(config.cells())
     if own.cell is not None and not 0 <= own.cell < len(grid):
         raise ConfigError(f"--cell={own.cell}: there are the cells 0 to {len(grid) - 1}")
+    folder.require_own_table(workdir)
     chosen = range(len(grid)) if own.cell is None else [own.cell]
     sweep = Sweep(grid, chosen, workdir, own.parallel)
     if own.dry_run:

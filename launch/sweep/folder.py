@@ -13,8 +13,8 @@ from ctssl_jax.ablation import Cell
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.config_record import config_record
 from ctssl_jax.data import open_dataset
-from ctssl_jax.errors import StorageError
-from ctssl_jax.files import no_formula, write_text
+from ctssl_jax.errors import ConfigError, StorageError
+from ctssl_jax.files import Damaged, no_formula, read_text, write_text
 from ctssl_jax.log import read_metrics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import lock as run_lock
@@ -26,6 +26,8 @@ COLUMNS = (
     *("case", "train_cases", "test_cases"),
     *("best_step", "total_steps", "encoder_run", "config_hash", "run"),
 )
+TABLE = "results.csv"
+OF_SWEEPS = ",".join(COLUMNS[:7]) + ","  # how it begins, of older versions too
 CLASSIFIERS = ("finetuned", "knn", "linear")
 DONE, DAMAGED, CHANGED = "done", "damaged", "its encoder has changed"
 ASIDE = ".replaced"  # folder of the runs of encoders that have changed
@@ -56,6 +58,21 @@ def state(cell: Cell, workdir: Path) -> str:
         return DONE if _same(cell, run) else "done with another config, encoder or data"
     except StorageError:
         return DAMAGED
+
+
+def require_own_table(workdir: Path) -> None:
+    """Raises `ConfigError` for a `results.csv` that is no sweep's, which would be replaced."""
+    table = workdir / TABLE
+    if not table.exists():
+        return
+    try:
+        text = read_text(table)
+    except OSError as error:
+        raise StorageError(f"{table} cannot be read: {error.strerror}") from None
+    except Damaged:
+        text = "no text"
+    if text and not text.startswith(OF_SWEEPS):
+        raise ConfigError(f"{table} is none of a sweep: move it, or give another --workdir")
 
 
 def set_aside(cell: Cell, workdir: Path) -> None:
@@ -192,9 +209,9 @@ def write_table(workdir: Path) -> None:
     for row in sorted(found, key=_order):
         writer.writerow({name: no_formula(value) for name, value in row.items()})
     try:
-        write_text(workdir / "results.csv", text.getvalue())
+        write_text(workdir / TABLE, text.getvalue())
     except OSError as error:
-        raise StorageError(f"{workdir}/results.csv cannot be written: {error.strerror}") from None
+        raise StorageError(f"{workdir}/{TABLE} cannot be written: {error.strerror}") from None
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:

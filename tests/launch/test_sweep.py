@@ -331,6 +331,27 @@ def test_what_will_not_do_is_named_before_any_run(tmp_path, argv, capsys, flag, 
     assert not (tmp_path / "grid").exists()
 
 
+@pytest.mark.parametrize("content", [b"patient,label\n1,0\n", b"\xff\xfe\0", b"task,arm\n"])
+@pytest.mark.parametrize("flags", [[], ["--parallel=2"], ["--cell=0"], ["--dry_run"]])
+def test_a_table_that_is_no_sweeps_is_left_alone(tmp_path, argv, capsys, content, flags):
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "results.csv").write_bytes(content)
+    assert sweep.command([*argv, *flags]) == ConfigError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "results.csv is none of a sweep: move it, or give another --workdir" in line
+    assert [path.name for path in (tmp_path / "grid").iterdir()] == ["results.csv"]
+    assert (tmp_path / "grid" / "results.csv").read_bytes() == content
+
+
+def test_a_table_of_an_older_sweep_is_replaced(tmp_path, argv, monkeypatch):
+    (tmp_path / "grid").mkdir()
+    older = "task,arm,classifier,fraction,train_slices,train_patients,seed,best_epoch,run\n"
+    (tmp_path / "grid" / "results.csv").write_text(older)
+    fake_runs(monkeypatch, {})
+    assert sweep.command(argv) == 0
+    assert len(table(tmp_path / "grid")) == 2
+
+
 def test_config_of_another_kind_is_named(capsys, tmp_path):
     assert sweep.command(["sweep", "--config=configs/spark.py:smoke", f"--workdir={tmp_path}"]) == 2
     assert "give one of a study, as ablation:cases" in capsys.readouterr().err
