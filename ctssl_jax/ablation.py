@@ -1,7 +1,9 @@
 """The grid of the study: every initialisation at every training-set size, with several seeds."""
 
+import copy
 import dataclasses
 import itertools
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +23,17 @@ RADIOMICS = FeatureKind.RADIOMICS.value
 FEW = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # C of a tenth as many features, which need less of a penalty
 EVALUATE = "evaluate"
 TUNING = "tuning"  # folder of the cells that try learning rates
+# Fields of `base` that the grid sets itself, and what a sweep is given in their place.
+SET = {
+    "encoder_run": "encoders",
+    "arm": "encoders, as ARM=RUN",
+    "seed": "seeds",
+    "fraction": "fractions",
+    "count": "counts",
+    "tuned_lrs": "lrs",
+    "tuned_seeds": "tuning_seeds",
+}
+SET_FOR_FOLDS = ("data.split", "val_split", "test_split")
 
 
 class Cell(NamedTuple):
@@ -86,6 +99,10 @@ class AblationConfig:
     tuning_seeds: tuple[int, ...] = ()
     folds: int = 0
 
+    def __post_init__(self) -> None:
+        """Notes `base` as its own config has it, by which `validate` knows what was changed."""
+        self._unchanged = copy.deepcopy(self.base)
+
     def validate(self) -> None:
         """Raises `UserError` for an axis or arm that will not do, or where a cell is wrong."""
         require_usable(self)
@@ -99,7 +116,13 @@ class AblationConfig:
             raise ConfigError(f"counts={self.counts}: each must be 1 or more")
         if not (self.finetuned or self.frozen or self.radiomics):
             raise ConfigError("finetuned, frozen and radiomics are all false: give one of them")
+        if self.encoders and not (self.finetuned or self.frozen):
+            raise ConfigError(
+                f"encoders={self.encoders} and radiomics alone, which has none: leave them out, or "
+                "give finetuned=true or frozen=true"
+            )
         self._validate_tuning()
+        self._validate_base()
         for cell in self.cells():
             cell.config.validate()
 
@@ -119,6 +142,18 @@ class AblationConfig:
                 f"tuning_seeds={self.tuning_seeds}: {shared[0]} is one of seeds, on which the arms "
                 "are compared; give others"
             )
+
+    def _validate_base(self) -> None:
+        """Raises `ConfigError` for a field of `base` that was changed, but that the grid sets."""
+        instead = dict(SET)
+        if self.subset_per_seed:
+            instead["subset_seed"] = "seeds, or subset_per_seed=false"
+        if self.folds:
+            instead |= dict.fromkeys(SET_FOR_FOLDS, "folds, by which each is tested in turn")
+        for name, field in instead.items():
+            value = operator.attrgetter(name)(self.base)
+            if value != operator.attrgetter(name)(self._unchanged):
+                raise ConfigError(f"base.{name}={value} has no effect in a sweep: give {field}")
 
     def arms(self) -> dict[str, list[str]]:
         """Each arm's encoder runs; of scratch one, empty.
