@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import itertools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import folder as run_folder
 
 MOST_FOLDS = 100
+SIX = ", in six digits, by which cells are named"
 SCRATCH = "scratch"
 RANDOM = "random"  # the arm of frozen features that goes with it
 RADIOMICS = FeatureKind.RADIOMICS.value
@@ -110,8 +111,8 @@ class AblationConfig:
             raise ConfigError(f"folds={self.folds}: must be at most {MOST_FOLDS}")
         for name in ("counts", "seeds") if self.counts else ("fractions", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ConfigError(f"{name}={values}: give one or more different values")
+            if not values or _shared_name(values):
+                raise ConfigError(f"{name}={values}: give one or more different values{SIX}")
         if min(self.counts, default=1) < 1:
             raise ConfigError(f"counts={self.counts}: each must be 1 or more")
         if not (self.finetuned or self.frozen or self.radiomics):
@@ -123,8 +124,15 @@ class AblationConfig:
             )
         self._validate_tuning()
         self._validate_base()
+        names = set[str]()
         for cell in self.cells():
             cell.config.validate()
+            if cell.name in names:
+                raise ConfigError(
+                    f"two cells are named {cell.name}: name the arms otherwise, by encoders as in "
+                    "NAME=RUN"
+                )
+            names.add(cell.name)
 
     def _validate_tuning(self) -> None:
         if bool(self.lrs) != bool(self.tuning_seeds):
@@ -133,8 +141,8 @@ class AblationConfig:
             )
         if self.lrs and not self.finetuned:
             raise ConfigError(f"lrs={self.lrs} and finetuned=false: frozen features have no rate")
-        if self.lrs and (len(set(self.lrs)) != len(self.lrs) or len(self.lrs) < 2):
-            raise ConfigError(f"lrs={self.lrs}: give two or more different values")
+        if self.lrs and (_shared_name(self.lrs) or len(self.lrs) < 2):
+            raise ConfigError(f"lrs={self.lrs}: give two or more different values{SIX}")
         if len(set(self.tuning_seeds)) != len(self.tuning_seeds):
             raise ConfigError(f"tuning_seeds={self.tuning_seeds}: give different values")
         if shared := sorted(set(self.tuning_seeds) & set(self.seeds)):
@@ -281,6 +289,12 @@ class AblationConfig:
                 self.base, data=data, val_split=val, test_split=test
             )
         return bases
+
+
+def _shared_name(values: Sequence[int | float]) -> bool:
+    """Whether two values, as the names of cells have them, are one."""
+    names = {f"{value:g}" if isinstance(value, float) else str(value) for value in values}
+    return len(names) != len(values)
 
 
 def _split(entry: str) -> tuple[str, str]:

@@ -121,6 +121,8 @@ def test_folds_take_turns_and_all_arms_of_one_share_its_splits(runs):
         ({"seeds": ()}, "seeds="),
         ({"seeds": (1, 1)}, "seeds="),
         ({"fractions": ()}, "fractions="),
+        ({"fractions": (0.5, 0.5000001, 1.0)}, "fractions=.*different values, in six digits"),
+        ({"fractions": (1, 1.0)}, "fractions=.*different"),
         ({"counts": (5, 5)}, "counts="),
         ({"counts": (0, 5)}, "counts="),
         ({"fractions": (1.5,)}, "fraction=1.5"),
@@ -294,6 +296,7 @@ def test_learning_rates_are_tried_first_on_seeds_of_their_own_without_the_test(r
         ({"tuning_seeds": (5,)}, "give both or none"),
         ({"lrs": (1e-3,), "tuning_seeds": (5,)}, "lrs=.*give two or more"),
         ({"lrs": (1e-3, 1e-3), "tuning_seeds": (5,)}, "lrs=.*different"),
+        ({"lrs": (1e-3, 1.0000001e-3), "tuning_seeds": (5,)}, "lrs=.*different"),
         ({"lrs": (1e-3, 1e-4), "tuning_seeds": (5, 5)}, "tuning_seeds=.*different"),
         ({"lrs": (1e-3, 1e-4), "tuning_seeds": (4, 5)}, "4 is one of seeds"),
     ],
@@ -301,6 +304,14 @@ def test_learning_rates_are_tried_first_on_seeds_of_their_own_without_the_test(r
 def test_learning_rates_and_seeds_that_will_not_do_are_named(change, named):
     with pytest.raises(ConfigError, match=named):
         AblationConfig(FinetuneConfig(), "", **change).validate()
+
+
+def test_arms_that_give_two_cells_one_name_are_refused(runs):
+    entries = (f"a={runs}/SparK", f"a-frozen={runs}/MoCo")
+    with pytest.raises(ConfigError, match=r"two cells are named task-a-frozen-0\.5-seed0"):
+        AblationConfig(
+            FinetuneConfig(), "", entries, frozen=True, fractions=(0.5,), seeds=(0,)
+        ).validate()
 
 
 def test_entries_in_one_flag_are_named(runs):

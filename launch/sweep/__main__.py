@@ -31,6 +31,7 @@ import functools
 import os
 import shlex
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -42,11 +43,19 @@ from ctssl_jax.ablation import AblationConfig, Cell
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import open_dataset
 from ctssl_jax.dataset.splits import folds_of
-from ctssl_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
+from ctssl_jax.errors import (
+    ConfigError,
+    DataError,
+    Preempted,
+    StorageError,
+    UserError,
+    one_line,
+)
 from ctssl_jax.files import make_private
 from ctssl_jax.hosts import distributed
 from ctssl_jax.hosts.signals import Supervisor
-from ctssl_jax.log import duration, time_of_end
+from ctssl_jax.log import duration, log_line, time_of_end
+from ctssl_jax.run import lock as run_lock
 from ctssl_jax.run.opening import open_labelled
 from launch import local
 from launch.sweep import folder, pool
@@ -222,7 +231,8 @@ def _require_sound(cells: Sequence[Cell]) -> None:
 def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Iterator[pool.Ended]:
     """Runs cells one after the other in this process; yields each as it ends.
 
-    Where several processes make each run, an error ends them all.
+    Where several processes make each run, an error ends them all. One that is no user's to mend
+    breaks its cell alone; its traceback is in the run's `log.txt`.
     """
     import jax
 
@@ -237,8 +247,14 @@ def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Ite
         except Exception as error:
             several = jax.process_count() > 1
             failure = frame.for_user(error, several)
-            if failure is None or several:
+            if several:
                 raise
+            if failure is None:
+                failure = UserError(f"{type(error).__name__}: {one_line(error)[:200]}")
+                if run_lock.is_held(path):
+                    log_line(path, traceback.format_exc())
+                else:  # a folder that it has not begun stays as it is
+                    traceback.print_exc()
             frame.mark_ended(path, failure.exit_code)
             if isinstance(failure, Preempted):
                 raise

@@ -178,7 +178,7 @@ def expected_seconds(cells: Sequence[Cell], workdir: Path) -> dict[str, float | 
 
 
 def _taken(run: Path) -> Taken | None:
-    """Of a finished run, since it was last resumed; None of another."""
+    """Of a finished run, since it was last resumed; None of another, or if its files' times lie."""
     try:
         results = run_folder.read_json(run / "results.json")
         total = (run / "results.json").stat().st_mtime - (run / "env.json").stat().st_mtime
@@ -186,6 +186,8 @@ def _taken(run: Path) -> Taken | None:
         images = float(results.get("train_slices", 0) * results.get("epochs_trained", 0))
     except (OSError, StorageError, TypeError, ValueError):
         return None  # not done, or damaged
+    if total < 0:  # copied, or a clock was set
+        return None
     speeds = [row["images_per_second"] for row in rows if row.get("images_per_second", 0) > 0]
     training = min(total, images / median(speeds)) if speeds else 0.0
     return Taken(total - training, training)

@@ -25,7 +25,7 @@ from ctssl_jax.files import read_json
 from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.runs import find_runs
-from ctssl_jax.run import checkpoint
+from ctssl_jax.run import checkpoint, lock
 from ctssl_jax.scores import read_predictions
 from data_prep.phantom import source as phantom
 from data_prep.pipeline.prepare import prepare
@@ -152,6 +152,30 @@ def test_broken_cells_are_named_tried_again_and_keep_none_of_the_others(
     ran.clear()
     assert sweep.command(argv) == 0
     assert ran == names[1:3]
+
+
+def test_an_error_that_is_no_users_breaks_its_cell_alone(tmp_path, argv, capsys, monkeypatch):
+    names = [cell.name for cell in grid_of(argv)]
+    ran = fake_runs(monkeypatch, {names[0]: ValueError("Input X\ncontains NaN")})
+    run = finetune.run
+
+    def begin(config, workdir, supervisor):
+        if workdir.name == names[0]:
+            workdir.mkdir(parents=True)
+            lock.take(workdir)
+        run(config, workdir, supervisor)
+
+    monkeypatch.setattr(finetune, "run", begin)
+    assert sweep.command(argv) == 1
+    assert ran == names
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"1 of 2 cells broke, repeat the command to try them again: {names[0]}" in line
+    assert "(ValueError: Input X contains NaN)" in line
+    assert [row["run"] for row in table(tmp_path / "grid")] == names[1:]
+    lock.release(tmp_path / "grid" / names[0])
+    log = (tmp_path / "grid" / names[0] / "log.txt").read_text()
+    assert "Traceback" in log
+    assert "contains NaN" in log
 
 
 @pytest.mark.parametrize("read_test", [True, False])
@@ -302,6 +326,16 @@ def test_dry_run_says_what_is_left_and_its_cost(tmp_path, argv, capsys, monkeypa
         "# 3 cells: 1 broken, 1 done, 1 to do",
         "# to do: about 22m, 3 at a time, at 2 an hour 0.75",
     ]
+
+
+def test_a_run_that_ended_before_it_began_took_no_known_time(tmp_path, argv, monkeypatch):
+    fake_runs(monkeypatch, {})
+    assert sweep.command([*argv, "--cell=0"]) == 0
+    cells = grid_of(argv)
+    run = tmp_path / "grid" / cells[0].name
+    (run / "env.json").touch()
+    os.utime(run / "results.json", (1000, 1000))
+    assert set(folder.expected_seconds(cells, tmp_path / "grid").values()) == {None}
 
 
 @pytest.mark.parametrize(
