@@ -128,6 +128,23 @@ class Sweep(NamedTuple):
             if ready is None or folder.state(ready, self.workdir) != folder.DONE
         ]
 
+    def require_one_recipe(self) -> None:
+        """Raises `ConfigError` where a cell's folder is of another config, data or encoder.
+
+        Before any cell is run: those that are not there yet would not compare with it. What is
+        damaged is left to its cell, as is a folder whose encoder has changed, which is renewed.
+        """
+        for cell, ready in self.ready(self.grid):
+            run = self.workdir / cell.name
+            if folder.state(ready or cell, self.workdir) in ("to do", folder.CHANGED):
+                continue
+            with contextlib.suppress(StorageError):
+                if differs := folder.difference(ready or cell, run, but_lr=ready is None):
+                    raise ConfigError(
+                        f"{run} was made by another sweep ({differs}): nothing is run; repeat the "
+                        "command as it was, or give another --workdir"
+                    )
+
     def renew(self, todo: Sequence[Cell]) -> None:
         """Sets aside the runs whose encoder has changed, and says so."""
         for _, cell in self.ready(todo):
@@ -178,6 +195,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         _require_folds(config)
         todo = sweep.todo()
         _require_sound(todo)
+        sweep.require_one_recipe()
         distributed.on_first(lambda: sweep.renew(todo))
         ends = sweep.in_rounds(todo, lambda cells: in_turn(cells, workdir, supervisor))
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
@@ -187,6 +205,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         _require_folds(config)
         todo = sweep.todo()
         _require_sound(todo)
+        sweep.require_one_recipe()
         sweep.renew(todo)
         places = local.environments(os.environ, own.parallel, 0, own.gpus)
 

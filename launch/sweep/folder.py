@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ctssl_jax.ablation import Cell
 from ctssl_jax.config import FinetuneConfig
-from ctssl_jax.config_record import config_record
+from ctssl_jax.config_record import config_record, first_difference, without
 from ctssl_jax.data import open_dataset
 from ctssl_jax.errors import ConfigError, StorageError
 from ctssl_jax.files import Damaged, no_formula, read_text, write_text
@@ -137,16 +137,36 @@ def unfinished(cells: Iterable[Cell], workdir: Path) -> list[str]:
 
 def _same(cell: Cell, run: Path) -> bool:
     """Whether a finished run is of the config, data and encoder that its cell asks for."""
+    return not difference(cell, run)
+
+
+def difference(cell: Cell, run: Path, but_lr: bool = False) -> str:
+    """In what a run is not what its cell asks for, of config, data and encoder; "" if in nothing.
+
+    Args:
+      cell: of the grid.
+      run: its folder, with a `config.json`.
+      but_lr: the cell's learning rate is still to be chosen: any will do.
+
+    Raises:
+      StorageError: the run cannot be read.
+      UserError: the dataset or the encoder will not do.
+    """
     from ctssl_jax.run.opening import resolved
 
     config, dataset = cell.config, open_dataset(cell.config.data.path)
-    ours = config_record(resolved(config, dataset))["hash"]
-    return (
-        run_folder.read_config(run)["hash"] == ours
-        and run_folder.read_json(run / "data.json").get("fingerprint") == dataset.fingerprint
-        and run_folder.read_results(run).get("encoder_run")
-        == run_folder.run_hash(config.encoder_run)
-    )
+    record, theirs = config_record(resolved(config, dataset)), run_folder.read_config(run)
+    ours, before = (without(r["config"], record["elastic"]) for r in (record, theirs))
+    if but_lr:
+        ours, before = (without(values, {"optim": {"lr": None}}) for values in (ours, before))
+    if ours != before:
+        return first_difference(ours, before)
+    data = run_folder.read_json(run / "data.json")
+    if data.get("fingerprint") != dataset.fingerprint:
+        return "it is of other data"
+    if data.get("encoder_run") != run_folder.run_hash(config.encoder_run):
+        return "it started from another encoder_run"
+    return ""
 
 
 class Taken(NamedTuple):

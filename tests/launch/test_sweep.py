@@ -101,7 +101,7 @@ def test_grid_is_run_and_what_is_done_is_kept(tmp_path, argv, capsys):
     assert "[1/2] cells are done" in out
     assert "[2/2] done" in out
 
-    # Of another encoder, the cell is not done: the run refuses it, and the other is left alone.
+    # Of another encoder, the cell is not done, and would be refused: nothing is run.
     other = tmp_path / "other" / "run"
     shutil.copytree(next(a for a in argv if "encoders" in a).partition("=")[2], other)
     record = json.loads((other / "config.json").read_text())
@@ -109,8 +109,29 @@ def test_grid_is_run_and_what_is_done_is_kept(tmp_path, argv, capsys):
     argv = [*(a for a in argv if "encoders" not in a), f"--config.encoders={other}"]
     assert sweep.command(argv) == ConfigError.exit_code
     err = capsys.readouterr().err
-    assert "1 of 2 cells broke" in err
+    assert "phantom-spark-0.5-seed0 was made by another sweep" in err
     assert "started from another encoder_run" in err
+    assert err.count("\n") == 1
+
+    # Nor is any cell run of another recipe, beside those that are done.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "run", None)
+        for own in ([], ["--parallel=2"], ["--cell=0"]):
+            changed = [*argv, "--config.base.epochs=9", "--config.fractions=(0.25,)", *own]
+            assert sweep.command(changed) == ConfigError.exit_code
+            (line,) = capsys.readouterr().err.splitlines()
+            assert "config.epochs is " in line
+            assert " there and 9 here): nothing is run" in line
+    assert not (workdir / "phantom-scratch-0.25-seed0").exists()
+
+    # Another task may share the folder, as may another seed that is trained otherwise.
+    with pytest.MonkeyPatch.context() as patch:
+        ran = []
+        patch.setattr(finetune, "run", lambda config, workdir, _: ran.append(workdir.name))
+        for other in ("--config.base.task=other", "--config.seeds=(5,)"):
+            words = [*argv, "--config.base.epochs=9", "--config.scratch=true", other]
+            assert sweep.command(words) == 0
+    assert len(ran) == 4
 
 
 def fake_runs(patch, outcomes):
@@ -130,7 +151,7 @@ def fake_runs(patch, outcomes):
             (workdir / file).write_text(json.dumps(results | {"val": score, "test": score}))
 
     patch.setattr(finetune, "run", run)
-    patch.setattr(folder, "_same", lambda cell, run: True)
+    patch.setattr(folder, "difference", lambda *_, **__: "")
     return ran
 
 
@@ -203,7 +224,7 @@ def test_the_rate_is_chosen_on_validation_before_the_cells_that_are_compared(
             (workdir / file).write_text(json.dumps(results))
 
     monkeypatch.setattr(finetune, "run", run)
-    monkeypatch.setattr(folder, "_same", lambda cell, run: True)
+    monkeypatch.setattr(folder, "difference", lambda *_, **__: "")
     assert sweep.command([*argv, "--dry_run"]) == 0
     assert capsys.readouterr().out.count("waits for its learning rate") == 2
     assert sweep.command([*argv, "--cell=9"]) == ConfigError.exit_code
