@@ -1,8 +1,10 @@
 """The grid of the study: every initialisation at every training-set size, with several seeds."""
 
+import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,12 +17,24 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import folder as run_folder
 
 MOST_FOLDS = 100
+SIX = ", in six digits, by which cells are named"
 SCRATCH = "scratch"
 RANDOM = "random"  # the arm of frozen features that goes with it
 RADIOMICS = FeatureKind.RADIOMICS.value
 FEW = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # C of a tenth as many features, which need less of a penalty
 EVALUATE = "evaluate"
 TUNING = "tuning"  # folder of the cells that try learning rates
+# Fields of `base` that the grid sets itself, and what a sweep is given in their place.
+SET = {
+    "encoder_run": "encoders",
+    "arm": "encoders, as ARM=RUN",
+    "seed": "seeds",
+    "fraction": "fractions",
+    "count": "counts",
+    "tuned_lrs": "lrs",
+    "tuned_seeds": "tuning_seeds",
+}
+SET_FOR_FOLDS = ("data.split", "val_split", "test_split")
 
 
 class Cell(NamedTuple):
@@ -32,6 +46,7 @@ class Cell(NamedTuple):
       file: `--config` of the ordinary command, whose config is this one but for some fields.
       size: fraction, or count, of training images or patients.
       tuning: names of the cells that try a learning rate, by rate: this cell takes the best.
+      tries: whether it tries a learning rate itself, and reads no test.
     """
 
     name: str
@@ -39,11 +54,7 @@ class Cell(NamedTuple):
     file: str
     size: float
     tuning: Mapping[float, tuple[str, ...]] = MappingProxyType({})
-
-    @property
-    def tries(self) -> bool:
-        """Whether the cell tries a learning rate, and reads no test."""
-        return isinstance(self.config, FinetuneConfig) and not self.config.read_test
+    tries: bool = False
 
 
 @dataclasses.dataclass
@@ -89,6 +100,10 @@ class AblationConfig:
     tuning_seeds: tuple[int, ...] = ()
     folds: int = 0
 
+    def __post_init__(self) -> None:
+        """Notes `base` as its own config has it, by which `validate` knows what was changed."""
+        self._unchanged = copy.deepcopy(self.base)
+
     def validate(self) -> None:
         """Raises `UserError` for an axis or arm that will not do, or where a cell is wrong."""
         require_usable(self)
@@ -96,15 +111,28 @@ class AblationConfig:
             raise ConfigError(f"folds={self.folds}: must be at most {MOST_FOLDS}")
         for name in ("counts", "seeds") if self.counts else ("fractions", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ConfigError(f"{name}={values}: give one or more different values")
+            if not values or _shared_name(values):
+                raise ConfigError(f"{name}={values}: give one or more different values{SIX}")
         if min(self.counts, default=1) < 1:
             raise ConfigError(f"counts={self.counts}: each must be 1 or more")
         if not (self.finetuned or self.frozen or self.radiomics):
             raise ConfigError("finetuned, frozen and radiomics are all false: give one of them")
+        if self.encoders and not (self.finetuned or self.frozen):
+            raise ConfigError(
+                f"encoders={self.encoders} and radiomics alone, which has none: leave them out, or "
+                "give finetuned=true or frozen=true"
+            )
         self._validate_tuning()
+        self._validate_base()
+        names = set[str]()
         for cell in self.cells():
             cell.config.validate()
+            if cell.name in names:
+                raise ConfigError(
+                    f"two cells are named {cell.name}: name the arms otherwise, by encoders as in "
+                    "NAME=RUN"
+                )
+            names.add(cell.name)
 
     def _validate_tuning(self) -> None:
         if bool(self.lrs) != bool(self.tuning_seeds):
@@ -113,8 +141,8 @@ class AblationConfig:
             )
         if self.lrs and not self.finetuned:
             raise ConfigError(f"lrs={self.lrs} and finetuned=false: frozen features have no rate")
-        if self.lrs and (len(set(self.lrs)) != len(self.lrs) or len(self.lrs) < 2):
-            raise ConfigError(f"lrs={self.lrs}: give two or more different values")
+        if self.lrs and (_shared_name(self.lrs) or len(self.lrs) < 2):
+            raise ConfigError(f"lrs={self.lrs}: give two or more different values{SIX}")
         if len(set(self.tuning_seeds)) != len(self.tuning_seeds):
             raise ConfigError(f"tuning_seeds={self.tuning_seeds}: give different values")
         if shared := sorted(set(self.tuning_seeds) & set(self.seeds)):
@@ -122,6 +150,18 @@ class AblationConfig:
                 f"tuning_seeds={self.tuning_seeds}: {shared[0]} is one of seeds, on which the arms "
                 "are compared; give others"
             )
+
+    def _validate_base(self) -> None:
+        """Raises `ConfigError` for a field of `base` that was changed, but that the grid sets."""
+        instead = dict(SET)
+        if self.subset_per_seed:
+            instead["subset_seed"] = "seeds, or subset_per_seed=false"
+        if self.folds:
+            instead |= dict.fromkeys(SET_FOR_FOLDS, "folds, by which each is tested in turn")
+        for name, field in instead.items():
+            value = operator.attrgetter(name)(self.base)
+            if value != operator.attrgetter(name)(self._unchanged):
+                raise ConfigError(f"base.{name}={value} has no effect in a sweep: give {field}")
 
     def arms(self) -> dict[str, list[str]]:
         """Each arm's encoder runs; of scratch one, empty.
@@ -187,7 +227,7 @@ class AblationConfig:
         config = self._varied(base, arm, run, seed, fraction, count)
         config = dataclasses.replace(config, optim=optim, read_test=False)
         name = f"{TUNING}/{config.task}-{arm}-{words}-lr{lr:g}-seed{seed}{fold}"
-        return Cell(name, config, self.base_config, count or fraction)
+        return Cell(name, config, self.base_config, count or fraction, tries=True)
 
     def _varied(
         self, base: FinetuneConfig, arm: str, run: str, seed: int, fraction: float, count: int
@@ -249,6 +289,12 @@ class AblationConfig:
                 self.base, data=data, val_split=val, test_split=test
             )
         return bases
+
+
+def _shared_name(values: Sequence[int | float]) -> bool:
+    """Whether two values, as the names of cells have them, are one."""
+    names = {f"{value:g}" if isinstance(value, float) else str(value) for value in values}
+    return len(names) != len(values)
 
 
 def _split(entry: str) -> tuple[str, str]:

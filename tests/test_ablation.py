@@ -121,6 +121,8 @@ def test_folds_take_turns_and_all_arms_of_one_share_its_splits(runs):
         ({"seeds": ()}, "seeds="),
         ({"seeds": (1, 1)}, "seeds="),
         ({"fractions": ()}, "fractions="),
+        ({"fractions": (0.5, 0.5000001, 1.0)}, "fractions=.*different values, in six digits"),
+        ({"fractions": (1, 1.0)}, "fractions=.*different"),
         ({"counts": (5, 5)}, "counts="),
         ({"counts": (0, 5)}, "counts="),
         ({"fractions": (1.5,)}, "fraction=1.5"),
@@ -133,6 +135,66 @@ def test_folds_take_turns_and_all_arms_of_one_share_its_splits(runs):
 def test_axis_that_will_not_do_is_named(change, named):
     with pytest.raises(ConfigError, match=named):
         AblationConfig(FinetuneConfig(), "", **change).validate()
+
+
+def held(config):
+    """What holds the fields of `base` that a name with a dot is of."""
+    return {"data": config.base.data, "": config.base}
+
+
+CHANGES = {
+    "encoder_run": ("runs/spark", "give encoders"),
+    "arm": ("mine", "give encoders, as ARM=RUN"),
+    "seed": (7, "give seeds"),
+    "subset_seed": (7, "give seeds, or subset_per_seed=false"),
+    "fraction": (0.7, "give fractions"),
+    "count": (7, "give counts"),
+    "tuned_lrs": ((1e-3, 1e-4), "give lrs"),
+    "tuned_seeds": ((7, 8), "give tuning_seeds"),
+    "data.split": ("val", "give folds"),
+    "val_split": ("train", "give folds"),
+    "test_split": ("train", "give folds"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("preset", [*PRESETS, "cases", "mine"])
+def test_what_the_grid_sets_itself_is_no_field_to_change(preset, name):
+    value, named = CHANGES[name]
+    config = ablation.get_config(preset)
+    config.subset_per_seed, config.folds = True, 3
+    config.validate()
+    part, _, field = name.rpartition(".")
+    setattr(held(config)[part], field, value)
+    with pytest.raises(ConfigError, match=rf"^base\.{name}=.* has no effect in a sweep: {named}"):
+        config.validate()
+
+
+def test_every_field_that_a_grid_sets_is_refused():
+    config = AblationConfig(FinetuneConfig(), "", seeds=(5,), fractions=(0.5,), folds=3)
+    config.lrs, config.tuning_seeds = (1e-3, 1e-4), (6,)
+    kept = {"optim", "read_test"}  # `optim` has other fields
+    for cell in config.cells():
+        for field in dataclasses.fields(cell.config):
+            name, ours = field.name, getattr(cell.config, field.name)
+            if ours != getattr(config.base, name) and name not in kept:
+                assert any(changed.partition(".")[0] == name for changed in CHANGES), name
+
+
+def test_what_the_grid_leaves_alone_may_be_changed():
+    config = ablation.get_config("covid_ct_as_run")  # one subset for all seeds, no folds
+    config.base.subset_seed, config.base.val_split = 7, "train2"
+    config.base.epochs, config.base.fraction = 80, 1.0  # its value
+    config.validate()
+
+
+def test_encoders_of_a_sweep_that_uses_none_are_refused(runs):
+    asked = {"radiomics": True, "finetuned": False}
+    config = AblationConfig(FinetuneConfig(), "", (f"{runs}/SparK",), **asked)
+    with pytest.raises(ConfigError, match=r"encoders=.* radiomics alone, which has none"):
+        config.validate()
+    config.frozen = True
+    config.validate()
 
 
 @pytest.fixture
@@ -234,6 +296,7 @@ def test_learning_rates_are_tried_first_on_seeds_of_their_own_without_the_test(r
         ({"tuning_seeds": (5,)}, "give both or none"),
         ({"lrs": (1e-3,), "tuning_seeds": (5,)}, "lrs=.*give two or more"),
         ({"lrs": (1e-3, 1e-3), "tuning_seeds": (5,)}, "lrs=.*different"),
+        ({"lrs": (1e-3, 1.0000001e-3), "tuning_seeds": (5,)}, "lrs=.*different"),
         ({"lrs": (1e-3, 1e-4), "tuning_seeds": (5, 5)}, "tuning_seeds=.*different"),
         ({"lrs": (1e-3, 1e-4), "tuning_seeds": (4, 5)}, "4 is one of seeds"),
     ],
@@ -241,6 +304,14 @@ def test_learning_rates_are_tried_first_on_seeds_of_their_own_without_the_test(r
 def test_learning_rates_and_seeds_that_will_not_do_are_named(change, named):
     with pytest.raises(ConfigError, match=named):
         AblationConfig(FinetuneConfig(), "", **change).validate()
+
+
+def test_arms_that_give_two_cells_one_name_are_refused(runs):
+    entries = (f"a={runs}/SparK", f"a-frozen={runs}/MoCo")
+    with pytest.raises(ConfigError, match=r"two cells are named task-a-frozen-0\.5-seed0"):
+        AblationConfig(
+            FinetuneConfig(), "", entries, frozen=True, fractions=(0.5,), seeds=(0,)
+        ).validate()
 
 
 def test_entries_in_one_flag_are_named(runs):

@@ -31,6 +31,7 @@ import functools
 import os
 import shlex
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -42,11 +43,19 @@ from ctssl_jax.ablation import AblationConfig, Cell
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import open_dataset
 from ctssl_jax.dataset.splits import folds_of
-from ctssl_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
+from ctssl_jax.errors import (
+    ConfigError,
+    DataError,
+    Preempted,
+    StorageError,
+    UserError,
+    one_line,
+)
 from ctssl_jax.files import make_private
 from ctssl_jax.hosts import distributed
 from ctssl_jax.hosts.signals import Supervisor
-from ctssl_jax.log import duration, time_of_end
+from ctssl_jax.log import duration, log_line, time_of_end
+from ctssl_jax.run import lock as run_lock
 from ctssl_jax.run.opening import open_labelled
 from launch import local
 from launch.sweep import folder, pool
@@ -119,6 +128,23 @@ class Sweep(NamedTuple):
             if ready is None or folder.state(ready, self.workdir) != folder.DONE
         ]
 
+    def require_one_recipe(self) -> None:
+        """Raises `ConfigError` where a cell's folder is of another config, data or encoder.
+
+        Before any cell is run: those that are not there yet would not compare with it. What is
+        damaged is left to its cell, as is a folder whose encoder has changed, which is renewed.
+        """
+        for cell, ready in self.ready(self.grid):
+            run = self.workdir / cell.name
+            if folder.state(ready or cell, self.workdir) in ("to do", folder.CHANGED):
+                continue
+            with contextlib.suppress(StorageError):
+                if differs := folder.difference(ready or cell, run, but_lr=ready is None):
+                    raise ConfigError(
+                        f"{run} was made by another sweep ({differs}): nothing is run; repeat the "
+                        "command as it was, or give another --workdir"
+                    )
+
     def renew(self, todo: Sequence[Cell]) -> None:
         """Sets aside the runs whose encoder has changed, and says so."""
         for _, cell in self.ready(todo):
@@ -159,6 +185,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
     grid = list(config.cells())
     if own.cell is not None and not 0 <= own.cell < len(grid):
         raise ConfigError(f"--cell={own.cell}: there are the cells 0 to {len(grid) - 1}")
+    folder.require_own_table(workdir)
     chosen = range(len(grid)) if own.cell is None else [own.cell]
     sweep = Sweep(grid, chosen, workdir, own.parallel)
     if own.dry_run:
@@ -168,6 +195,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         _require_folds(config)
         todo = sweep.todo()
         _require_sound(todo)
+        sweep.require_one_recipe()
         distributed.on_first(lambda: sweep.renew(todo))
         ends = sweep.in_rounds(todo, lambda cells: in_turn(cells, workdir, supervisor))
         follow(sweep, todo, ends, distributed.say, distributed.on_first)
@@ -177,6 +205,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         _require_folds(config)
         todo = sweep.todo()
         _require_sound(todo)
+        sweep.require_one_recipe()
         sweep.renew(todo)
         places = local.environments(os.environ, own.parallel, 0, own.gpus)
 
@@ -221,7 +250,8 @@ def _require_sound(cells: Sequence[Cell]) -> None:
 def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Iterator[pool.Ended]:
     """Runs cells one after the other in this process; yields each as it ends.
 
-    Where several processes make each run, an error ends them all.
+    Where several processes make each run, an error ends them all. One that is no user's to mend
+    breaks its cell alone; its traceback is in the run's `log.txt`.
     """
     import jax
 
@@ -236,8 +266,14 @@ def in_turn(cells: Sequence[Cell], workdir: Path, supervisor: Supervisor) -> Ite
         except Exception as error:
             several = jax.process_count() > 1
             failure = frame.for_user(error, several)
-            if failure is None or several:
+            if several:
                 raise
+            if failure is None:
+                failure = UserError(f"{type(error).__name__}: {one_line(error)[:200]}")
+                if run_lock.is_held(path):
+                    log_line(path, traceback.format_exc())
+                else:  # a folder that it has not begun stays as it is
+                    traceback.print_exc()
             frame.mark_ended(path, failure.exit_code)
             if isinstance(failure, Preempted):
                 raise

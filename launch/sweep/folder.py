@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from ctssl_jax.ablation import Cell
 from ctssl_jax.config import FinetuneConfig
-from ctssl_jax.config_record import config_record
+from ctssl_jax.config_record import config_record, first_difference, without
 from ctssl_jax.data import open_dataset
-from ctssl_jax.errors import StorageError
-from ctssl_jax.files import no_formula, write_text
+from ctssl_jax.errors import ConfigError, StorageError
+from ctssl_jax.files import Damaged, no_formula, read_text, write_text
 from ctssl_jax.log import read_metrics
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import lock as run_lock
@@ -26,6 +26,8 @@ COLUMNS = (
     *("case", "train_cases", "test_cases"),
     *("best_step", "total_steps", "encoder_run", "config_hash", "run"),
 )
+TABLE = "results.csv"
+OF_SWEEPS = ",".join(COLUMNS[:7]) + ","  # how it begins, of older versions too
 CLASSIFIERS = ("finetuned", "knn", "linear")
 DONE, DAMAGED, CHANGED = "done", "damaged", "its encoder has changed"
 ASIDE = ".replaced"  # folder of the runs of encoders that have changed
@@ -56,6 +58,21 @@ def state(cell: Cell, workdir: Path) -> str:
         return DONE if _same(cell, run) else "done with another config, encoder or data"
     except StorageError:
         return DAMAGED
+
+
+def require_own_table(workdir: Path) -> None:
+    """Raises `ConfigError` for a `results.csv` that is no sweep's, which would be replaced."""
+    table = workdir / TABLE
+    if not table.exists():
+        return
+    try:
+        text = read_text(table)
+    except OSError as error:
+        raise StorageError(f"{table} cannot be read: {error.strerror}") from None
+    except Damaged:
+        text = "no text"
+    if text and not text.startswith(OF_SWEEPS):
+        raise ConfigError(f"{table} is none of a sweep: move it, or give another --workdir")
 
 
 def set_aside(cell: Cell, workdir: Path) -> None:
@@ -120,16 +137,36 @@ def unfinished(cells: Iterable[Cell], workdir: Path) -> list[str]:
 
 def _same(cell: Cell, run: Path) -> bool:
     """Whether a finished run is of the config, data and encoder that its cell asks for."""
+    return not difference(cell, run)
+
+
+def difference(cell: Cell, run: Path, but_lr: bool = False) -> str:
+    """In what a run is not what its cell asks for, of config, data and encoder; "" if in nothing.
+
+    Args:
+      cell: of the grid.
+      run: its folder, with a `config.json`.
+      but_lr: the cell's learning rate is still to be chosen: any will do.
+
+    Raises:
+      StorageError: the run cannot be read.
+      UserError: the dataset or the encoder will not do.
+    """
     from ctssl_jax.run.opening import resolved
 
     config, dataset = cell.config, open_dataset(cell.config.data.path)
-    ours = config_record(resolved(config, dataset))["hash"]
-    return (
-        run_folder.read_config(run)["hash"] == ours
-        and run_folder.read_json(run / "data.json").get("fingerprint") == dataset.fingerprint
-        and run_folder.read_results(run).get("encoder_run")
-        == run_folder.run_hash(config.encoder_run)
-    )
+    record, theirs = config_record(resolved(config, dataset)), run_folder.read_config(run)
+    ours, before = (without(r["config"], record["elastic"]) for r in (record, theirs))
+    if but_lr:
+        ours, before = (without(values, {"optim": {"lr": None}}) for values in (ours, before))
+    if ours != before:
+        return first_difference(ours, before)
+    data = run_folder.read_json(run / "data.json")
+    if data.get("fingerprint") != dataset.fingerprint:
+        return "it is of other data"
+    if data.get("encoder_run") != run_folder.run_hash(config.encoder_run):
+        return "it started from another encoder_run"
+    return ""
 
 
 class Taken(NamedTuple):
@@ -161,7 +198,7 @@ def expected_seconds(cells: Sequence[Cell], workdir: Path) -> dict[str, float | 
 
 
 def _taken(run: Path) -> Taken | None:
-    """Of a finished run, since it was last resumed; None of another."""
+    """Of a finished run, since it was last resumed; None of another, or if its files' times lie."""
     try:
         results = run_folder.read_json(run / "results.json")
         total = (run / "results.json").stat().st_mtime - (run / "env.json").stat().st_mtime
@@ -169,6 +206,8 @@ def _taken(run: Path) -> Taken | None:
         images = float(results.get("train_slices", 0) * results.get("epochs_trained", 0))
     except (OSError, StorageError, TypeError, ValueError):
         return None  # not done, or damaged
+    if total < 0:  # copied, or a clock was set
+        return None
     speeds = [row["images_per_second"] for row in rows if row.get("images_per_second", 0) > 0]
     training = min(total, images / median(speeds)) if speeds else 0.0
     return Taken(total - training, training)
@@ -192,9 +231,9 @@ def write_table(workdir: Path) -> None:
     for row in sorted(found, key=_order):
         writer.writerow({name: no_formula(value) for name, value in row.items()})
     try:
-        write_text(workdir / "results.csv", text.getvalue())
+        write_text(workdir / TABLE, text.getvalue())
     except OSError as error:
-        raise StorageError(f"{workdir}/results.csv cannot be written: {error.strerror}") from None
+        raise StorageError(f"{workdir}/{TABLE} cannot be written: {error.strerror}") from None
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:

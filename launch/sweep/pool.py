@@ -61,6 +61,10 @@ class _Child:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         last_line = next((line for line in reversed(lines) if line.strip()), "")
+        if code == -signal.SIGKILL:  # which lets nobody say why
+            last_line = "killed (memory?)"
+        elif code < 0:
+            last_line = last_line or f"ended by {signal.Signals(-code).name}"
         return Ended(self._name, 128 - code if code < 0 else code, last_line)
 
     def close(self) -> None:

@@ -20,14 +20,20 @@ def python(name, code):
     return name, [sys.executable, "-c", code]
 
 
-def test_commands_end_with_their_codes_and_last_words():
+def test_commands_end_with_their_codes_and_last_words(no_nohup):
     commands = [
         python("good", "print('never seen')"),
         python("bad", "import sys; print('one\\nlast', file=sys.stderr); sys.exit(4)"),
         python("killed", "import os; os.kill(os.getpid(), 9)"),
+        python("hung up", "import os; os.kill(os.getpid(), 1)"),
     ]
     ends = {end.name: end[1:] for end in pool.run(commands, [dict(os.environ)] * 2, Supervisor())}
-    assert ends == {"good": (0, ""), "bad": (4, "last"), "killed": (137, "")}
+    assert ends == {
+        "good": (0, ""),
+        "bad": (4, "last"),
+        "killed": (137, "killed (memory?)"),
+        "hung up": (129, "ended by SIGHUP"),
+    }
 
 
 def test_so_many_at_a_time_each_with_its_environment_and_cpus(tmp_path):

@@ -25,7 +25,7 @@ from ctssl_jax.files import read_json
 from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.runs import find_runs
-from ctssl_jax.run import checkpoint
+from ctssl_jax.run import checkpoint, lock
 from ctssl_jax.scores import read_predictions
 from data_prep.phantom import source as phantom
 from data_prep.pipeline.prepare import prepare
@@ -101,7 +101,7 @@ def test_grid_is_run_and_what_is_done_is_kept(tmp_path, argv, capsys):
     assert "[1/2] cells are done" in out
     assert "[2/2] done" in out
 
-    # Of another encoder, the cell is not done: the run refuses it, and the other is left alone.
+    # Of another encoder, the cell is not done, and would be refused: nothing is run.
     other = tmp_path / "other" / "run"
     shutil.copytree(next(a for a in argv if "encoders" in a).partition("=")[2], other)
     record = json.loads((other / "config.json").read_text())
@@ -109,8 +109,29 @@ def test_grid_is_run_and_what_is_done_is_kept(tmp_path, argv, capsys):
     argv = [*(a for a in argv if "encoders" not in a), f"--config.encoders={other}"]
     assert sweep.command(argv) == ConfigError.exit_code
     err = capsys.readouterr().err
-    assert "1 of 2 cells broke" in err
+    assert "phantom-spark-0.5-seed0 was made by another sweep" in err
     assert "started from another encoder_run" in err
+    assert err.count("\n") == 1
+
+    # Nor is any cell run of another recipe, beside those that are done.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "run", None)
+        for own in ([], ["--parallel=2"], ["--cell=0"]):
+            changed = [*argv, "--config.base.epochs=9", "--config.fractions=(0.25,)", *own]
+            assert sweep.command(changed) == ConfigError.exit_code
+            (line,) = capsys.readouterr().err.splitlines()
+            assert "config.epochs is " in line
+            assert " there and 9 here): nothing is run" in line
+    assert not (workdir / "phantom-scratch-0.25-seed0").exists()
+
+    # Another task may share the folder, as may another seed that is trained otherwise.
+    with pytest.MonkeyPatch.context() as patch:
+        ran = []
+        patch.setattr(finetune, "run", lambda config, workdir, _: ran.append(workdir.name))
+        for other in ("--config.base.task=other", "--config.seeds=(5,)"):
+            words = [*argv, "--config.base.epochs=9", "--config.scratch=true", other]
+            assert sweep.command(words) == 0
+    assert len(ran) == 4
 
 
 def fake_runs(patch, outcomes):
@@ -130,7 +151,7 @@ def fake_runs(patch, outcomes):
             (workdir / file).write_text(json.dumps(results | {"val": score, "test": score}))
 
     patch.setattr(finetune, "run", run)
-    patch.setattr(folder, "_same", lambda cell, run: True)
+    patch.setattr(folder, "difference", lambda *_, **__: "")
     return ran
 
 
@@ -154,10 +175,36 @@ def test_broken_cells_are_named_tried_again_and_keep_none_of_the_others(
     assert ran == names[1:3]
 
 
+def test_an_error_that_is_no_users_breaks_its_cell_alone(tmp_path, argv, capsys, monkeypatch):
+    names = [cell.name for cell in grid_of(argv)]
+    ran = fake_runs(monkeypatch, {names[0]: ValueError("Input X\ncontains NaN")})
+    run = finetune.run
+
+    def begin(config, workdir, supervisor):
+        if workdir.name == names[0]:
+            workdir.mkdir(parents=True)
+            lock.take(workdir)
+        run(config, workdir, supervisor)
+
+    monkeypatch.setattr(finetune, "run", begin)
+    assert sweep.command(argv) == 1
+    assert ran == names
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"1 of 2 cells broke, repeat the command to try them again: {names[0]}" in line
+    assert "(ValueError: Input X contains NaN)" in line
+    assert [row["run"] for row in table(tmp_path / "grid")] == names[1:]
+    lock.release(tmp_path / "grid" / names[0])
+    log = (tmp_path / "grid" / names[0] / "log.txt").read_text()
+    assert "Traceback" in log
+    assert "contains NaN" in log
+
+
+@pytest.mark.parametrize("read_test", [True, False])
 def test_the_rate_is_chosen_on_validation_before_the_cells_that_are_compared(
-    tmp_path, argv, capsys, monkeypatch
+    tmp_path, argv, capsys, monkeypatch, read_test
 ):
     argv = [*argv, "--config.lrs=(0.001,0.01)", "--config.tuning_seeds=(5,6)"]
+    argv += [] if read_test else ["--config.base.read_test=false"]
     names = [cell.name for cell in grid_of(argv)]
     assert sum(name.startswith("tuning/") for name in names) == 8
     given = {}
@@ -177,7 +224,7 @@ def test_the_rate_is_chosen_on_validation_before_the_cells_that_are_compared(
             (workdir / file).write_text(json.dumps(results))
 
     monkeypatch.setattr(finetune, "run", run)
-    monkeypatch.setattr(folder, "_same", lambda cell, run: True)
+    monkeypatch.setattr(folder, "difference", lambda *_, **__: "")
     assert sweep.command([*argv, "--dry_run"]) == 0
     assert capsys.readouterr().out.count("waits for its learning rate") == 2
     assert sweep.command([*argv, "--cell=9"]) == ConfigError.exit_code
@@ -189,10 +236,8 @@ def test_the_rate_is_chosen_on_validation_before_the_cells_that_are_compared(
     ]
     assert given["phantom-scratch-0.5-seed0"].optim.lr == 0.01
     assert given["phantom-spark-0.5-seed0"].optim.lr == 0.001
-    assert [row["run"] for row in table(tmp_path / "grid")] == [
-        "phantom-scratch-0.5-seed0",
-        "phantom-spark-0.5-seed0",
-    ]
+    compared = ["phantom-scratch-0.5-seed0", "phantom-spark-0.5-seed0"]
+    assert [row["run"] for row in table(tmp_path / "grid")] == (compared if read_test else [])
     assert sweep.command([*argv, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "# 10 cells: 10 done" in out
@@ -304,6 +349,16 @@ def test_dry_run_says_what_is_left_and_its_cost(tmp_path, argv, capsys, monkeypa
     ]
 
 
+def test_a_run_that_ended_before_it_began_took_no_known_time(tmp_path, argv, monkeypatch):
+    fake_runs(monkeypatch, {})
+    assert sweep.command([*argv, "--cell=0"]) == 0
+    cells = grid_of(argv)
+    run = tmp_path / "grid" / cells[0].name
+    (run / "env.json").touch()
+    os.utime(run / "results.json", (1000, 1000))
+    assert set(folder.expected_seconds(cells, tmp_path / "grid").values()) == {None}
+
+
 @pytest.mark.parametrize(
     ("flag", "code", "named"),
     [
@@ -329,6 +384,27 @@ def test_what_will_not_do_is_named_before_any_run(tmp_path, argv, capsys, flag, 
     assert named in err
     assert err.count("\n") == 1
     assert not (tmp_path / "grid").exists()
+
+
+@pytest.mark.parametrize("content", [b"patient,label\n1,0\n", b"\xff\xfe\0", b"task,arm\n"])
+@pytest.mark.parametrize("flags", [[], ["--parallel=2"], ["--cell=0"], ["--dry_run"]])
+def test_a_table_that_is_no_sweeps_is_left_alone(tmp_path, argv, capsys, content, flags):
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "results.csv").write_bytes(content)
+    assert sweep.command([*argv, *flags]) == ConfigError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "results.csv is none of a sweep: move it, or give another --workdir" in line
+    assert [path.name for path in (tmp_path / "grid").iterdir()] == ["results.csv"]
+    assert (tmp_path / "grid" / "results.csv").read_bytes() == content
+
+
+def test_a_table_of_an_older_sweep_is_replaced(tmp_path, argv, monkeypatch):
+    (tmp_path / "grid").mkdir()
+    older = "task,arm,classifier,fraction,train_slices,train_patients,seed,best_epoch,run\n"
+    (tmp_path / "grid" / "results.csv").write_text(older)
+    fake_runs(monkeypatch, {})
+    assert sweep.command(argv) == 0
+    assert len(table(tmp_path / "grid")) == 2
 
 
 def test_config_of_another_kind_is_named(capsys, tmp_path):
