@@ -15,6 +15,7 @@ from ctssl_jax import data
 from ctssl_jax.data import Dataset
 from ctssl_jax.files import whole_file
 from ctssl_jax.predict.network import Said, SplitCases
+from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.likeness import distances, limit
 from ctssl_jax.run.restore import FineTuned
 from ctssl_jax.scores import exact, read_predictions
@@ -44,10 +45,11 @@ def choose_threshold(model: FineTuned, by: str, target: float) -> Threshold:
       target: that it is to reach on validation.
 
     Raises:
-      StorageError: predictions.csv of the run cannot be read.
+      StorageError: predictions.csv of the run cannot be read, or is not what the run wrote.
     """
     if len(model.classes) != 2:
         return Threshold(float("nan"), "the likeliest class")
+    run_folder.read_results(model.run)  # raises where a file of them was changed
     val = read_predictions(model.run / "predictions.csv", model.config.val_split)
     choose = threshold_at_sensitivity if by == "sensitivity" else threshold_at_specificity
     value = float(choose(val.labels == 1, val.scores[:, 1], target))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ctssl_jax.config import FinetuneConfig
+from ctssl_jax.errors import StorageError
 from ctssl_jax.methods import Supervised
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.predict.network import Said
@@ -38,6 +39,20 @@ def test_its_own_validation_reaches_what_it_promises(tmp_path, by, centre, sprea
         assert decisions == called(scored.scores[:, 1], threshold).astype(int).tolist()
         of = np.array(decisions)[scored.labels == (by == "sensitivity")]
         assert (of == (by == "sensitivity")).mean() >= 0.9
+
+
+def test_changed_predictions_give_none(tmp_path):
+    model, _ = run_of(tmp_path, np.random.default_rng(0).standard_normal(PATIENTS))
+    table = tmp_path / "predictions.csv"
+    table.write_text(table.read_text().replace(",0.", ",0.9", 1))
+    with pytest.raises(StorageError, match=r"predictions\.csv is damaged, or was changed"):
+        choose_threshold(model, "sensitivity", 0.9)
+
+
+def test_predictions_of_a_run_that_noted_no_sums_give_one(tmp_path):
+    model, _ = run_of(tmp_path, np.random.default_rng(0).standard_normal(PATIENTS))
+    run_folder.write_json(tmp_path / "results.json", {})
+    assert 0 < choose_threshold(model, "sensitivity", 0.9).value < 1
 
 
 def test_a_threshold_of_an_older_file_is_compared_as_a_double():
