@@ -10,6 +10,7 @@ from ctssl_jax import data
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.cases import SLICE, case_of, case_word
 from ctssl_jax.errors import ConfigError, DataError, UserError
+from ctssl_jax.predict import earlier
 
 FOLDER = "dataset"
 """Of what was prepared, in the folder of the results: pseudonyms and pixels, no name."""
@@ -51,6 +52,9 @@ def prepared(out: Path, preparation: Preparation, known: dict[str, Any]) -> Data
             f"{folder} is there: give --data={folder} in place of --source to predict it again, or "
             "another --out"
         )
+    # Of other scans than those that are prepared here now.
+    earlier.take_predictions(out)
+    earlier.take_features(out)
     words = [*_flags(folder, preparation, known), *preparation.flags]
     # A process of its own: preparation is built on this package, not the other way.
     made = subprocess.run([sys.executable, "-m", "data_prep.folder", *words])

@@ -162,6 +162,38 @@ def test_labelled_scans_are_an_external_test_that_the_report_reads(
     assert "annotated scans" in html
 
 
+def test_nothing_of_an_earlier_prediction_stays_beside_a_new_one(
+    tuned, predicted, tmp_path, monkeypatch
+):
+    labelled, other = tuned.data, predicted / "dataset"
+    assert command(tuned, tmp_path, data=labelled, pictures=2) == 0
+    assert (tmp_path / "results.json").exists()
+    (tmp_path / "notes.txt").touch()
+    assert command(tuned, tmp_path, data=labelled, pictures="none-such") == 2
+    assert (tmp_path / "results.json").exists()  # of a call that wrote nothing
+    assert command(tuned, tmp_path, data=other) == 0
+    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"cases.csv", "slices.csv", "notes.txt"}
+    assert command(tuned, tmp_path, data=labelled, pictures=2) == 0
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("ctssl_jax.predict.tables.write_slices", full)
+        assert command(tuned, tmp_path, data=other) != 0
+    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"cases.csv", "notes.txt"}
+
+
+def test_results_are_not_written_over_those_of_a_run(tuned, tmp_path, capfd):
+    shutil.copytree(tuned.run, tmp_path / "run")
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    assert command(tuned, tmp_path / "run", data=tuned.data) == 2
+    assert "holds config.json, which no prediction wrote" in capfd.readouterr().err
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
 def test_what_was_learnt_from_is_told(tuned, tmp_path, capfd):
     assert command(tuned, tmp_path / "o", data=tuned.data) == 0
     said = capfd.readouterr().out
