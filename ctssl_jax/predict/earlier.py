@@ -25,7 +25,9 @@ def require_own(out: Path) -> None:
     there = [name for name in OF_A_TEST if (out / name).exists()]
     if not there or (there[0] == OF_A_TEST[0] and run_folder.read_config(out)["type"] == KIND):
         return
-    raise ConfigError(f"--out={out} holds {there[0]}, which no prediction wrote: give another --out")
+    raise ConfigError(
+        f"--out={out} holds {there[0]}, which no prediction wrote: give another --out"
+    )
 
 
 def take_predictions(out: Path) -> None:

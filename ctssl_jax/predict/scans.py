@@ -1,5 +1,7 @@
 """The scans to predict: a dataset, or files that are prepared as the run's own data were."""
 
+import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from ctssl_jax import data
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.cases import SLICE, case_of, case_word
 from ctssl_jax.errors import ConfigError, DataError, UserError
+from ctssl_jax.files import open_ordinary
 from ctssl_jax.predict import earlier
 
 FOLDER = "dataset"
@@ -79,7 +82,21 @@ def _flags(folder: Path, preparation: Preparation, known: dict[str, Any]) -> lis
             words.append(f"--{name}={options[name]}")
     if options.get("hu_offset") is not None:
         words.append(f"--hu_offset={options['hu_offset']}")
+    given = {flag.split("=")[0] for flag in preparation.flags}
+    if options.get("patient_by") == "study" and not given & {"--patient_by", "--patient_regex"}:
+        # Volumes have no studies.
+        words += ["--patient_by=study"] * _hold_dicom(preparation.source)
     return words + ["--show_paths", "--show_cases"] * preparation.show_paths
+
+
+def _hold_dicom(source: Path) -> bool:
+    """Whether one of the files says that it is DICOM."""
+    for folder, _, names in os.walk(source):
+        for name in names:
+            with contextlib.suppress(OSError), open_ordinary(Path(folder, name)) as file:
+                if file.read(132)[128:] == b"DICM":
+                    return True
+    return False
 
 
 def _failure(code: int) -> UserError:

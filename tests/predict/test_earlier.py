@@ -13,7 +13,13 @@ OF_A_CALL = (
     *("config.json", "data.json", "results.json", "STATUS"),
 )
 OF_FEATURES = ("features.csv", "features.npz", "neighbours/a.png", "neighbours/a.csv")
-OF_OTHERS = ("notes.txt", "pictures/mine.png", "neighbours/mine.csv", "dataset/manifest.json", "a.png")
+OF_OTHERS = (
+    "notes.txt",
+    "pictures/mine.png",
+    "neighbours/mine.csv",
+    "dataset/manifest.json",
+    "a.png",
+)
 
 
 def files(folder):
@@ -50,9 +56,10 @@ def test_a_call_that_was_killed_is_ended_by_the_next(out, kill, monkeypatch):
         done.append(path)
         real(path, **how)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
         earlier.take_predictions(out)
+    monkeypatch.undo()
     earlier.take_predictions(out)
     assert files(out) == {*OF_FEATURES, *OF_OTHERS}
 
