@@ -20,7 +20,7 @@ from ctssl_jax.predict import PASSED_ON, earlier, external, tables
 from ctssl_jax.predict.embeddings import draw_neighbours, write_features
 from ctssl_jax.predict.network import as_state, case_names, embed_splits, say
 from ctssl_jax.predict.pictures import draw_case
-from ctssl_jax.predict.scans import Preparation, prepared, require_same_kind
+from ctssl_jax.predict.scans import Preparation, prepared, require_canvas, require_same_kind
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import leakage
 from ctssl_jax.run.likeness import read_reference
@@ -103,7 +103,7 @@ def _dataset(flags: argparse.Namespace, known: dict[str, Any], canvas: int) -> D
     """The scans, prepared; the folder of the results is there."""
     if flags.data:
         found = data.open_dataset(flags.data)
-        data.require_canvas(found, canvas, "data.canvas")
+        require_canvas(found, canvas)
     elif not flags.source.exists():
         raise DataError(f"--source={flags.source} does not exist")
     if not flags.features:
