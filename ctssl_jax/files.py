@@ -66,7 +66,7 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def is_dataset_or_run(folder: Path) -> bool:
+def _is_dataset_or_run(folder: Path) -> bool:
     """Whether a folder is a dataset or a run, whose files belong together."""
     return any(all((folder / name).exists() for name in names) for names in _HOMES)
 
@@ -79,7 +79,7 @@ def require_own_file(path: Path, flag: str, *keys: str) -> None:
       flag: that named it.
       keys: what the object in such a file has.
     """
-    if is_dataset_or_run(path.absolute().parent) and (path.exists() or path.name == "audit.json"):
+    if _is_dataset_or_run(path.absolute().parent) and (path.exists() or path.name == "audit.json"):
         raise ConfigError(
             f"{flag}={path}: is a file of a dataset or run folder: give a file beside the folder"
         )

@@ -56,6 +56,15 @@ class Scored(NamedTuple):
         return found | counts | ({"slices": cases.slices} if cases and cases.named else {})
 
 
+def exact(score: float | np.floating) -> str:
+    """The shortest text that reads back to the same double.
+
+    >>> exact(np.float32(0.1)), exact(0.1), exact(1)
+    ('0.10000000149011612', '0.1', '1.0')
+    """
+    return repr(float(score))
+
+
 def write_predictions(
     path: Path,
     scored: Mapping[str, Scored],
@@ -65,7 +74,7 @@ def write_predictions(
 
     `record` is the row number of the slice that is the case, or of the first in the split of the
     case's; `cases` says which. Where cases are not slices, `case` is the pseudonym and `slices`
-    counts them.
+    counts them. A score reads back as it was: what is decided by it is decided alike by the file.
     """
     known = cases or {}
     named = any(table.named for table in known.values())
@@ -79,7 +88,7 @@ def write_predictions(
             records = np.arange(len(labels)) if table is None else table.records
             for place, record in enumerate(records.tolist()):
                 case = [table.names[place], len(table.rows[place])] if named and table else []
-                row = [f"{score:.6g}" for score in scores[place]]
+                row = map(exact, scores[place])
                 writer.writerow([split, record, *case, patients[place], labels[place], *row])
 
 

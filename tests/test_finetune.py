@@ -303,6 +303,25 @@ def test_predictions_come_back_and_damaged_ones_are_named(tmp_path):
             read_predictions(path, "val")
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_scores_of_a_sure_network_come_back_bit_for_bit(tmp_path, kind):
+    odds = 10 + 3 * np.random.default_rng(0).standard_normal(500)
+    sick = (1 / (1 + np.exp(-odds))).astype(kind)
+    scored = Scored(np.arange(500) % 2, np.arange(500).astype(str), np.stack([1 - sick, sick], 1))
+    write_predictions(tmp_path / "p.csv", {"val": scored})
+    found = read_predictions(tmp_path / "p.csv", "val")
+    np.testing.assert_array_equal(found.scores, scored.scores)
+    assert found.metrics() == scored.metrics()
+
+
+def test_scores_of_an_older_file_are_read(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(
+        "split,record,patient,label,score_0,score_1\nval,0,a,1,0,1\nval,1,b,0,1e-06,0.999999\n"
+    )
+    np.testing.assert_array_equal(read_predictions(path, "val").scores, [[0, 1], [1e-6, 0.999999]])
+
+
 def test_durations_read_well():
     assert [duration(s) for s in (5, 89, 600, 9660)] == ["5s", "89s", "10m", "2h41m"]
 

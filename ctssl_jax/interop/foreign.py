@@ -9,6 +9,7 @@ Sources of the layouts: Wolfda95/SSL-MedicalImagining-CL-MAE@87a1627 README and 
 `resnet.py`, which name the parameters of ResNet-18/34/50 alike.
 """
 
+import dataclasses
 import json
 import re
 import tempfile
@@ -134,13 +135,13 @@ def import_encoder(source: Path, layout: str, out: Path, name: str = "") -> Impo
         raise ConfigError(f"--out={out} exists: give a new folder")
     tensors = read_tensors(source)
     found = match(tensors.arrays, layout, source)
-    intensity = tensors.intensity or LAYOUTS[layout].intensity
+    intensity = _input(tensors, layout, found.channels, source)
     config = {
         "method": {"type": name},
         "layout": layout,
         "source_sha256": sha256(source),
         "encoder": {"depth": found.depth},
-        "intensity": {**to_json(intensity), "channels": found.channels},
+        "intensity": to_json(intensity),
     }
     record = {"type": KIND, "config": config, "elastic": {}, "hash": digest(config)}
     try:
@@ -195,6 +196,31 @@ def _own_intensity(metadata: Mapping[str, str], source: Path) -> Intensity | Non
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DataError(f"{source}: its metadata are not as exported: export it again") from error
     return intensity
+
+
+def _input(tensors: Tensors, layout: str, channels: int, source: Path) -> Intensity:
+    """What the network of a file takes: as its metadata say, or as of its layout is usual.
+
+    One channel of grey has the mean of the statistics of three.
+
+    Raises:
+      DataError: the metadata are of other channels than the network.
+    """
+    if tensors.intensity is None:
+        usual = LAYOUTS[layout].intensity
+        if channels == 1:
+            mean, std = ((round(float(np.mean(of)), 6),) for of in (usual.mean, usual.std))
+            usual = dataclasses.replace(usual, mean=mean, std=std)
+        return dataclasses.replace(usual, channels=channels)
+    found = dataclasses.replace(tensors.intensity, channels=channels)
+    try:
+        found.validate()
+    except ConfigError as error:
+        raise DataError(
+            f"{source}: its metadata are of {tensors.intensity.channels} channels, its first layer "
+            f"of {channels} ({error}): export it again"
+        ) from None
+    return found
 
 
 def match(arrays: Mapping[str, np.ndarray], layout: str, source: Path) -> Imported:

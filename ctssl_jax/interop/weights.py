@@ -18,6 +18,9 @@ from ctssl_jax.run import checkpoint
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.restore import read_fine_tuned
 
+USED = {"EvaluateConfig": "encoder it evaluated", "PredictConfig": "network it applied"}
+"""Folders with a config.json and no weights of their own, and what they did with those of a run."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -79,8 +82,8 @@ def read(run: Path) -> Weights:
     if not (run / "config.json").exists():
         raise DataError(f"no run at {run}: --run takes a run folder")
     record = run_folder.read_config(run)
-    if record["type"] == "EvaluateConfig":
-        raise ConfigError(f"{run} trained nothing: give the run whose encoder it evaluated")
+    if record["type"] in USED:
+        raise ConfigError(f"{run} trained nothing: give the run whose {USED[record['type']]}")
     data = run_folder.read_data(run)
     recipe, config = of_run(record, data), record["config"]
     encoder, channels = ResNet(depth=config["encoder"]["depth"]), recipe.intensity.channels

@@ -38,8 +38,9 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--data", type=Path, help="a dataset folder made by data_prep")
     own.add_argument("--out", type=Path, required=True, help="a folder for the results")
     own.add_argument("--labels", help="of --source, as data_prep.folder takes it: a test")
-    own.add_argument("--patient_regex", help="of --source, as data_prep.folder takes it")
-    own.add_argument("--format", help="of --source, as data_prep.folder takes it")
+    told_already = ("labels", "key", "workers")
+    for name in (name for name in PASSED_ON if name not in told_already):
+        own.add_argument(f"--{name}", help="of --source, as data_prep.folder takes it")
     own.add_argument("--key", help="of --source: file with the key of the pseudonyms")
     own.add_argument("--workers", help="of --source: processes that prepare it")
     own.add_argument(

@@ -10,6 +10,7 @@ from ctssl_jax.augment import views as augment
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.data import Dataset, on_canvas
 from ctssl_jax.files import whole_file
+from ctssl_jax.predict.earlier import ARRAYS, FEATURES, NEIGHBOURS
 from ctssl_jax.predict.network import SplitCases
 from ctssl_jax.predict.tables import write_csv
 from ctssl_jax.run.likeness import unit
@@ -32,7 +33,7 @@ def write_features(out: Path, seen: Sequence[SplitCases], names: Sequence[Sequen
         for place, name in enumerate(of)
         for number, features in enumerate(one.of(place))
     ]
-    with whole_file(out / "features.npz") as temporary, temporary.open("wb") as file:
+    with whole_file(out / ARRAYS) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             case=cases,
@@ -48,7 +49,7 @@ def write_features(out: Path, seen: Sequence[SplitCases], names: Sequence[Sequen
         for name, patient, count, mean in zip(cases, patients, counts, means, strict=True)
     ]
     header = ["case", "patient", "slices", *(f"feature_{k}" for k in range(means.shape[1]))]
-    write_csv(out / "features.csv", header, rows)
+    write_csv(out / FEATURES, header, rows)
 
 
 def draw_neighbours(
@@ -76,6 +77,6 @@ def draw_neighbours(
         tiles.append(on_canvas(record["image"], config.data))
     shown = augment.to_unit(jnp.asarray(np.stack(tiles)), config.intensity, dataset.intensity)
     name = names[query[0]][query[1]]
-    save_grid([np.asarray(shown)[..., 0]], out / "neighbours" / f"{name}.png")
+    save_grid([np.asarray(shown)[..., 0]], out / NEIGHBOURS / f"{name}.png")
     rows = [[names[places[n][0]][places[n][1]], f"{max(float(apart[n]), 0.0):.6f}"] for n in order]
-    write_csv(out / "neighbours" / f"{name}.csv", ["case", "distance"], rows)
+    write_csv(out / NEIGHBOURS / f"{name}.csv", ["case", "distance"], rows)

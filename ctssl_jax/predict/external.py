@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.cases import case_word
 from ctssl_jax.predict.network import Said, SplitCases
-from ctssl_jax.predict.tables import Threshold
+from ctssl_jax.predict.tables import Threshold, called
 from ctssl_jax.run.restore import FineTuned
 from ctssl_jax.scores import Scored
 from ctssl_jax.statistics import (
@@ -58,9 +58,9 @@ def results(
         found = bootstrap_interval(of.labels, of.scores, of.patients, metric)
         intervals[name] = [found.estimate, found.low, found.high]
     if not np.isnan(threshold.value):
-        called = (of.scores[:, 1] >= threshold.value)[None, :, None].astype(float)
+        calls = called(of.scores[:, 1], threshold)[None, :, None].astype(float)
         for name, rate in (("sensitivity", sensitivity), ("specificity", specificity)):
-            found = bootstrap_interval(of.labels, called, of.patients, rate)
+            found = bootstrap_interval(of.labels, calls, of.patients, rate)
             intervals[name] = [found.estimate, found.low, found.high]
     config = model.config
     return {

@@ -13,21 +13,18 @@ from ctssl_jax.config_record import digest
 from ctssl_jax.data import DataConfig, Dataset
 from ctssl_jax.dataset.cases import case_word, plural
 from ctssl_jax.errors import ConfigError, DataError, StorageError
-from ctssl_jax.files import is_dataset_or_run
 from ctssl_jax.hosts import distributed
 from ctssl_jax.interop import weights
 from ctssl_jax.methods import Supervised
-from ctssl_jax.predict import PASSED_ON, external, tables
+from ctssl_jax.predict import PASSED_ON, earlier, external, tables
 from ctssl_jax.predict.embeddings import draw_neighbours, write_features
 from ctssl_jax.predict.network import as_state, case_names, embed_splits, say
 from ctssl_jax.predict.pictures import draw_case
-from ctssl_jax.predict.scans import Preparation, prepared, require_same_kind
+from ctssl_jax.predict.scans import Preparation, prepared, require_canvas, require_same_kind
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import leakage
 from ctssl_jax.run.likeness import read_reference
 from ctssl_jax.run.restore import FineTuned, read_fine_tuned
-
-PICTURES = "pictures"
 
 
 def predict(flags: argparse.Namespace) -> None:
@@ -48,19 +45,20 @@ def predict(flags: argparse.Namespace) -> None:
     chances = [[float(own.probabilities[-1]) for own in of] for of in said]
     drawn = _chosen(flags.pictures, names, chances)
     reference = read_reference(model.run)
+    earlier.take_predictions(flags.out)
     unlike = tables.write_cases(
-        flags.out / "cases.csv", model, found, threshold, reference, dataset.classes
+        flags.out / earlier.CASES, model, found, threshold, reference, dataset.classes
     )
-    tables.write_slices(flags.out / "slices.csv", dataset, found)
+    tables.write_slices(flags.out / earlier.SLICES, dataset, found)
     for split, place in drawn:
-        path = flags.out / PICTURES / f"{names[split][place]}.png"
+        path = flags.out / earlier.PICTURES / f"{names[split][place]}.png"
         own = said[split][place]
         draw_case(path, model, dataset, seen[split], place, own, flags.slices)
     learnt = leakage.learnt_of(model.run, dataset)
     word = plural(case_word(dataset.manifest))
     by = f"{threshold.value:.3g}, " if not np.isnan(threshold.value) else ""
     distributed.say(
-        f"{sum(map(len, names)):,} {word}: {flags.out / 'cases.csv'}; called by {by}"
+        f"{sum(map(len, names)):,} {word}: {flags.out / earlier.CASES}; called by {by}"
         f"{threshold.chosen}"
     )
     for line in _notes(dataset, reference is not None, unlike, learnt, word):
@@ -93,20 +91,22 @@ def features(flags: argparse.Namespace) -> None:
     state = as_state(found.params, found.batch_stats)
     seen = embed_splits(config, encoder, dataset, state)
     names = case_names(seen)
+    earlier.take_features(flags.out)
     write_features(flags.out, seen, names)
     word = plural(case_word(dataset.manifest))
-    distributed.say(f"features of {sum(map(len, names)):,} {word}: {flags.out / 'features.npz'}")
+    distributed.say(f"features of {sum(map(len, names)):,} {word}: {flags.out / earlier.ARRAYS}")
     for split, place in _chosen(flags.neighbours, names, None):
         draw_neighbours(flags.out, config, dataset, seen, names, (split, place))
 
 
 def _dataset(flags: argparse.Namespace, known: dict[str, Any], canvas: int) -> Dataset:
     """The scans, prepared; the folder of the results is there."""
-    if is_dataset_or_run(flags.out):
-        raise ConfigError(f"--out={flags.out}: is a dataset or run folder: give one of its own")
+    if (flags.out / "manifest.json").exists():
+        raise ConfigError(f"--out={flags.out}: is a dataset folder: give one of its own")
+    earlier.require_own(flags.out)
     if flags.data:
         found = data.open_dataset(flags.data)
-        data.require_canvas(found, canvas, "data.canvas")
+        require_canvas(found, canvas)
     elif not flags.source.exists():
         raise DataError(f"--source={flags.source} does not exist")
     try:
@@ -171,7 +171,7 @@ def _test(
         return
     results = external.results(model, dataset, of, threshold, learnt)
     values = {"run": model.record["hash"], "data": dataset.fingerprint}
-    record = {"type": "PredictConfig", "config": values, "hash": digest(values)}
+    record = {"type": earlier.KIND, "config": values, "hash": digest(values)}
     run_folder.write_json(out / "config.json", record)
     told = ("name", "fingerprint", "intensity", "classes", "splits", "case", "cases")
     known = {key: dataset.manifest[key] for key in told if key in dataset.manifest}

@@ -1,5 +1,7 @@
 """The scans to predict: a dataset, or files that are prepared as the run's own data were."""
 
+import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +12,8 @@ from ctssl_jax import data
 from ctssl_jax.data import Dataset
 from ctssl_jax.dataset.cases import SLICE, case_of, case_word
 from ctssl_jax.errors import ConfigError, DataError, UserError
+from ctssl_jax.files import open_ordinary
+from ctssl_jax.predict import earlier
 
 FOLDER = "dataset"
 """Of what was prepared, in the folder of the results: pseudonyms and pixels, no name."""
@@ -51,6 +55,9 @@ def prepared(out: Path, preparation: Preparation, known: dict[str, Any]) -> Data
             f"{folder} is there: give --data={folder} in place of --source to predict it again, or "
             "another --out"
         )
+    # Of other scans than those that are prepared here now.
+    earlier.take_predictions(out)
+    earlier.take_features(out)
     words = [*_flags(folder, preparation, known), *preparation.flags]
     # A process of its own: preparation is built on this package, not the other way.
     made = subprocess.run([sys.executable, "-m", "data_prep.folder", *words])
@@ -75,7 +82,21 @@ def _flags(folder: Path, preparation: Preparation, known: dict[str, Any]) -> lis
             words.append(f"--{name}={options[name]}")
     if options.get("hu_offset") is not None:
         words.append(f"--hu_offset={options['hu_offset']}")
+    given = {flag.split("=")[0] for flag in preparation.flags}
+    if options.get("patient_by") == "study" and not given & {"--patient_by", "--patient_regex"}:
+        # Volumes have no studies.
+        words += ["--patient_by=study"] * _hold_dicom(preparation.source)
     return words + ["--show_paths", "--show_cases"] * preparation.show_paths
+
+
+def _hold_dicom(source: Path) -> bool:
+    """Whether one of the files says that it is DICOM."""
+    for folder, _, names in os.walk(source):
+        for name in names:
+            with contextlib.suppress(OSError), open_ordinary(Path(folder, name)) as file:
+                if file.read(132)[128:] == b"DICM":
+                    return True
+    return False
 
 
 def _failure(code: int) -> UserError:
@@ -86,6 +107,17 @@ def _failure(code: int) -> UserError:
     return error
 
 
+def require_canvas(dataset: Dataset, canvas: int) -> None:
+    """Raises ConfigError if preparation has left less of the slices than the network takes."""
+    stored = dataset.manifest.get("canvas", canvas)
+    if stored < canvas:
+        raise ConfigError(
+            f"--data={dataset.path}: its slices were reduced to {stored} px when they were "
+            f"prepared, and the network takes {canvas}: prepare them with --canvas={canvas}, or "
+            "give their files by --source"
+        )
+
+
 def require_same_kind(dataset: Dataset, known: dict[str, Any]) -> None:
     """Raises DataError where a network cannot be applied: another intensity, other classes."""
     learnt = known["intensity"]
@@ -94,7 +126,8 @@ def require_same_kind(dataset: Dataset, known: dict[str, Any]) -> None:
             f"{dataset.path}: its slices are {dataset.intensity}, those that the run learnt from "
             f"{learnt}: values of another kind cannot be classified"
         )
-    if dataset.classes and set(dataset.classes) != set(known["classes"]):
+    # Of the run's classes some may be missing: whoever tests has the cases that there are.
+    if not set(dataset.classes) <= set(known["classes"]):
         raise DataError(
             f"{dataset.path}: its classes are {', '.join(dataset.classes)}, those of the run "
             f"{', '.join(known['classes'])}: name them alike in --labels, or leave it out"

@@ -15,9 +15,10 @@ from ctssl_jax import data
 from ctssl_jax.data import Dataset
 from ctssl_jax.files import whole_file
 from ctssl_jax.predict.network import Said, SplitCases
+from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run.likeness import distances, limit
 from ctssl_jax.run.restore import FineTuned
-from ctssl_jax.scores import read_predictions
+from ctssl_jax.scores import exact, read_predictions
 from ctssl_jax.statistics import threshold_at_sensitivity, threshold_at_specificity
 
 TOP = 5  # slices that are named of a case
@@ -44,21 +45,30 @@ def choose_threshold(model: FineTuned, by: str, target: float) -> Threshold:
       target: that it is to reach on validation.
 
     Raises:
-      StorageError: predictions.csv of the run cannot be read.
+      StorageError: predictions.csv of the run cannot be read, or is not what the run wrote.
     """
     if len(model.classes) != 2:
         return Threshold(float("nan"), "the likeliest class")
+    run_folder.read_results(model.run)  # raises where a file of them was changed
     val = read_predictions(model.run / "predictions.csv", model.config.val_split)
     choose = threshold_at_sensitivity if by == "sensitivity" else threshold_at_specificity
     value = float(choose(val.labels == 1, val.scores[:, 1], target))
     return Threshold(value, f"{by} of at least {target:g} on validation")
 
 
+def called(probability: Any, threshold: Threshold) -> Any:
+    """Whether probabilities of the last of two classes reach the threshold.
+
+    Compared as doubles, as the tables hold both: a single would round the threshold.
+    """
+    return np.asarray(probability, np.float64) >= threshold.value
+
+
 def decide(said: Said, threshold: Threshold) -> int:
     """The class that a case is called."""
     if np.isnan(threshold.value):
         return int(said.probabilities.argmax())
-    return int(said.probabilities[1] >= threshold.value)
+    return int(called(said.probabilities[1], threshold))
 
 
 def write_cases(
@@ -70,6 +80,8 @@ def write_cases(
     classes: Sequence[str] = (),
 ) -> int:
     """Writes one row for each case; returns how many are unlike what the network was chosen on.
+
+    Probabilities and threshold are exact, so that the decision follows from them.
 
     Args:
       path: the file.
@@ -94,8 +106,8 @@ def write_cases(
             rows.append(
                 [
                     *(name, seen.cases.patients[place], len(own.shares)),
-                    *(f"{value:.6g}" for value in own.probabilities),
-                    _number(threshold.value),
+                    *map(exact, own.probabilities),
+                    "" if np.isnan(threshold.value) else exact(threshold.value),
                     model.classes[decide(own, threshold)],
                     classes[label] if (label := int(seen.cases.labels[place])) >= 0 else "",
                     " ".join(map(str, own.top(TOP))),

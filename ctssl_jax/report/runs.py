@@ -36,7 +36,7 @@ FROZEN = "frozen features"
 PICTURE_LIMIT = 1 << 23
 """Largest picture of a run that is shown, in bytes."""
 TOLERANCE = 2e-3
-"""How far results.json may be from the AUC of its own predictions, which are rounded in the CSV."""
+"""How far results.json may be from the AUC of its own predictions, which older CSVs round."""
 
 
 Content = TypeVar("Content")

@@ -218,9 +218,10 @@ def test_a_run_without_chosen_weights_is_refused(tmp_path):
     with pytest.raises(DataError, match="not finished"):
         export(tmp_path / "run", Layout.TIMM, tmp_path / "out" / "e.safetensors")
     record = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps(record | {"type": "EvaluateConfig"}))
-    with pytest.raises(ConfigError, match="trained nothing"):
-        export(tmp_path / "run", Layout.TIMM, tmp_path / "out" / "e.safetensors")
+    for kind in ("EvaluateConfig", "PredictConfig"):
+        (tmp_path / "run" / "config.json").write_text(json.dumps(record | {"type": kind}))
+        with pytest.raises(ConfigError, match="trained nothing"):
+            export(tmp_path / "run", Layout.TIMM, tmp_path / "out" / "e.safetensors")
 
 
 def comes_back(run, file, folder):

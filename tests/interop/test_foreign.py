@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from ctssl_jax import main, pretrain
 from ctssl_jax.augment import ViewGroup
+from ctssl_jax.config_record import to_json
 from ctssl_jax.dataset.signatures import load_file as load_signature_file
 from ctssl_jax.errors import ConfigError, DataError
 from ctssl_jax.interop import __main__ as command
@@ -270,6 +271,34 @@ def test_what_differs_is_named_and_refused(tmp_path, good, capsys):
     whole = changed(bn1__bias=np.ones(64, np.int32))
     refused(tmp_path, whole, "bn1.bias is I32", capsys)
     refused(tmp_path, good, "its metadata are not as exported", capsys, metadata={METADATA: "[]"})
+
+
+def one_channel(tensors, prefix=""):
+    name = f"{prefix}conv1.weight"
+    return {**tensors, name: tensors[name].sum(axis=1, keepdims=True)}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_a_network_of_one_channel_can_be_used(tmp_path, good, layout):
+    prefix = LAYOUTS[layout].prefix
+    save_file(one_channel(prefixed(prefix, good), prefix), tmp_path / "a.safetensors")
+    run = tmp_path / "run"
+    import_encoder(tmp_path / "a.safetensors", layout, run)
+    found = read(run)
+    found.recipe.intensity.validate()
+    assert found.recipe.intensity.channels == 1
+    image = found.recipe.apply(np.zeros((1, 224, 224), np.int16))
+    assert image.shape == (1, 1, 224, 224)
+    assert found.features(image).shape == (1, 512)
+    mean = {"swav": 0.1806, "moco": 0.1806, "byol": 0.1806}.get(layout, 0.449)
+    assert found.recipe.intensity.mean == (mean,)
+
+
+def test_metadata_of_other_channels_than_the_network_are_refused(tmp_path, good, capsys):
+    three = {"intensity": to_json(LAYOUTS["timm"].intensity)}
+    metadata = {METADATA: json.dumps(three)}
+    words = "its metadata are of 3 channels, its first layer of 1"
+    refused(tmp_path, one_channel(good), words, capsys, metadata=metadata)
 
 
 def test_another_architecture_or_layout_is_refused(tmp_path, good, capsys):

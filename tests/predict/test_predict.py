@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctssl_jax import files
 from ctssl_jax.predict.__main__ import main
 from ctssl_jax.report import write_report
 
@@ -160,6 +161,70 @@ def test_labelled_scans_are_an_external_test_that_the_report_reads(
     assert f"Called {drawn['decision']}, labelled {drawn['label']}: {right}" in html
     assert likeliest.stem not in html
     assert "annotated scans" in html
+
+
+def test_nothing_of_an_earlier_prediction_stays_beside_a_new_one(
+    tuned, predicted, tmp_path, monkeypatch
+):
+    labelled, other = tuned.data, predicted / "dataset"
+    assert command(tuned, tmp_path, data=labelled, pictures=2) == 0
+    assert (tmp_path / "results.json").exists()
+    (tmp_path / "notes.txt").touch()
+    assert command(tuned, tmp_path, data=labelled, pictures="none-such") == 2
+    assert (tmp_path / "results.json").exists()  # of a call that wrote nothing
+    assert command(tuned, tmp_path, data=other) == 0
+    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"cases.csv", "slices.csv", "notes.txt"}
+    assert command(tuned, tmp_path, data=labelled, pictures=2) == 0
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("ctssl_jax.predict.tables.write_slices", full)
+        assert command(tuned, tmp_path, data=other) != 0
+    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"cases.csv", "notes.txt"}
+
+
+def test_results_are_not_written_over_those_of_a_run(tuned, tmp_path, capfd):
+    shutil.copytree(tuned.run, tmp_path / "run")
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    assert command(tuned, tmp_path / "run", data=tuned.data) == 2
+    assert "holds config.json, which no prediction wrote" in capfd.readouterr().err
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_labels_of_one_class_are_told_and_nothing_is_scored(tuned, exported, tmp_path, capfd):
+    labels = tmp_path / "labels.csv"
+    names = [folder.name for folder in tuned.folders("test")]
+    labels.write_text("\n".join(["folder,label", *(f"{name},lesion" for name in names)]))
+    flags = {"source": exported, "key": tuned.key, "workers": 0, "labels": labels}
+    assert command(tuned, tmp_path / "o", **flags) == 0
+    assert "the labels are of a single class: nothing can be scored" in capfd.readouterr().out
+    assert {row["label"] for row in table(tmp_path / "o" / "cases.csv")} == {"lesion"}
+    labels.write_text(labels.read_text().replace("lesion", "tumour"))
+    assert command(tuned, tmp_path / "p", **flags) == 3
+    assert "its classes are tumour, those of the run no lesion, lesion" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flag", [[], ["--features"]])
+def test_too_small_slices_are_prepared_again(tuned, tmp_path, capfd, flag):
+    shutil.copytree(tuned.data, tmp_path / "data")
+    manifest = tmp_path / "data" / "manifest.json"
+    files.write_json(manifest, files.sealed(files.read_json(manifest) | {"canvas": 16}))
+    words = [f"--run={tuned.run}", f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'o'}", *flag]
+    assert main(words) == 2
+    error = capfd.readouterr().err
+    assert "--config" not in error
+    assert "prepare them with --canvas=" in error
+
+
+def test_a_folder_of_predictions_is_no_run(tuned, tmp_path, capfd):
+    assert command(tuned, tmp_path / "p", data=tuned.data) == 0
+    words = [f"--run={tmp_path / 'p'}", f"--data={tuned.data}", f"--out={tmp_path / 'f'}"]
+    assert main([*words, "--features"]) == 2
+    assert "trained nothing: give the run whose network it applied" in capfd.readouterr().err
 
 
 def test_what_was_learnt_from_is_told(tuned, tmp_path, capfd):
