@@ -121,7 +121,7 @@ def of_sweeps(places: Sequence[str], targets: Sequence[float]) -> list[Annotatio
     ]
     if not found:
         raise DataError(
-            f"--sweeps={','.join(places)}: no start has finished runs at three training sizes, with "
+            f"--sweeps={','.join(places)}: no start has finished runs at three training sizes with "
             "a data.json that says of how many patients: sweep more, as with "
             "--config.counts=8,16,32"
         )

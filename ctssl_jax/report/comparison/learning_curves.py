@@ -71,13 +71,14 @@ def _pool(run: Run) -> float | None:
     `fraction` tells them only where patients were drawn: a twentieth of the slices is of most
     patients.
     """
-    learnt, fraction = run.results.get("train_patients"), float(run.results["fraction"])
+    learnt: Any = run.results.get("train_patients")
+    fraction = float(run.results["fraction"])
     if not is_number(learnt):
         return None
     splits, drawn_from = run.data.get("splits"), settings(run.config).get("data.split")
     if isinstance(splits, dict) and isinstance(drawn_from, str):
         of = [splits.get(name) for name in drawn_from.split("+")]
-        counts = [split.get("patients") for split in of if isinstance(split, dict)]
+        counts: list[Any] = [split.get("patients") for split in of if isinstance(split, dict)]
         if len(counts) == len(of) and all(map(is_number, counts)) and sum(counts) >= learnt:
             return float(sum(counts))
     whole = fraction == 1 or run.config.get("subset_by") == "patient"
