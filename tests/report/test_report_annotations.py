@@ -108,7 +108,9 @@ def test_two_sizes_make_no_section(tmp_path):
 def test_a_seed_that_a_size_lacks_is_in_no_curve(tmp_path):
     write_sizes(tmp_path, seeds=3)
     edit_json(tmp_path / "spark-0.5-2" / "results.json", seed=7)
-    edit_json(tmp_path / "spark-0.5-2" / "config.json", config={"seed": 7, "data": {"split": "train"}})
+    edit_json(
+        tmp_path / "spark-0.5-2" / "config.json", config={"seed": 7, "data": {"split": "train"}}
+    )
     (task,) = compare(find_runs([tmp_path])).tasks
     found = of_task(task, "covid", 1)
     assert found is not None
