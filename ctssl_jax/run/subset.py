@@ -136,9 +136,9 @@ def subset(
     """The places, ascending, of a part of the cases.
 
     It has `fraction * n` of n cases or patients, rounded down, or `count` where that is not 0.
-    IMAGE and PATIENT take at least one of each class. Depends on nothing but the arguments; of one seed,
-    smaller subsets are contained in larger ones. `name` is that of `count` in errors, `word` that
-    of a case.
+    IMAGE and PATIENT take at least one of each class. Depends on nothing but the arguments; of one
+    seed, smaller subsets are contained in larger ones. `name` is that of `count` in errors, `word`
+    that of a case.
 
     Raises:
       ConfigError: `fraction` is not in (0, 1], or there are not `count` to take, or fewer than

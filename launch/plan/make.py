@@ -121,9 +121,8 @@ def of_sweeps(places: Sequence[str], targets: Sequence[float]) -> list[Annotatio
     ]
     if not found:
         raise DataError(
-            f"--sweeps={','.join(places)}: no start has finished runs at three training sizes with "
-            "a data.json that says of how many patients: sweep more, as with "
-            "--config.counts=8,16,32"
+            f"--sweeps={','.join(places)}: no start has finished runs at three training sizes of a "
+            "split whose patients data.json counts: sweep more, as with --config.counts=8,16,32"
         )
     return found
 
