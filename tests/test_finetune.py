@@ -467,3 +467,17 @@ def test_a_validation_split_that_cannot_be_drawn_is_named(phantom_path, by, coun
     config = smoke(phantom_path, subset_by=by, val_count=count)
     with pytest.raises(ConfigError, match=named):
         validation_subset(config, data.open_dataset(phantom_path))
+
+
+@pytest.mark.parametrize(
+    ("by", "asked", "named"),
+    [
+        (SubsetBy.FIRST, {"count": 1}, "count=1: what is drawn of split 'train' holds a single"),
+        (SubsetBy.FIRST, {"fraction": 0.01}, "fraction=0.01: what is drawn of split 'train' holds"),
+        (SubsetBy.IMAGE_UNSTRATIFIED, {"count": 1}, "count=1: what is drawn of split 'train'"),
+    ],
+)
+def test_a_training_subset_of_one_class_is_refused_in_one_line(phantom_path, by, asked, named):
+    config = smoke(phantom_path, subset_by=by, **{"fraction": 1.0, **asked})
+    with pytest.raises(ConfigError, match=named):
+        training_subset(config, data.open_dataset(phantom_path))

@@ -35,7 +35,7 @@ def write_report(
     Returns every run found; those with a `problem` are listed on the page but not averaged.
 
     Raises:
-      DataError: there is no run.
+      DataError: there is no run, or none that counts to be published.
       ConfigError: the `report` extra is not installed, or another report is written there.
       StorageError: `out` or `published` cannot be written.
     """

@@ -14,7 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ctssl_jax.errors import StorageError
+from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import read_json, read_text
 from ctssl_jax.report.runs import Run
 
@@ -38,6 +38,11 @@ OF_THE_DATA = (
     *("note", "audit", "filter", "labels_of"),
 )
 """What of data.json is published."""
+OF_AN_EXTERNAL_TEST = (
+    *("task", "arm", "run", "dataset", "data_fingerprint", "case", "external", "learnt_from"),
+    *("test", "intervals"),
+)
+"""What of the results.json of an external test is published: what the page says of it."""
 OF_A_CASE = ("split", "record", "patient", "label")
 """Columns of predictions.csv that are published, and those of the scores."""
 
@@ -46,11 +51,15 @@ def publish(runs: list[Run], folder: Path) -> int:
     """Writes the runs that count into `folder`, whole or not at all; returns how many.
 
     Raises:
+      DataError: no run counts.
       StorageError: the folder holds something already, or cannot be written.
     """
+    folder = folder.absolute()  # "." has no name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StorageError(f"--publish: {folder} is not empty; name a new folder.")
     counted = [run for run in runs if not run.problem]
+    if not counted:
+        raise DataError("--publish: no run counts, so there is nothing to publish; finish one.")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         for number, run in enumerate(counted, start=1):
@@ -78,6 +87,8 @@ def _write_run(run: Run, folder: Path) -> None:
     (folder / "STATUS").write_text(f"{run.status}\n", encoding="utf-8")
     rows = "".join(json.dumps(row) + "\n" for row in run.metrics)
     (folder / "metrics.jsonl").write_text(rows, encoding="utf-8")
+    if run.external:
+        _write_json(folder / "results.json", _chosen(run.external, OF_AN_EXTERNAL_TEST))
     if run.kind in ("fine-tuning", "evaluation"):
         found = read_json(run.folder / "results.json")
         found.pop("files", None)  # the sums of files with more columns

@@ -8,11 +8,15 @@ from typing import Any
 from ctssl_jax.dataset.cases import SLICE, plural
 from ctssl_jax.report.comparison.compare import Cell, Task
 from ctssl_jax.report.comparison.folds import without_auc
+from ctssl_jax.report.comparison.pairs import Pair
 from ctssl_jax.report.comparison.recipes import tuned
+from ctssl_jax.report.comparison.robustness import Claim
 from ctssl_jax.report.names import arm_name, listed, stands_on, subject
 from ctssl_jax.report.runs import Run, is_number
 from ctssl_jax.statistics import Difference, Interval, Training
 
+FEW_REPEATS = "fewer than three repeats"
+"""Why nothing is called higher where the luck of fine-tuning is in no number."""
 OF_SCANS = (
     "Each label is of a scan and was given to all its slices: the figures count slices, not scans."
 )
@@ -62,7 +66,13 @@ def verdict(cell: Cell) -> tuple[str, str]:
         return "higher", f"{subject(cell.arm, cell.pretrainings)} higher"
     if found == "B higher":
         return "lower", "scratch higher"
-    return "unclear", found
+    return "unclear", cannot_tell(cell.pair)
+
+
+def cannot_tell(found: Pair | Claim | None) -> str:
+    """The verdict that nobody can tell, and why where it is for want of repeats."""
+    repeated = found is None or found.answer.repeated
+    return "cannot tell" if repeated else f"cannot tell: {FEW_REPEATS}"
 
 
 def levels(again: Training) -> str:

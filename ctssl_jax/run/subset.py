@@ -7,7 +7,7 @@ some of its slices.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from ctssl_jax import data
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, SubsetBy
@@ -65,13 +65,24 @@ class Subset(NamedTuple):
 
 
 def training_subset(config: FinetuneConfig | EvaluateConfig, dataset: data.Dataset) -> Subset:
-    """The subset that a run's config asks for; raises as `subset`."""
+    """The subset that a run's config asks for.
+
+    Raises:
+      ConfigError: it cannot be drawn, or holds a single class.
+      DataError: a record has no label.
+    """
     table, by = data.read_cases(dataset, config.data.split), config.subset_by
     chosen = subset(
         *(table.labels, table.patients, config.fraction, config.subset_seed, by),
         count=config.count,
         word=_drawn(dataset),
     )
+    if len(set(table.labels[chosen].tolist())) < 2:
+        asked = f"count={config.count}" if config.count else f"fraction={config.fraction:g}"
+        raise ConfigError(
+            f"{asked}: what is drawn of split {config.data.split!r} holds a single class; give "
+            "more, or another subset_by"
+        )
     items = len(set(table.patients)) if by is SubsetBy.PATIENT else len(table)
     return _subset(table, chosen, config.count / items if config.count else config.fraction)
 
@@ -124,10 +135,10 @@ def subset(
 ) -> Int[np.ndarray, " m"]:
     """The places, ascending, of a part of the cases.
 
-    It has `int(fraction * n)` of n cases or patients, or `count` where that is not 0. IMAGE and
-    PATIENT take at least one of each class. Depends on nothing but the arguments; of one seed,
-    smaller subsets are contained in larger ones. `name` is that of `count` in errors, `word` that
-    of a case.
+    It has `fraction * n` of n cases or patients, rounded down, or `count` where that is not 0.
+    IMAGE and PATIENT take at least one of each class. Depends on nothing but the arguments; of one
+    seed, smaller subsets are contained in larger ones. `name` is that of `count` in errors, `word`
+    that of a case.
 
     Raises:
       ConfigError: `fraction` is not in (0, 1], or there are not `count` to take, or fewer than
@@ -148,19 +159,34 @@ def subset(
     votes = np.zeros((owner.max() + 1, labels.max() + 1), np.int64)
     np.add.at(votes, (owner, labels), 1)
     order, least = _stratified_order(votes.argmax(axis=1), seed)
+    order, holders = _every_class_first(order, votes > 0)
+    least = max(least, holders)
     drawn = order[: _size(len(order), least, fraction, count, "patients", name)]
     return np.flatnonzero(np.isin(owner, drawn))
 
 
 def _size(n: int, least: int, fraction: float, count: int, what: str, name: str) -> int:
     if not count:
-        return max(int(fraction * n), least)
+        # 0.29 * 100 is 28.999999999999996: what a float's last bits lack is no item less.
+        return max(int(fraction * n * (1 + 1e-15)), least)
     if not least <= count <= n:
         split = "training" if name == "count" else "validation"
         raise ConfigError(
             f"{name}={count}: the {split} split has {n} {what}, and {least} are the fewest to take"
         )
     return count
+
+
+def _every_class_first(
+    order: Int[np.ndarray, " g"], has: Bool[np.ndarray, "g k"]
+) -> tuple[Int[np.ndarray, " g"], int]:
+    """The order with the first patient of each class before all others, and how many these are.
+
+    A patient counts in one stratum and may hold further classes, so beginnings of the order may
+    lack a class. One that lacks none holds these patients already and stays the same set.
+    """
+    first = np.unique(has[order].argmax(axis=0)[has.any(axis=0)])
+    return np.concatenate([order[first], np.delete(order, first)]), len(first)
 
 
 def _image_order(

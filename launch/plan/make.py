@@ -110,7 +110,7 @@ def of_sweeps(places: Sequence[str], targets: Sequence[float]) -> list[Annotatio
     """The curves of finished fine-tunings, one section for each task; `targets` are AUC to reach.
 
     Raises:
-      DataError: there is no run, or no task with three training sizes.
+      DataError: there is no run, or no task with three training sizes of known patients.
     """
     tasks = compare(find_runs(places)).tasks
     titles = section_titles(tasks)
@@ -121,8 +121,8 @@ def of_sweeps(places: Sequence[str], targets: Sequence[float]) -> list[Annotatio
     ]
     if not found:
         raise DataError(
-            f"--sweeps={','.join(places)}: no start has finished runs at three training sizes: "
-            "sweep more, as with --config.counts=8,16,32"
+            f"--sweeps={','.join(places)}: no start has finished runs at three training sizes of a "
+            "split whose patients data.json counts: sweep more, as with --config.counts=8,16,32"
         )
     return found
 

@@ -37,6 +37,8 @@ def write_sizes(root, fractions=(0.1, 0.25, 0.5), seeds=2):
                 name = root / f"{arm}-{fraction}-{seed}"
                 skill = 0.8 + gain + fraction
                 write_finetuning(name, arm=arm, fraction=fraction, seed=seed, skill=skill)
+                edit_json(name / "data.json", splits={"train": {"patients": 254}})
+                edit_json(name / "config.json", config={"seed": seed, "data": {"split": "train"}})
     return root
 
 
@@ -66,6 +68,27 @@ def test_curves_of_a_study_are_its_runs(tmp_path):
         np.testing.assert_allclose(spark.values[:, place], cell.test("auc"), atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("said", "at_hand"),
+    [
+        ({"data": {"split": "train"}}, 280),  # by cases: not 127 / 0.5
+        ({"data": {"split": "train+val"}}, 300),
+        ({"data": {"split": "train+holdout"}}, None),
+        ({"data": {}}, None),
+        ({"subset_by": "patient"}, 254),
+    ],
+)
+def test_patients_at_hand_are_those_of_the_split_that_was_drawn_from(tmp_path, said, at_hand):
+    """`fraction` is of cases: few slices of a split are of most of its patients."""
+    for run in write_sizes(tmp_path).iterdir():
+        splits = {"train": {"patients": 280}, "val": {"patients": 20}}
+        edit_json(run / "data.json", splits=splits)
+        edit_json(run / "config.json", config=said | {"seed": int(run.name[-1])})
+    (task,) = compare(find_runs([tmp_path])).tasks
+    found = of_task(task, "covid", 1)
+    assert (found.patients if found else None) == at_hand
+
+
 def test_the_page_has_the_section_and_its_sentence(tmp_path):
     write_report([write_sizes(tmp_path / "runs")], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
@@ -85,7 +108,9 @@ def test_two_sizes_make_no_section(tmp_path):
 def test_a_seed_that_a_size_lacks_is_in_no_curve(tmp_path):
     write_sizes(tmp_path, seeds=3)
     edit_json(tmp_path / "spark-0.5-2" / "results.json", seed=7)
-    edit_json(tmp_path / "spark-0.5-2" / "config.json", config={"seed": 7})
+    edit_json(
+        tmp_path / "spark-0.5-2" / "config.json", config={"seed": 7, "data": {"split": "train"}}
+    )
     (task,) = compare(find_runs([tmp_path])).tasks
     found = of_task(task, "covid", 1)
     assert found is not None

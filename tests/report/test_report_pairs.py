@@ -1,5 +1,7 @@
 """Pairs of arms and robustness in the report, against known answers and the library."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import linregress
@@ -8,7 +10,7 @@ from test_report import edit_json, write_finetuning
 from ctssl_jax.report import write_report
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.comparison.pairs import Question, Sampled, answered, interval
-from ctssl_jax.report.runs import find_runs
+from ctssl_jax.report.runs import FROZEN, find_runs
 from ctssl_jax.report.sections.findings import claim_sentences, lead, p_value, pair_rows
 from ctssl_jax.statistics import (
     Runs,
@@ -314,3 +316,48 @@ def test_p_is_never_written_as_zero():
         "p = 1.000",
         "p not known",
     ]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_nothing_is_called_higher_without_the_luck_of_fine_tuning(tmp_path, seeds):
+    """Two starts that patients alone would tell apart, at each number of repeats."""
+    for seed in range(seeds):
+        for arm, skill in (("scratch", 0.1), ("spark", 2.5)):
+            write_finetuning(tmp_path / "runs" / f"{arm}{seed}", arm=arm, seed=seed, skill=skill)
+    (task,) = compare(find_runs([tmp_path / "runs"])).tasks
+    (pair,) = task.pairs
+    assert pair.adjusted < 0.05 < 0.1 < pair.difference.low
+    few = "fewer than three repeats"
+    assert (pair.difference.verdict == "A higher") == pair.answer.repeated == (seeds == 3)
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    table = (tmp_path / "out" / "figures" / "differences-1.csv").read_text()
+    assert ("Cannot tell: this SparK encoder" in page) == (seeds < 3)
+    assert (f"cannot tell: {few}" in page) == (f"cannot tell: {few}" in table) == (seeds < 3)
+    assert ("this SparK encoder higher" in page) == (seeds == 3)
+    assert ("encoder higher" in table) == (seeds == 3)
+
+
+@pytest.mark.parametrize(
+    ("arm", "fraction", "told"),
+    [("spark", 1.0, True), ("spark", 0.5, False), ("random", 1.0, False)],
+)
+def test_frozen_features_of_the_whole_split_have_no_luck_of_training(tmp_path, arm, fraction, told):
+    for name, skill in ((arm, 2.5), ("moco", 0.1)):
+        run = write_finetuning(
+            tmp_path / name, arm=name, fraction=fraction, skill=skill, encoder=name
+        )
+        if name == "random":
+            edit_json(run / "results.json", encoder_run=None)
+    runs = [replace(run, kind=FROZEN) for run in find_runs([tmp_path])]
+    (task,) = compare(runs, "moco").tasks
+    assert (task.pairs[0].difference.verdict == "A higher") == told
+
+
+@pytest.mark.parametrize("seeds", [[[1]], [{}], [None, "1"], [0, [0]], {"a": 1}])
+def test_tuning_seeds_that_are_none_end_no_report(tmp_path, seeds):
+    run = write_finetuning(tmp_path / "runs" / "scratch")
+    edit_json(run / "results.json", tuning={"lr": 1e-3, "seeds": seeds, "split": "val"})
+    (task,) = (comparison := compare(find_runs([tmp_path]))).tasks
+    assert len(task.cells) == 1
+    assert len(comparison.conflicts) == (0 in seeds)

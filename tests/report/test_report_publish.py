@@ -66,3 +66,51 @@ def test_a_folder_that_is_in_use_is_left_alone(runs, tmp_path, capsys):
     assert "--publish" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "public").iterdir()] == ["mine.txt"]
     assert not (tmp_path / "out").exists()
+
+
+def write_external(folder, auc=0.875):
+    """The run folder of an external test, as `ctssl_jax.predict` writes it."""
+    write(folder / "config.json", {"type": "PredictConfig", "config": {}, "hash": "e" * 16})
+    write(folder / "STATUS", "done\n")
+    results = {
+        **{"task": "organs", "arm": "spark", "run": "f" * 16, "dataset": "ward", "case": "scan"},
+        **{"data_fingerprint": "d" * 64, "external": True, "learnt_from": {"patients": 0}},
+        "test": {"n": 40, "patients": 31, "auc": auc},
+        "intervals": {"auc": [auc, 0.751, 0.962], "brier": [0.119, 0.083, 0.148]},
+        "files": {"cases.csv": "of a file that is not published"},
+    }
+    write(folder / "results.json", results)
+    write(folder / "cases.csv", "case,label,decision,score_1\nMrs Jones,no,yes,0.9\n")
+
+
+def test_a_published_study_keeps_its_external_tests(runs, tmp_path, capsys):
+    write_external(runs / "ward")
+    public, first, again = tmp_path / "public", tmp_path / "first", tmp_path / "again"
+    assert main([str(runs), f"--out={first}", f"--publish={public}"]) == 0
+    assert main([str(public), f"--out={again}"]) == 0
+    assert "results.json is missing" not in capsys.readouterr().err
+    tables = [
+        re.search("<h2>External tests</h2>.*?</table>", (out / "report.html").read_text(), re.S)
+        for out in (first, again)
+    ]
+    assert all(tables)
+    assert tables[0][0] == tables[1][0]
+    assert "0.875" in tables[0][0]
+    assert not any("Jones" in path.read_text() for path in public.rglob("*.*"))
+
+
+def test_publishing_where_no_run_counts_is_one_line(tmp_path, capsys):
+    write(write_finetuning(tmp_path / "runs" / "half") / "STATUS", "running\n")
+    public = tmp_path / "public"
+    code = main([str(tmp_path / "runs"), f"--out={tmp_path / 'out'}", f"--publish={public}"])
+    assert (code, public.exists()) == (3, False)
+    assert "--publish: no run counts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [".", "./", "../here"])
+def test_a_study_may_be_published_where_one_stands(runs, tmp_path, monkeypatch, capsys, place):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([str(runs), f"--out={tmp_path / 'out'}", f"--publish={place}"]) == 0
+    assert "17 runs published" in capsys.readouterr().out
+    assert (tmp_path / "here" / "run-0017" / "config.json").is_file()

@@ -7,7 +7,7 @@ import pytest
 
 from ctssl_jax.config import SubsetBy
 from ctssl_jax.errors import ConfigError, DataError
-from ctssl_jax.run.subset import subset
+from ctssl_jax.run.subset import random_order, subset
 
 
 def population(counts, per_patient=4, seed=0):
@@ -73,6 +73,54 @@ def test_subset_by_patient_counts_a_patient_in_its_commonest_class():
     patients = np.array(["x", "x", "x", "y", "y", "y"])
     rows = subset(labels, patients, 0.01, 0, SubsetBy.PATIENT)  # one of each class: both
     assert rows.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def slice_labels(positive, patients=20, slices=30, of=6):
+    """Labels of slices: a positive patient has a class above 0 on a minority of slices."""
+    labels = np.zeros((patients, slices), int)
+    for patient, label in enumerate(positive):
+        labels[patient, :of] = label
+    return labels.ravel(), np.repeat([f"p{n}" for n in range(patients)], slices)
+
+
+def of_one_stratum(labels, patients, count, seed):
+    """What is drawn where every patient is of the commonest class: the first of a random order."""
+    order = random_order(len(set(patients)), seed)[:count]
+    return np.flatnonzero(np.isin(patients, np.unique(patients)[order]))
+
+
+@pytest.mark.parametrize("positive", [[1] * 8, [1] * 3, [1, 1, 1, 2, 2]])
+@pytest.mark.parametrize("asked", [{"count": 4}, {"count": 7}, {"fraction": 0.05}])
+def test_patients_of_every_class_are_drawn_where_each_is_a_minority_of_slices(positive, asked):
+    labels, patients = slice_labels(positive)
+    given, lacking = {"fraction": 1.0, **asked}, 0
+    for seed in range(60):
+        rows = subset(labels, patients, seed=seed, by=SubsetBy.PATIENT, **given)
+        assert set(labels[rows]) == set(labels)
+        drawn = len(set(patients[rows]))
+        assert drawn == asked.get("count", drawn)
+        before = of_one_stratum(labels, patients, drawn, seed)
+        lacking += (whole := set(labels[before]) == set(labels)) is False
+        if whole:
+            np.testing.assert_array_equal(rows, before)
+    assert lacking  # seeds that had been of too few classes
+
+
+def test_subsets_by_patient_that_had_lacked_a_class_lie_in_larger_ones():
+    labels, patients = slice_labels([1, 1, 2])
+    for seed in range(20):
+        drawn = [
+            set(subset(labels, patients, 1.0, seed, SubsetBy.PATIENT, count=count))
+            for count in range(3, 21)
+        ]
+        assert all(small < large for small, large in pairwise(drawn))
+
+
+@pytest.mark.parametrize("fraction", [0.29, 0.57, 0.58, 0.07, 0.14])
+def test_no_item_is_lost_to_the_last_bits_of_a_fraction(fraction):
+    labels, patients = population([50, 50], per_patient=1)
+    for by in SubsetBy:
+        assert len(subset(labels, patients, fraction, 0, by)) == round(fraction * 100)
 
 
 @pytest.mark.parametrize("by", SubsetBy)

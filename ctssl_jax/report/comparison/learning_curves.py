@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ctssl_jax.report.comparison.compare import Cell, Task
-from ctssl_jax.report.runs import Run
+from ctssl_jax.report.comparison.recipes import settings
+from ctssl_jax.report.runs import Run, is_number
 from ctssl_jax.statistics.learning_curve import FEWEST_SIZES, Curve, measured
 
 
@@ -56,6 +57,29 @@ def _curve(task: Task, cells: Sequence[Cell], orders: Sequence[Sequence[Run]]) -
     assert cases is not None, "a run that counts has cases"
     scores = np.array([[run.cases.scores for run in order if run.cases] for order in orders])
     folds = np.zeros(len(cases.labels), int) if cases.folds is None else cases.folds
-    pool = float(sizes[-1] / cells[-1].fraction)
+    pools = [_pool(part) for order in orders for part in order[-1].parts()]
+    if None in pools:
+        return None
+    pool = float(np.mean([of for of in pools if of is not None]))
     at_hand = task.test_patients if task.folds else round(pool)
     return measured(cases.labels, scores, cases.patients, folds, sizes, pool, at_hand)
+
+
+def _pool(run: Run) -> float | None:
+    """Patients of the split that a run's subset was drawn from; None where the run does not say.
+
+    `fraction` tells them only where patients were drawn: a twentieth of the slices is of most
+    patients.
+    """
+    learnt: Any = run.results.get("train_patients")
+    fraction = float(run.results["fraction"])
+    if not is_number(learnt):
+        return None
+    splits, drawn_from = run.data.get("splits"), settings(run.config).get("data.split")
+    if isinstance(splits, dict) and isinstance(drawn_from, str):
+        of = [splits.get(name) for name in drawn_from.split("+")]
+        counts: list[Any] = [split.get("patients") for split in of if isinstance(split, dict)]
+        if len(counts) == len(of) and all(map(is_number, counts)) and sum(counts) >= learnt:
+            return float(sum(counts))
+    whole = fraction == 1 or run.config.get("subset_by") == "patient"
+    return float(learnt / fraction) if whole else None

@@ -3,19 +3,22 @@
 One arm is called higher only if two things agree: the interval of the difference, which covers the
 choice of test patients and, as far as there are runs for it, training again; and p after Holm's
 correction for the pairs and sizes of its family. p is the larger of two: one from swapping the two
-arms' scores of whole patients, one of the levels that the interval covers. The questions of a study
-are those against scratch, which are one family; methods among each other are another.
+arms' scores of whole patients, one of the levels that the interval covers. Where the luck of
+fine-tuning is in neither, since a start has fewer than three repeats, nothing is called higher. The
+questions of a study are those against scratch, which are one family; methods among each other are
+another.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import nan
 
 import numpy as np
 from jaxtyping import Float
 
-from ctssl_jax.report.runs import Cases, Run
+from ctssl_jax.report.runs import FROZEN, Cases, Run
 from ctssl_jax.statistics import (
     Difference,
     Interval,
@@ -30,6 +33,7 @@ from ctssl_jax.statistics import (
     two_sided_p,
     verdict,
 )
+from ctssl_jax.statistics.levels import FEWEST_RUNS
 
 PERMUTATIONS = 10_000
 Place = tuple[float, str]
@@ -68,6 +72,14 @@ class Sampled:
         """Of the test cases, in one order for all runs."""
         return np.stack([run.cases.scores for run in self.runs if run.cases is not None])
 
+    def repeated(self) -> bool:
+        """Whether the luck of fine-tuning is in the numbers: three seeds or more, or no such luck.
+
+        A classifier of frozen features that learns from the whole split is the same every time,
+        unless the encoder is a random one, which a seed draws.
+        """
+        return len(set(self.who().seeds)) >= FEWEST_RUNS or not any(map(_left_to_luck, self.runs))
+
     def size(self) -> float:
         """Training cases, mean over the runs."""
         return float(np.mean([run.results["train_cases"] for run in self.runs]))
@@ -87,7 +99,8 @@ class Answer:
     """What was found of a question.
 
     `difference` covers the levels of `again` beside the patients, and has the verdict;
-    `over_patients` is about the networks at hand. `adjusted` is p after Holm.
+    `over_patients` is about the networks at hand. `adjusted` is p after Holm. `repeated` is False
+    where the luck of fine-tuning is in no number; the verdict is then "cannot tell".
     """
 
     difference: Difference
@@ -95,6 +108,7 @@ class Answer:
     again: Training
     p: float
     adjusted: float
+    repeated: bool
 
 
 @dataclass(frozen=True)
@@ -166,15 +180,19 @@ def answered(family: Sequence[Question]) -> list[Answer]:
         for each, (estimate, _, again) in zip(family, found, strict=True)
     ]
     p = np.maximum(swapped, levels)  # NaN where either is not known
+    repeated = [all(place.repeated() for place in each.of) for each in family]
     return [
         Answer(
-            Difference(*both, verdict=verdict(both, over_patients, p=adjusted)),
+            Difference(*both, verdict=verdict(both, over_patients, p=adjusted if told else nan)),
             over_patients,
             again,
             float(own),
             float(adjusted),
+            told,
         )
-        for (both, over_patients, again), own, adjusted in zip(found, p, holm(p), strict=True)
+        for (both, over_patients, again), own, adjusted, told in zip(
+            found, p, holm(p), repeated, strict=True
+        )
     ]
 
 
@@ -187,6 +205,12 @@ def interval(
     again = trained_again(tables, coefficients, who)
     over_patients = contrast(tables, coefficients, of=who)
     return contrast(tables, coefficients, of=who, again=again), over_patients, again
+
+
+def _left_to_luck(run: Run) -> bool:
+    """Whether the same training again, of the same encoder, may end otherwise."""
+    known = run.results.get("encoder_run") or run.config.get("features") == "radiomics"
+    return not (run.kind == FROZEN and run.results["fraction"] == 1 and known)
 
 
 def _spread(question: Question) -> float:

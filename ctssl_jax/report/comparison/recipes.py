@@ -112,7 +112,7 @@ def tuning_conflicts(runs: list[Run]) -> list[str]:
 
 
 def _tuning_conflicts(runs: list[Run]) -> Iterator[str]:
-    compared = {run.results["seed"] for run in runs}
+    compared = [run.results["seed"] for run in runs]  # no set: what `seeds` holds may be a list
     for run in (part for pooled in runs for part in pooled.parts()):
         found, arm = tuned(run) or {}, arm_name(run.results["arm"])
         seeds = found.get("seeds")

@@ -6,6 +6,8 @@ from ctssl_jax.report.comparison.pairs import PERMUTATIONS, Pair
 from ctssl_jax.report.comparison.robustness import Claim, Course, Robustness
 from ctssl_jax.report.names import SCRATCH, arm_name, listed, stands_on, subject
 from ctssl_jax.report.words import (
+    FEW_REPEATS,
+    cannot_tell,
     legend_name,
     levels,
     number,
@@ -51,7 +53,7 @@ def pair_verdict(pair: Pair) -> tuple[str, str]:
     return {
         "A higher": ("higher", f"{a} higher"),
         "B higher": ("lower", f"{b} higher"),
-    }.get(pair.difference.verdict, ("unclear", "cannot tell"))
+    }.get(pair.difference.verdict, ("unclear", cannot_tell(pair)))
 
 
 def families(task: Task) -> str:
@@ -139,7 +141,8 @@ def _claim_sentence(claim: Claim) -> str:
     p = f"{p_value(claim.answer.adjusted)}, over {levels(claim.answer.again)}"
     if gap.verdict == "cannot tell":
         ends = f"{signed(gap.estimate)}, {signed_interval(gap)}"
-        return f"{a} and {b} cannot be told apart in what they lose ({ends}, {p})."
+        why = "" if claim.answer.repeated else f"; {FEW_REPEATS}"
+        return f"{a} and {b} cannot be told apart in what they lose ({ends}, {p}{why})."
     word = "less" if gap.verdict == "A higher" else "more"
     low, high = sorted((abs(gap.low), abs(gap.high)))
     return (

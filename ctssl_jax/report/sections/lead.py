@@ -12,6 +12,7 @@ from ctssl_jax.report.names import SCRATCH, arm_name, listed, stands_on, subject
 from ctssl_jax.report.runs import OPERATING, last_was_best
 from ctssl_jax.report.sections import findings
 from ctssl_jax.report.words import (
+    FEW_REPEATS,
     annotated,
     count,
     leakage,
@@ -141,10 +142,21 @@ def _trust(task: Task) -> list[str]:
         "Test data was seen in training: results below are marked." if marked else "",
         slice_labels(task),
         f"{repeats} {'repeat (seed)' if repeats == '1' else 'repeats (seeds)'} at each size.",
+        _few_repeats(task),
         _single_encoders(task),
         _unfinished(task),
     ]
     return list(filter(None, said))
+
+
+def _few_repeats(task: Task) -> str:
+    """Says so where a verdict is withheld since the luck of fine-tuning is in no number."""
+    if all(pair.answer.repeated for pair in task.pairs):
+        return ""
+    return (
+        "With fewer than three repeats of a start the luck of fine-tuning is in no number, so that "
+        "it is called neither higher nor lower."
+    )
 
 
 def _single_encoders(task: Task) -> str:
@@ -202,7 +214,8 @@ def _verdict_of(task: Task, arm: str) -> tuple[str, str]:
     if not higher and not lower:
         where = f"with {_sizes_of(cells)}" if len(cells) < 3 else f"at any of {len(cells)} sizes"
         return "unclear", (
-            f"Cannot tell: {name} and training from scratch cannot be told apart {where}."
+            f"Cannot tell: {name} and training from scratch cannot be told apart {where}"
+            f"{_for_want_of_repeats(cells)}."
         )
     parts = [
         f"{word} than from scratch with {_sizes_of(won)} (by {listed(map(_gap, won))})"
@@ -210,8 +223,15 @@ def _verdict_of(task: Task, arm: str) -> tuple[str, str]:
         if won
     ]
     rest = f"; with {_sizes_of(unclear)} the two cannot be told apart" if unclear else ""
+    rest += _for_want_of_repeats(unclear)
     kind = "unclear" if higher and lower else "higher" if higher else "lower"
     return kind, f"The AUC of {name} is {' and '.join(parts)}{rest}."
+
+
+def _for_want_of_repeats(cells: list[Cell]) -> str:
+    """Why nobody can tell of some cells, where it is that."""
+    want = any(cell.pair and not cell.pair.answer.repeated for cell in cells)
+    return f" ({FEW_REPEATS})" if want else ""
 
 
 def _gap(cell: Cell) -> str:
