@@ -63,6 +63,7 @@ def open_run(
     kept: dict[str, Any] | None = None,
     encoder_run: str = "",
     encoder: dict[str, Any] | None = None,
+    batch_size: int | None = None,
 ) -> bool:
     """Makes the run folder, or checks that it was made by the same config and data.
 
@@ -77,6 +78,8 @@ def open_run(
       kept: which slices a filter keeps, in numbers.
       encoder_run: that the run starts from; its hash is noted.
       encoder: what is known of its encoder; see `run.encoder`.
+      batch_size: of a step, where it is not that of the config: steps of another size are not
+        steps of this run.
 
     Returns:
       Whether the run has already ended well; then nothing is touched.
@@ -92,6 +95,7 @@ def open_run(
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
     data |= {"encoder": encoder} if encoder else {}
+    data |= {"batch_size": batch_size} if batch_size else {}
     told = (  # where the manifest has them
         *("source_kind", "origin", "note", "canvas"),
         *("patients_known", "labels_of", "positive", "case", "cases", "options"),
@@ -205,6 +209,12 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
         raise ConfigError(f"{workdir} was made with other data: give another --workdir")
     if their_data.get("filter") != data["filter"]:
         raise ConfigError(f"{workdir} was made with another data.filter: give another --workdir")
+    size = their_data.get("batch_size")  # of older runs it is not known
+    if size not in (None, data.get("batch_size")):
+        raise ConfigError(
+            f"{workdir} was made in steps of {size}, which here are of {data.get('batch_size')}: "
+            "give another --workdir"
+        )
     if their_data.get("encoder_run") != data["encoder_run"]:
         raise ConfigError(f"{workdir} started from another encoder_run: give another --workdir")
     if weights_of(their_data) not in (None, weights_of(data)):
