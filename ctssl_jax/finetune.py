@@ -60,13 +60,14 @@ def run(
         workdir,
         config,
         dataset,
-        audit=opened.audit,
+        audit=leakage.with_earlier(opened.audit, config.encoder_run),
         encoder_run=config.encoder_run,
         encoder=opened.encoder,
         batch_size=plan.batch_size,
     ):
         return run_folder.read_results(workdir)
     run_folder.write_subset(workdir, drawn.train.record(config, drawn.val))
+    leakage.pass_on_seen(workdir, config.encoder_run)
     leakage.write_learnt(
         workdir,
         dataset,
@@ -147,6 +148,9 @@ def _train(
     state, unfinished = start_or_resume(
         checkpoints, program.init, key, pretrained, position, program.places
     )
+    # What is due after a step is done before it is saved, unless the checkpoint says otherwise.
+    last = int(state.step) - unfinished
+    best.require(last >= plan.validate_every or last >= plan.total_steps)
     writer = run_folder.writer(workdir, int(state.step))
     check = attend(supervisor, mesh)
     for line in _opening_lines(config, dataset, drawn, plan, mesh, int(state.step)):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ WEIGHTS = "weights_sha256"  # of the encoder that a run starts from
 SUMS = "files"
 OUTCOMES = ("predictions*.csv", "embeddings.npz", "subset.json")
 """Files whose sums `results.json` holds."""
+BEGUN = {run_lock.NAME, "env.json", "data.json", STATUS, "config.json"}
+"""Files that a start has written once its config is: all that one can leave that ends before."""
 SHARED_S = 30.0  # that a new file may take to be seen by other hosts (NFS)
 
 
@@ -140,13 +143,24 @@ def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bo
 
 def _is_done(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
     """Whether a run has ended well here; raises where the folder is not this run's."""
-    if (workdir / "config.json").exists():
+    there = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+    if "config.json" in there:
         _require_same_run(workdir, record, data)
         return read_status(workdir) == DONE
-    begun = (workdir / run_lock.NAME).exists()  # and killed, or about to write its config
-    if not begun and workdir.exists() and any(workdir.iterdir()):
-        raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
+    if there and not _is_begun(workdir, there):
+        raise ConfigError(
+            f"{workdir} is not empty and no run folder (no config.json): give another --workdir"
+        )
     return False
+
+
+def _is_begun(workdir: Path, there: set[str]) -> bool:
+    """Whether all of a folder is what a start leaves that ends before it has written its config."""
+    targets = {re.sub(r"\.\d+\.tmp$", "", name) for name in there}  # as `files` names half a file
+    if run_lock.NAME not in there or not targets <= BEGUN:
+        return False
+    # These are whole where they are, and others may have files of such names, too.
+    return all(files.is_sealed(workdir / name) for name in there & {"env.json", "data.json"})
 
 
 def _require_shared(

@@ -1,12 +1,14 @@
-"""What a run goes on from: by another topology, or with a part missing, it is its own or refused."""
+"""What a run goes on from: on other devices or with a part missing, it is its own or refused."""
 
 import dataclasses
+import shutil
 
 import jax
 import pytest
+import tiny
 
 from ctssl_jax import finetune
-from ctssl_jax.errors import ConfigError
+from ctssl_jax.errors import ConfigError, StorageError
 from ctssl_jax.hosts import sharding
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.run import lock as run_lock
@@ -79,3 +81,62 @@ def test_steps_of_another_size_are_not_steps_of_a_run(configs, tmp_path):
     run_folder.write_json(workdir / "data.json", data | {"batch_size": 2})
     with pytest.raises(ConfigError, match="was made in steps of 2, which here are of 3"):
         finetune.run(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def killed(configs, tmp_path_factory):
+    """A fine-tuning that was killed after each of its steps that is saved: one epoch, or all."""
+    place = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.patch_runs(patch)
+        return {
+            step: killed_after(step, configs["finetuning"], place / str(step)) for step in (4, 8)
+        }
+
+
+LOSSES = {
+    "best": lambda run: shutil.rmtree(run / "best"),
+    "meta": lambda run: shutil.rmtree(next((run / "best").glob("*/meta"))),
+    "{}": lambda run: next((run / "best").glob("*/meta/metadata")).write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("lost", ["best", "meta", "{}"])
+def test_a_best_epoch_that_is_lost_is_told(configs, killed, tmp_path, step, lost):
+    run = shutil.copytree(killed[step], tmp_path / "run")
+    LOSSES[lost](run)
+    with pytest.raises(StorageError, match="delete the run folder and repeat") as raised:
+        finetune.run(configs["finetuning"], run)
+    run_lock.release(run)
+    assert "\n" not in str(raised.value)
+    assert f"{run}: best" in str(raised.value)
+
+
+def test_a_checkpoint_without_its_meta_is_told(configs, killed, tmp_path):
+    run = shutil.copytree(killed[4], tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "4" / "meta")
+    with pytest.raises(StorageError, match="remove the folder checkpoints/4"):
+        finetune.run(configs["finetuning"], run)
+    run_lock.release(run)
+
+
+def test_a_run_that_lost_its_config_is_resumed_by_no_other(configs, killed, tmp_path):
+    run = shutil.copytree(killed[4], tmp_path / "run")
+    (run / "config.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    other = dataclasses.replace(configs["finetuning"], seed=5)
+    for config in (configs["finetuning"], other):
+        with pytest.raises(ConfigError, match=r"not empty and no run folder \(no config.json\)"):
+            finetune.run(config, run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("names", [["notes.tmp"], ["metrics.jsonl"], ["data.json"], ["env.json"]])
+def test_files_of_others_beside_a_lock_of_theirs_are_left_alone(configs, tmp_path, names):
+    for name in ("lock", *names):
+        (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match="not empty and no run folder"):
+        finetune.run(configs["finetuning"], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", *names}
+    assert {path.read_text() for path in tmp_path.iterdir()} == {'{"mine": 1}'}
