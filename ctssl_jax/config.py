@@ -195,6 +195,12 @@ class PretrainConfig:
         _require_positive(self, "batch_size", "accumulate", "epochs", "log_every")
         _require_positive(self, "checkpoint_every", "keep_checkpoints")
         _require_patience(self)
+        low, high = self.display_window_hu
+        require(
+            self,
+            picture_every=(self.picture_every >= 0, "0 (never) or more"),
+            display_window_hu=(low < high, "of two values, the lower first"),
+        )
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"batch_size={self.batch_size} does not part into accumulate={self.accumulate} "

@@ -6,6 +6,7 @@ a machine can count. Names become folders and words of a shell, and are names.
 """
 
 import dataclasses
+import difflib
 import enum
 import functools
 import math
@@ -22,6 +23,7 @@ MOST_ITEMS = 1000
 MOST_TEXT = 4096  # bytes: the longest path
 NAME = re.compile(r"[^\W_][\w.+-]{0,99}")
 NAMES = ("task", "arm")
+SEEDS = ("seed", "seeds")
 
 
 def require(config: object, name: str = "", **rules: tuple[bool, str]) -> None:
@@ -36,7 +38,15 @@ def require(config: object, name: str = "", **rules: tuple[bool, str]) -> None:
 
 
 def require_usable(config: Any, prefix: str = "") -> None:
-    """Raises `ConfigError` naming the first field, of all parts, whose value is of no use."""
+    """Raises `ConfigError` naming the first field, of all parts, whose value is of no use.
+
+    And the first attribute that is no field, as a config file may set by mistake: it has no effect.
+    """
+    fields = [field.name for field in dataclasses.fields(config)]
+    for name in sorted(vars(config).keys() - set(fields)):
+        close = difflib.get_close_matches(name, fields, n=1)
+        meant = f": did you mean {prefix}{close[0]}?" if close else ": leave it out"
+        raise ConfigError(f"{prefix}{name} is no field of {type(config).__name__}{meant}")
     kinds = _kinds(type(config))  # type: ignore[arg-type]
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
@@ -44,6 +54,11 @@ def require_usable(config: Any, prefix: str = "") -> None:
             require_usable(value, f"{name}.")
         elif wrong := _wrong(value, kinds[field.name]):
             raise ConfigError(f"{name}={_shown(value)}: must be {wrong}")
+        elif (
+            field.name.endswith(SEEDS)
+            and min(value if isinstance(value, tuple | list) else [value], default=0) < 0
+        ):
+            raise ConfigError(f"{name}={_shown(value)}: must be 0 or more")
         elif field.name in NAMES and value and not NAME.fullmatch(value):
             raise ConfigError(
                 f"{name}={_shown(value)}: is a name: up to 100 letters, digits, _ . + and -, the "

@@ -189,6 +189,14 @@ def read_json(path: Path, limit: int = LIMIT) -> dict[str, Any]:
     return unsealed(content)
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a file is a JSON object that was sealed here, and is undamaged."""
+    try:
+        return SEAL in json.loads(read_text(path)) and bool(read_json(path))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """An object with the sum of what it holds, as `unsealed` checks it."""
     rest = {name: value for name, value in content.items() if name != SEAL}

@@ -60,19 +60,21 @@ def run(
         workdir,
         config,
         dataset,
-        audit=opened.audit,
+        audit=leakage.with_earlier(opened.audit, config.encoder_run),
         encoder_run=config.encoder_run,
         encoder=opened.encoder,
+        batch_size=plan.batch_size,
     ):
         return run_folder.read_results(workdir)
     run_folder.write_subset(workdir, drawn.train.record(config, drawn.val))
+    leakage.pass_on_seen(workdir, config.encoder_run)
     leakage.write_learnt(
         workdir,
         dataset,
         {config.data.split: drawn.train.rows, config.val_split: drawn.val.rows},
     )
 
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(sharding.devices_of(plan.batch_size))
     method = _balanced(config, dataset, drawn.train)
     decay = config.layer_decay if pretrained else 1.0
     same = Recipe(method, config.intensity, dataset.intensity, config.optim, plan.freeze, decay)
@@ -146,9 +148,12 @@ def _train(
     state, unfinished = start_or_resume(
         checkpoints, program.init, key, pretrained, position, program.places
     )
+    # What is due after a step is done before it is saved, unless the checkpoint says otherwise.
+    last = int(state.step) - unfinished
+    best.require(last >= plan.validate_every or last >= plan.total_steps)
     writer = run_folder.writer(workdir, int(state.step))
     check = attend(supervisor, mesh)
-    for line in _opening_lines(config, dataset, drawn, plan, int(state.step)):
+    for line in _opening_lines(config, dataset, drawn, plan, mesh, int(state.step)):
         writer.line(line)
     settle = _make_settle(config, program.measure, dataset, subset, mesh, check)
     known = learning.NONE
@@ -209,7 +214,12 @@ def _train(
 
 
 def _opening_lines(
-    config: FinetuneConfig, dataset: data.Dataset, drawn: Drawn, plan: Budget, step: int
+    config: FinetuneConfig,
+    dataset: data.Dataset,
+    drawn: Drawn,
+    plan: Budget,
+    mesh: Mesh,
+    step: int,
 ) -> list[str]:
     """What the log says of a run as it starts or goes on."""
     word, (train, val) = case_word(dataset.manifest), drawn
@@ -218,11 +228,18 @@ def _opening_lines(
         f"{len(dataset.classes)} classes, seed {config.seed}, {val.counted(word, 'validation')}"
         + (f", resumed at step {step:,}" if step else ""),
         f"{plan.total_steps:,} steps of {plan.batch_size} {_learnt(config, word)}, learning rate "
-        f"{config.optim.lr:.3g}, {jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"{config.optim.lr:.3g}, {mesh.devices.size} x {jax.devices()[0].device_kind}"
+        + _idle(mesh),
         f"labels in all: {len(train.cases) + len(val.cases)} {plural(word)}, validation's among "
         "them",
         *_notes(config, dataset),
     ]
+
+
+def _idle(mesh: Mesh) -> str:
+    """That some devices have nothing to do, where the batch does not divide over all of them."""
+    idle = len(sharding.all_devices()) - mesh.devices.size
+    return f" ({idle} idle: so small a batch does not divide over them)" if idle else ""
 
 
 def _learnt(config: FinetuneConfig, word: str) -> str:

@@ -144,3 +144,32 @@ def test_the_number_of_folds_takes_no_memory():
     grid.folds = 2**31 - 1
     with pytest.raises(UserError, match="folds=2147483647"):
         grid.validate()
+
+
+def test_an_attribute_that_is_no_field_is_refused_wherever_it_is_set():
+    for kind in (PretrainConfig, FinetuneConfig, EvaluateConfig):
+        config = kind()
+        config.optim_ = 7
+        with pytest.raises(UserError, match=f"optim_ is no field of {kind.__name__}"):
+            config.validate()
+        config = kind()
+        config.data.pathh = "x"
+        with pytest.raises(UserError, match=r"data.pathh is no field .*: did you mean data.path\?"):
+            config.validate()
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, EvaluateConfig])
+def test_seeds_below_zero_are_refused(kind):
+    for field in dataclasses.fields(kind):
+        if field.name.endswith(("seed", "seeds")):
+            value = -1 if field.type in (int, "int") else (0, -1)
+            with pytest.raises(UserError, match=rf"{field.name}=.*: must be 0 or more"):
+                dataclasses.replace(kind(), **{field.name: value}).validate()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"picture_every": -1}, {"display_window_hu": (100.0, 100.0)}], ids=str
+)
+def test_pictures_that_cannot_be_are_refused(changes):
+    with pytest.raises(UserError, match=f"{next(iter(changes))}=.*: must be"):
+        dataclasses.replace(PretrainConfig(), **changes).validate()

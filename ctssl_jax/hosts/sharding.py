@@ -7,6 +7,7 @@ keeps its part of what only the update needs (ZeRO-1, Rajbhandari et al. 2020, Â
 """
 
 import collections
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,23 @@ def check_batch(batch_size: int, accumulate: int = 1, devices: int | None = None
             f"batch_size={batch_size} does not divide over {devices} devices{parts}: "
             f"use a multiple of {devices * accumulate}"
         )
+
+
+def devices_of(batch_size: int) -> Sequence[jax.Device]:
+    """The devices that a batch divides over: all, or so many of one process that it does.
+
+    Raises:
+      ConfigError: it does not, and there are several processes, each of which must have a share.
+    """
+    devices = all_devices()
+    if batch_size % len(devices) and not is_alone():
+        smaller = batch_size // len(devices) * len(devices)
+        raise ConfigError(
+            f"the training subset is a batch of {batch_size}, which does not divide over "
+            f"{len(devices)} devices of several processes: use one process"
+            + (f", or batch_size={smaller}" if smaller else "")
+        )
+    return devices[: math.gcd(batch_size, len(devices))]
 
 
 def round_up(batch_size: int) -> int:

@@ -13,7 +13,8 @@ class Budget(NamedTuple):
     """Numbers of one run.
 
     Attributes:
-      batch_size: of the config, cut to the training subset and to a multiple of the devices.
+      batch_size: of the config, cut to the training subset, on however many devices: what a step
+        is does not depend on them.
       steps_per_epoch: passes over the subset are counted in these.
       total_steps: at most; `patience` may end the run before.
       validate_every: steps between validations; the last step has one in any case.
@@ -46,9 +47,9 @@ def budget(config: FinetuneConfig, items: int) -> Budget:
       ConfigError: the batch does not divide over the devices, or training ends before the
         convolutions join in.
     """
-    devices = len(sharding.all_devices())
     sharding.check_batch(config.batch_size)
-    batch_size = min(config.batch_size, max(devices, items // devices * devices))
+    batch_size = min(config.batch_size, items)
+    sharding.devices_of(batch_size)
     steps_per_epoch = math.ceil(items / batch_size)
     total_steps = config.steps or config.epochs * steps_per_epoch
     frozen = config.encoder_run or config.freeze.scratch

@@ -27,6 +27,7 @@ FOLDER = "checkpoints"
 BEST = "best"
 FORMAT = 3
 DIGESTS = "digests"
+BEST_META = {"epoch", "step", "auc", "accuracy", "f1"}
 
 
 class Restored(NamedTuple):
@@ -106,6 +107,8 @@ class Checkpoints:
         try:
             files.require_ordinary_files(self._folder / str(step))
             meta = storage.read_meta(self._folder / str(step))
+            if not meta:  # each version has written one
+                raise files.Damaged(f"{META} is missing or empty")
             found = self._manager.restore(step, args=items)["state"]
             _require_sums(found, meta)
             # Format 1 kept Grain's own state, which says the same, for one number of processes.
@@ -132,9 +135,25 @@ class BestWeights:
         self._manager = storage.manager(run / BEST, keep=1)
 
     def read(self) -> dict[str, Any] | None:
-        """Epoch and validation metrics of the best, or None; `StorageError` where damaged."""
+        """Epoch, step and validation metrics of the best, or None; `StorageError` where damaged."""
         epoch = self._manager.latest_step()
-        return None if epoch is None else _read_meta(self._run / BEST / str(epoch), self._run)
+        if epoch is None:
+            return None
+        meta = _read_meta(self._run / BEST / str(epoch), self._run)
+        if BEST_META - meta.keys():
+            raise self._lost(f"{BEST}/{epoch}/{META}")
+        return meta
+
+    def require(self, validated: bool) -> None:
+        """Raises `StorageError` where a run has validated and the best that it found is gone."""
+        if validated and self.read() is None:
+            raise self._lost(BEST)
+
+    def _lost(self, what: str) -> StorageError:
+        return StorageError(
+            f"{self._run}: {what} is missing or damaged, without which the run cannot be finished "
+            "as it would have been: restore it, or delete the run folder and repeat the command"
+        )
 
     def save(self, epoch: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Replaces the best, and waits: no later checkpoint of the run may be complete without."""

@@ -19,6 +19,9 @@ from ctssl_jax.run import folder as run_folder
 FLAG = "--config.accept_unfinished=true"
 """What accepts an unfinished encoder, in a run; other commands name their own flag."""
 
+TRAINED = ("PretrainConfig", "FinetuneConfig")
+"""Types of the configs whose runs make an encoder, and say in `STATUS` when they are done."""
+
 Stamp = dict[str, Any]
 
 
@@ -31,7 +34,7 @@ def require_finished(run: str, accept: bool, flag: str = FLAG) -> Stamp | None:
       flag: with which the user accepts that, for the message.
 
     Returns:
-      `weights_sha256`, `step`, `status`, which is `unknown` where the folder has none, and
+      `weights_sha256`, `step`, `status`, which is `unknown` of an import, and
       `accepted` where the run is not done; None for no run.
 
     Raises:
@@ -42,7 +45,9 @@ def require_finished(run: str, accept: bool, flag: str = FLAG) -> Stamp | None:
         return None
     run_folder.method(run)  # raises where there is none
     status = run_folder.read_status(Path(run))
-    untold = not (Path(run) / run_folder.STATUS).exists()  # of no run of ours: nobody knows
+    # An import has none by design; a run that has lost it may have ended anywhere.
+    trained = run_folder.read_config(Path(run)).get("type") in TRAINED
+    untold = not trained and not (Path(run) / run_folder.STATUS).exists()
     if status != run_folder.DONE and not untold and not accept:
         raise ConfigError(
             f"{run} is not finished (STATUS: {status}): repeat its command until it is; to start "

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ WEIGHTS = "weights_sha256"  # of the encoder that a run starts from
 SUMS = "files"
 OUTCOMES = ("predictions*.csv", "embeddings.npz", "subset.json")
 """Files whose sums `results.json` holds."""
+BEGUN = {run_lock.NAME, "env.json", "data.json", STATUS, "config.json"}
+"""Files that a start has written once its config is: all that one can leave that ends before."""
 SHARED_S = 30.0  # that a new file may take to be seen by other hosts (NFS)
 
 
@@ -63,6 +66,7 @@ def open_run(
     kept: dict[str, Any] | None = None,
     encoder_run: str = "",
     encoder: dict[str, Any] | None = None,
+    batch_size: int | None = None,
 ) -> bool:
     """Makes the run folder, or checks that it was made by the same config and data.
 
@@ -77,6 +81,8 @@ def open_run(
       kept: which slices a filter keeps, in numbers.
       encoder_run: that the run starts from; its hash is noted.
       encoder: what is known of its encoder; see `run.encoder`.
+      batch_size: of a step, where it is not that of the config: steps of another size are not
+        steps of this run.
 
     Returns:
       Whether the run has already ended well; then nothing is touched.
@@ -92,6 +98,7 @@ def open_run(
         for key in ("name", "fingerprint", "intensity", "classes", "splits")
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
     data |= {"encoder": encoder} if encoder else {}
+    data |= {"batch_size": batch_size} if batch_size else {}
     told = (  # where the manifest has them
         *("source_kind", "origin", "note", "canvas"),
         *("patients_known", "labels_of", "positive", "case", "cases", "options"),
@@ -136,13 +143,24 @@ def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bo
 
 def _is_done(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
     """Whether a run has ended well here; raises where the folder is not this run's."""
-    if (workdir / "config.json").exists():
+    there = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+    if "config.json" in there:
         _require_same_run(workdir, record, data)
         return read_status(workdir) == DONE
-    begun = (workdir / run_lock.NAME).exists()  # and killed, or about to write its config
-    if not begun and workdir.exists() and any(workdir.iterdir()):
-        raise ConfigError(f"{workdir} is not empty and no run folder: give another --workdir")
+    if there and not _is_begun(workdir, there):
+        raise ConfigError(
+            f"{workdir} is not empty and no run folder (no config.json): give another --workdir"
+        )
     return False
+
+
+def _is_begun(workdir: Path, there: set[str]) -> bool:
+    """Whether all of a folder is what a start leaves that ends before it has written its config."""
+    targets = {re.sub(r"\.\d+\.tmp$", "", name) for name in there}  # as `files` names half a file
+    if run_lock.NAME not in there or not targets <= BEGUN:
+        return False
+    # These are whole where they are, and others may have files of such names, too.
+    return all(files.is_sealed(workdir / name) for name in there & {"env.json", "data.json"})
 
 
 def _require_shared(
@@ -205,6 +223,12 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
         raise ConfigError(f"{workdir} was made with other data: give another --workdir")
     if their_data.get("filter") != data["filter"]:
         raise ConfigError(f"{workdir} was made with another data.filter: give another --workdir")
+    size = their_data.get("batch_size")  # of older runs it is not known
+    if size not in (None, data.get("batch_size")):
+        raise ConfigError(
+            f"{workdir} was made in steps of {size}, which here are of {data.get('batch_size')}: "
+            "give another --workdir"
+        )
     if their_data.get("encoder_run") != data["encoder_run"]:
         raise ConfigError(f"{workdir} started from another encoder_run: give another --workdir")
     if weights_of(their_data) not in (None, weights_of(data)):

@@ -1,9 +1,10 @@
 """The gate: no run on data that leaks into its test, unless told to, and then marked.
 
-A dataset carries the verdict of `data_prep.audit`. A pre-training run leaves the signatures of the
-slices that it saw, `seen.npy`; what is fine-tuned from its encoder, or evaluated, is compared with
-them. Where something leaks a run is refused. With `config.data.accept_leakage=true` it is done, and
-every result of it says so.
+A dataset carries the verdict of `data_prep.audit`. A run leaves the signatures of the slices that
+its encoder has seen: `seen.npy`, in pre-training, its own and that of the encoder it starts from,
+and `learnt.npy`, those whose labels a fine-tuning learns or chooses by. What is fine-tuned from its
+encoder, or evaluated, is compared with both. Where something leaks a run is refused. With
+`config.data.accept_leakage=true` it is done, and every result of it says so.
 """
 
 import functools
@@ -107,12 +108,35 @@ def write_seen(
     import, none are left: what the run's encoder has seen is then not known either.
     """
     resumed = (workdir / SEEN).exists()  # and the folder is of the same data and filter
-    earlier = Path(encoder_run) / SEEN
-    if resumed or not distributed.is_first() or (encoder_run and not earlier.exists()):
+    if resumed or not distributed.is_first() or not _is_known(encoder_run):
         return
     signatures = load_signatures(dataset.path, split)
-    seen = [signatures if rows is None else signatures.take(rows)]
-    save_signatures(workdir / SEEN, [*seen, load_file(earlier)] if encoder_run else seen)
+    own = signatures if rows is None else signatures.take(rows)
+    save_signatures(workdir / SEEN, [own, *map(load_file, _files(encoder_run))])
+
+
+def pass_on_seen(workdir: Path, encoder_run: str) -> None:
+    """Leaves what the encoder has seen that a fine-tuning starts from, where that is known."""
+    resumed = (workdir / SEEN).exists()
+    earlier = _files(encoder_run)
+    if earlier and _is_known(encoder_run) and not resumed and distributed.is_first():
+        save_signatures(workdir / SEEN, [load_file(file) for file in earlier])
+
+
+def _files(encoder_run: str) -> list[Path]:
+    """Where the signatures are of what an encoder has seen, as far as that is known."""
+    if not encoder_run:
+        return []
+    return [file for name in (SEEN, LEARNT) if (file := Path(encoder_run) / name).exists()]
+
+
+def _is_known(encoder_run: str) -> bool:
+    """Whether `_files` are of all that an encoder has seen; of none there is nothing to know."""
+    if not encoder_run or (Path(encoder_run) / SEEN).exists():
+        return True
+    # A fine-tuning from scratch has learnt, and its encoder had seen nothing before.
+    data = run_folder.read_data(Path(encoder_run)) if _files(encoder_run) else None
+    return data is not None and data.get("encoder_run", UNKNOWN) is None
 
 
 def write_learnt(
@@ -153,7 +177,7 @@ def require_unseen(
     accept: bool,
     flag: str = FLAG,
 ) -> Stamp | str | None:
-    """What of the given splits the encoder has seen in pre-training, for `results.json`.
+    """What of the given splits the encoder has seen or learnt before, for `results.json`.
 
     Args:
       dataset: that the encoder is to be tested on.
@@ -163,22 +187,23 @@ def require_unseen(
       flag: with which the user accepts that, for the message.
 
     Returns:
-      None without an encoder run; "unknown" if it left no signatures, as older versions did not;
-      else the number of patients, series, equal and nearly equal slices that were seen, as
-      `patients`, `series`, `exact` and `near`, and whether that was `accepted`.
+      None without an encoder run; "unknown" if it left no signatures of all, as older versions did
+      not, and those that it left are of other slices; else the number of patients, series, equal
+      and nearly equal slices that were seen, as `patients`, `series`, `exact` and `near`, and
+      whether that was `accepted`.
 
     Raises:
       DataError: some were seen, and that is not accepted.
     """
     if not encoder_run:
         return None
-    file = Path(encoder_run) / SEEN
-    if not file.exists():
+    files = _files(encoder_run)
+    if not files:
         return UNKNOWN
-    changed = file.stat().st_mtime_ns
-    counts = dict(_seen_counts(file, changed, dataset, splits, _not_duplicates(dataset)))
+    changed = tuple((file, file.stat().st_mtime_ns) for file in files)
+    counts = dict(_seen_counts(changed, dataset, splits, _not_duplicates(dataset)))
     if not sum(counts.values()):
-        return counts
+        return counts if _is_known(encoder_run) else UNKNOWN
     if not accept:
         found = ", ".join(f"{count} {_noun(check)}" for check, count in counts.items() if count)
         raise DataError(
@@ -190,11 +215,15 @@ def require_unseen(
 
 @functools.lru_cache(maxsize=256)
 def _seen_counts(
-    file: Path, changed: int, dataset: Dataset, splits: tuple[str, ...], apart: frozenset[Name]
+    files: tuple[tuple[Path, int], ...],
+    dataset: Dataset,
+    splits: tuple[str, ...],
+    apart: frozenset[Name],
 ) -> dict[str, int]:
-    """`_counts` of a file, last written at `changed`: the cells of a sweep ask the same again."""
+    """`_counts` of files and when they were written: the cells of a sweep ask the same again."""
     held_out = Signatures.concatenate(load_signatures(dataset.path, split) for split in splits)
-    return _counts(load_file(file), held_out, " and ".join(splits), apart)
+    seen = Signatures.concatenate(load_file(file) for file, _ in files)
+    return _counts(seen, held_out, " and ".join(splits), apart)
 
 
 def pretraining_audit(encoder_run: str) -> Stamp | str | None:

@@ -79,6 +79,16 @@ def test_an_unfinished_run_is_refused_and_marked_where_it_is_accepted(
         assert leakage(read_run(tmp_path / "run").results) == "encoder of an unfinished run"
 
 
+def test_a_run_that_lost_its_status_is_no_import(configs, pretraining, tmp_path):
+    (pretraining / "STATUS").unlink()
+    config = dataclasses.replace(configs["finetuning"], encoder_run=str(pretraining))
+    with pytest.raises(ConfigError, match="is not finished"):
+        finetune.run(config, tmp_path / "run")
+    record = run_folder.read_json(pretraining / "config.json")
+    run_folder.write_json(pretraining / "config.json", record | {"type": "ImportedEncoder"})
+    assert encoder.require_finished(str(pretraining), False)["status"] == "unknown"
+
+
 def test_a_run_does_not_go_on_from_other_weights(runs, configs, pretraining):
     trained_on(pretraining)
     for name, run in (("finetuning", finetune.run), ("evaluation", evaluate.run)):

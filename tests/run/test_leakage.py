@@ -168,6 +168,37 @@ def test_what_a_filter_leaves_out_was_not_seen(clean, tmp_path):
     np.testing.assert_array_equal(found.digest, load_signatures(clean, "train").digest[rows])
 
 
+def test_what_a_fine_tuning_learnt_was_seen(clean, tmp_path):
+    def tuned(name, encoder=""):
+        config = smoke("finetune_covid_ct", clean, encoder_run=encoder, fraction=1.0)
+        finetune.run(config, tmp_path / name)
+        return str(tmp_path / name)
+
+    first = tuned("first")
+    other = smoke("evaluate", clean, encoder_run=first)
+    other.data.split, other.test_split = "test", "train"
+    with pytest.raises(DataError, match=r"has seen 10 patients.*of the splits val and train"):
+        evaluate.run(other, tmp_path / "evaluated")
+    dataset = data.open_dataset(clean)
+    assert leakage.require_unseen(dataset, ("test",), first, False)["patients"] == 0  # and known
+    assert leakage.require_unseen(dataset, ("val",), first, True)["patients"] == 2  # chosen by
+
+    held_out = write_slices(tmp_path / "other", {"train": slices("kl")}, classes=(), intensity="hu")
+    seen = encoder_run(tmp_path / "run", held_out)
+    second = tmp_path / "second"
+    second.mkdir()
+    leakage.pass_on_seen(second, seen)
+    leakage.write_learnt(second, dataset, {"train": np.arange(4)})
+    third = tmp_path / "third"
+    third.mkdir()
+    leakage.pass_on_seen(third, str(second))
+    found = leakage.require_unseen(dataset, ("train", "test"), str(third), True)
+    assert found["patients"] == 3  # one learnt, two seen before that
+    (second / leakage.SEEN).unlink()  # as of an import
+    assert leakage.require_unseen(dataset, ("test",), str(second), False) == "unknown"
+    assert leakage.require_unseen(dataset, ("train",), str(second), True)["patients"] == 1
+
+
 # The filter
 
 

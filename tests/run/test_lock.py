@@ -45,10 +45,10 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path, holder):
 
 
 def test_a_run_is_refused_before_it_touches_anything(tmp_path, holder):
-    (tmp_path / "half.tmp").write_text("the other's")
+    (tmp_path / "env.json.1.tmp").write_text("the other's")
     with pytest.raises(ConfigError, match="another run is writing this folder"):
         run_folder._make_run(tmp_path, {}, {})
-    assert {path.name for path in tmp_path.iterdir()} == {"half.tmp", run_lock.NAME}
+    assert {path.name for path in tmp_path.iterdir()} == {"env.json.1.tmp", run_lock.NAME}
 
 
 def test_the_status_of_anothers_run_is_left_alone(tmp_path, holder):
