@@ -43,7 +43,8 @@ def require_usable(config: Any, prefix: str = "") -> None:
     And the first attribute that is no field, as a config file may set by mistake: it has no effect.
     """
     fields = [field.name for field in dataclasses.fields(config)]
-    for name in sorted(vars(config).keys() - set(fields)):
+    own = {name for name in vars(config) if name.startswith("_")}  # what a config notes itself
+    for name in sorted(vars(config).keys() - own - set(fields)):
         close = difflib.get_close_matches(name, fields, n=1)
         meant = f": did you mean {prefix}{close[0]}?" if close else ": leave it out"
         raise ConfigError(f"{prefix}{name} is no field of {type(config).__name__}{meant}")

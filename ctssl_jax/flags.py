@@ -140,14 +140,13 @@ def _read(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
 def _given(values: flags.FlagValues) -> set[str]:
     """The fields of the config that are given; raises `ConfigError` for a flag given twice.
 
-    Of a field of several values, each flag gives one more.
+    A field may be given again, as behind the flags of a script: the last one counts.
     """
-    known = {f"config.{leaf.name}": leaf.value for leaf in leaves(values.config)}
     for name in values:
-        if values[name].present > 1 and not isinstance(known.get(name), tuple):
+        if values[name].present > 1 and not name.startswith("config."):
             raise ConfigError(f"--{name} is given {values[name].present} times: give it once")
-    given = known.keys() & {name for name in values if values[name].present}
-    return {name.removeprefix("config.") for name in given}
+    names = (name for name in values if values[name].present)
+    return {name.removeprefix("config.") for name in names if name.startswith("config.")}
 
 
 def _told_by_file(error: Exception, file: str) -> str:

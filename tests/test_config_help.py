@@ -157,7 +157,6 @@ def test_a_rate_that_is_given_stays_however_it_is_given(tmp_path, typed):
     [
         ["--config=spark:smoke", "--config=moco:smoke"],
         ["--config=spark:smoke", "--workdir=a", "--workdir=b"],
-        ["--config=spark:smoke", "--config.batch_size=8", "--config.batch_size=16"],
     ],
 )
 def test_a_flag_given_twice_is_refused(words):
@@ -167,7 +166,9 @@ def test_a_flag_given_twice_is_refused(words):
     assert str(told.value) == f"{name} is given 2 times: give it once"
 
 
-def test_each_flag_of_a_field_of_several_values_gives_one():
+def test_a_field_may_be_given_again_and_one_of_several_values_takes_them_all():
+    words = ["--config.batch_size=8", "--config.batch_size=16"]
+    assert flags.parse(["main", "--config=spark:smoke", *words]).config.batch_size == 16
     words = ["--config.encoders=a", "--config.encoders=b"]
     assert flags.parse(["main", "--config=ablation:smoke", *words]).config.encoders == ("a", "b")
 

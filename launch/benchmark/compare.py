@@ -59,12 +59,10 @@ class Worker:
 
     def __init__(self, variant: Variant, arguments: Sequence[str]):
         self._name = variant.name
-        changed = {setting.partition("=")[0] for setting in variant.settings}
-        kept = [word for word in arguments if word.partition("=")[0] not in changed]
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "launch.benchmark.worker", variant.kind),
-                *(*kept, *variant.settings),
+                *(*arguments, *variant.settings),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
