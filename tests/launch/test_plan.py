@@ -33,6 +33,7 @@ def encoder_run(tmp_path_factory):
     run.mkdir()
     (run / "config.json").write_text(json.dumps(config_record(config)))
     checkpoint.save_start(run, Start({"encoder": params}, {"encoder": stats}))
+    (run / "STATUS").write_text("done\n")
     return run
 
 
