@@ -59,7 +59,7 @@ class Scored(NamedTuple):
 def exact(score: float | np.floating) -> str:
     """The shortest text that reads back to the same double.
 
-    >>> exact(np.float32(0.1)), exact(0.1), exact(1)
+    >>> exact(np.float32(0.1)), exact(0.1), exact(1.0)
     ('0.10000000149011612', '0.1', '1.0')
     """
     return repr(float(score))

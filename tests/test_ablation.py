@@ -122,7 +122,7 @@ def test_folds_take_turns_and_all_arms_of_one_share_its_splits(runs):
         ({"seeds": (1, 1)}, "seeds="),
         ({"fractions": ()}, "fractions="),
         ({"fractions": (0.5, 0.5000001, 1.0)}, "fractions=.*different values, in six digits"),
-        ({"fractions": (1, 1.0)}, "fractions=.*different"),
+        ({"fractions": (1.0, 1.0)}, "fractions=.*different"),
         ({"counts": (5, 5)}, "counts="),
         ({"counts": (0, 5)}, "counts="),
         ({"fractions": (1.5,)}, "fraction=1.5"),
