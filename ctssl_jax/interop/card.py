@@ -8,7 +8,7 @@ from ctssl_jax.dataset.cases import SLICE, plural
 from ctssl_jax.interop.weights import Weights
 from ctssl_jax.run import folder as run_folder
 from ctssl_jax.scores import read_predictions
-from ctssl_jax.statistics import accuracy, auc, bootstrap_interval
+from ctssl_jax.statistics import accuracy, auc, bootstrap_interval, widened
 
 LOADING = {
     "torchvision": """import torchvision
@@ -150,9 +150,11 @@ def _results(weights: Weights) -> str:
     split = weights.record["config"]["test_split"]
     labels, patients, scores = read_predictions(weights.run / "predictions.csv", split)
     test, parts = results["test"], []
-    for name, metric in {"AUC": auc, "accuracy": accuracy}.items():
+    for name, metric in {"auc": auc, "accuracy": accuracy}.items():
         found = bootstrap_interval(np.asarray(labels), scores, patients, metric)
-        parts.append(f"{name} {found.estimate:.3f} ({found.low:.3f} to {found.high:.3f})")
+        found = widened(found, name, np.asarray(labels), patients)
+        word = name.upper() if name == "auc" else name
+        parts.append(f"{word} {found.estimate:.3f} ({found.low:.3f} to {found.high:.3f})")
     seen = results["pretraining_overlap"]
     word = results.get("case", SLICE)
     trained = results.get("train_cases", results["train_slices"])

@@ -13,6 +13,7 @@ from ctssl_jax.predict.tables import Threshold, called
 from ctssl_jax.run.restore import FineTuned
 from ctssl_jax.scores import Scored
 from ctssl_jax.statistics import (
+    Metric,
     accuracy,
     auc,
     bootstrap_interval,
@@ -20,6 +21,7 @@ from ctssl_jax.statistics import (
     f1,
     sensitivity,
     specificity,
+    widened,
 )
 
 METRICS = {"auc": auc, "f1": f1, "accuracy": accuracy, "brier": brier}
@@ -54,14 +56,18 @@ def results(
       learnt: what of the dataset the run has learnt from, as `leakage.learnt_of` has it.
     """
     intervals = {}
-    for name, metric in METRICS.items():
-        found = bootstrap_interval(of.labels, of.scores, of.patients, metric)
+
+    def add(name: str, metric: Metric, scores: Float[np.ndarray, "*runs c k"]) -> None:
+        found = bootstrap_interval(of.labels, scores, of.patients, metric)
+        found = widened(found, name, of.labels, of.patients)
         intervals[name] = [found.estimate, found.low, found.high]
+
+    for name, metric in METRICS.items():
+        add(name, metric, of.scores)
     if not np.isnan(threshold.value):
         calls = called(of.scores[:, 1], threshold)[None, :, None].astype(float)
-        for name, rate in (("sensitivity", sensitivity), ("specificity", specificity)):
-            found = bootstrap_interval(of.labels, calls, of.patients, rate)
-            intervals[name] = [found.estimate, found.low, found.high]
+        add("sensitivity", sensitivity, calls)
+        add("specificity", specificity, calls)
     config = model.config
     return {
         "task": config.task,

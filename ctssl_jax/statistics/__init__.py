@@ -6,6 +6,7 @@ it covers:
 
 - `bootstrap`: intervals over patients, or over patients and training again, of any contrast of arms
   and sizes: a mean, a difference, a slope against training size, a drop to the smallest size.
+- `few_patients`: what such an interval is at least, near 0 or 1.
 - `levels`: the errors of training again, over fine-tunings and over pre-trainings, and a p of all
   levels together.
 - `significance`: p-values of differences over patients (permutation, DeLong), corrected for the
@@ -43,6 +44,7 @@ from ctssl_jax.statistics.decision import (
     threshold_at_sensitivity,
     threshold_at_specificity,
 )
+from ctssl_jax.statistics.few_patients import widened
 from ctssl_jax.statistics.levels import Error, Runs, Training, training, two_sided_p
 from ctssl_jax.statistics.metric import Metric, Statistic, accuracy, auc, f1, roc_auc, within_folds
 from ctssl_jax.statistics.significance import (

@@ -238,6 +238,8 @@ def _wins(
     wins = np.zeros((len(rows), len(columns)))
     if wins.size:
         for row, own in zip(wins, np.split(scores[wanted], row_starts[1:]), strict=True):
-            below = 1 - share_below(own, scores[others])
-            row[:] = len(own) * np.add.reduceat(below, column_starts)
+            own.sort()
+            below = np.searchsorted(own, scores[others], side="left")
+            below += np.searchsorted(own, scores[others], side="right")
+            row[:] = np.add.reduceat(len(own) - below / 2, column_starts)
     return wins

@@ -40,6 +40,7 @@ from ctssl_jax.statistics import (
     resampled,
     sensitivity,
     specificity,
+    widened,
     within_folds,
 )
 
@@ -333,16 +334,18 @@ def _order(run: Run) -> tuple:
 
 
 def _cell(place: Place, sampled: Sampled, against_scratch: Pair | None) -> Cell:
-    fraction, arm = place
+    (fraction, arm), cases = place, sampled.cases()
     found = {name: interval([sampled], [1], name) for name in sampled.tables}
+    wide = {
+        # A rate is named after what its threshold was chosen by: "sensitivity at specificity".
+        name: widened(both, name.partition(" at ")[0], cases.labels, cases.patients)
+        for name, (both, *_) in found.items()
+    }
     return Cell(
         arm,
         fraction,
         sampled.runs,
-        {
-            name: _within_range(both, 2.0 if name == "brier" else 1.0)
-            for name, (both, *_) in found.items()
-        },
+        {name: _within_range(both, 2.0 if name == "brier" else 1.0) for name, both in wide.items()},
         found["auc"][2],
         sampled.who().pretrainings,
         against_scratch,

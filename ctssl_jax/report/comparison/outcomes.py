@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from ctssl_jax.report.comparison.compare import Cell
 from ctssl_jax.report.runs import Cases
-from ctssl_jax.statistics import bins_of, calibration, resampled
+from ctssl_jax.statistics import bins_of, calibration, contrast, resampled, widened
 
 FALSE_POSITIVES = np.linspace(0, 1, 101)
 """Rates of false positives at which ROC curves are read, so that they can be averaged."""
@@ -85,10 +85,11 @@ def calibration_curve(cell: Cell) -> list[Bin]:
     for number, column in enumerate(table.T):
         inside = (bins == number) * weights[:, None]
         if inside.any():
-            draws = column[1:][np.isfinite(column[1:])]
-            ends = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
+            own = inside.any(axis=0)
+            found = contrast([column[:, None]], [1])
+            found = widened(found, "accuracy", of[0].labels[own], of[0].patients[own])
             predicted = float((chances * inside).sum() / inside.sum())
-            curve.append(Bin(predicted, float(column[0]), float(ends[0]), float(ends[1])))
+            curve.append(Bin(predicted, found.estimate, found.low, found.high))
     return curve
 
 
