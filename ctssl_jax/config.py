@@ -142,6 +142,12 @@ class ProbeConfig:
             raise ConfigError(f"probe.every={self.every} needs probe.path: a labelled dataset")
         _require_size("probe.size", self.size)
 
+    def without_effect(self) -> dict[str, str]:
+        """The fields that do nothing as the others are, each with the reason."""
+        if self.every:
+            return {}
+        return dict.fromkeys(("path", "k", "canvas", "size"), "with probe.every=0 there is none")
+
 
 @dataclasses.dataclass
 class PretrainConfig:
@@ -353,6 +359,12 @@ class FinetuneConfig:
                 f"freeze.epochs={self.freeze.epochs} does not end before epochs={self.epochs}: "
                 "lower it"
             )
+
+    def without_effect(self) -> dict[str, str]:
+        """The fields that do nothing as the others are, each with the reason."""
+        fields = ("lr_batch", "clock", "warmup_epochs", "cosine_epochs", "warmup_start", "final")
+        why = "a fine-tuning's rate and decay are the same from first to last step, but for freeze"
+        return {f"optim.{name}": why for name in (*fields, "weight_decay_end")}
 
 
 @dataclasses.dataclass

@@ -153,6 +153,8 @@ def _run_unlabelled(
     weights = _encoder_weights(config)
     if run_folder.open_run(workdir, config, dataset, audit=audit, encoder=known):
         return _found_before(config, workdir)
+    for line in _nothing_drawn(config):
+        distributed.say(line)
     split = config.data.split
     rows = np.arange(len(dataset.source(split)))
     compute = _compute(config, dataset, weights, rows, supervisor.beat)
@@ -174,6 +176,16 @@ def _run_unlabelled(
     run_folder.write_results(workdir, results)
     distributed.say(_test_line(results))
     return results
+
+
+def _nothing_drawn(config: EvaluateConfig) -> list[str]:
+    """A line for each subset that is asked for, where there are no labels to draw by."""
+    whole = (("fraction", 1.0), ("count", 0), ("val_count", 0))
+    return [
+        f"{name}={value} has no effect: without labels all slices of {config.data.split} are taken"
+        for name, all_of_it in whole
+        if (value := getattr(config, name)) != all_of_it
+    ]
 
 
 def embedded(

@@ -112,6 +112,7 @@ def parse(argv: list[str]) -> Command:
     if not math.isfinite(values.start_timeout):
         raise ConfigError(f"--start_timeout={values.start_timeout}: must be a finite number")
     _require_one_of_two(config, given)
+    _require_effect(config, given)
     if hasattr(config, "follow_batch"):
         if "optim.lr" in given:
             config.optim.lr_batch = 0  # a rate that is given stays
@@ -272,6 +273,23 @@ def _require_one_of_two(config: Any, given: Collection[str]) -> None:
             raise ConfigError(
                 f"--config.{leaf.name} takes the place of --config.{name}: give one of the two"
             )
+
+
+def _require_effect(config: Any, given: Collection[str]) -> None:
+    """Raises `ConfigError` for a field that is given and does nothing as the others are."""
+    for name, why in _without_effect(config):
+        if name in given:
+            raise ConfigError(f"--config.{name} has no effect: {why}; leave it out")
+
+
+def _without_effect(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Fields of a config and of the dataclasses in it, each with the reason."""
+    if hasattr(config, "without_effect"):
+        yield from ((prefix + name, why) for name, why in config.without_effect().items())
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _without_effect(value, f"{prefix}{field.name}.")
 
 
 def closest(field: str, known: list[str]) -> str:

@@ -132,6 +132,45 @@ def test_a_field_that_one_of_the_preset_takes_the_place_of_is_not_ignored(
     flags.parse([*asked, f"--config.{none}"])
 
 
+@pytest.mark.parametrize(
+    ("config", "field", "why"),
+    [
+        ("finetune_cases:smoke", "optim.warmup_epochs=3", "the same from first to last step"),
+        ("finetune_cases:smoke", "optim.weight_decay_end=0", "the same from first to last step"),
+        ("finetune_cases:smoke", "optim.momentum=0.5", "optim.name=adam has none"),
+        ("ablation:mine", "base.optim.clock=epoch", "the same from first to last step"),
+        ("ablation:smoke", "base.optim.trust_coefficient=0.1", "optim.name=adam has none"),
+        ("spark:smoke", "optim.momentum=0.5", "optim.name=lamb has none"),
+        ("moco:smoke", "optim.b2=0.5", "optim.name=sgd has none"),
+        ("spark:smoke", "probe.k=5", "with probe.every=0 there is none"),
+    ],
+)
+def test_a_field_that_does_nothing_is_not_ignored(config, field, why):
+    with pytest.raises(ConfigError) as told:
+        flags.parse(["main", f"--config={config}", f"--config.{field}"])
+    name = field.partition("=")[0]
+    assert str(told.value).startswith(f"--config.{name} has no effect: ")
+    assert str(told.value).endswith(f"{why}, but for freeze; leave it out") or str(
+        told.value
+    ).endswith(f"{why}; leave it out")
+
+
+def test_a_field_that_does_something_is_taken_where_it_does():
+    for config, fields in (
+        ("finetune_cases:smoke", ["freeze.epochs=1", "freeze.encoder_lr_ratio=0.5"]),
+        ("finetune_cases:smoke", ["optim.name=sgd", "optim.momentum=0.5"]),
+        ("spark:smoke", ["probe.every=5", "probe.k=5", "optim.b2=0.9"]),
+    ):
+        flags.parse(["main", f"--config={config}", *(f"--config.{field}" for field in fields)])
+    nothing_rests = ["--config.freeze.epochs=0", "--config.freeze.steps=0"]
+    with pytest.raises(
+        ConfigError, match=r"^--config\.freeze\.mode has no effect: .* nothing rests"
+    ):
+        flags.parse(
+            ["main", "--config=finetune_cases:smoke", *nothing_rests, "--config.freeze.mode=as_run"]
+        )
+
+
 def test_a_command_ends_with_its_code_and_one_line(capsys):
     def wrong():
         raise KeyboardInterrupt

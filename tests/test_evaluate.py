@@ -574,8 +574,9 @@ def test_an_unlabelled_set_has_its_features_written_and_nothing_scored(capsys, t
     images = rng.integers(0, 256, (5, 64, 64)).astype(np.int16)
     write(path, {"train": [-1] * 5}, (), images)
     flags = ("--config.data.canvas=48", "--config.bn_images=0")  # as the weights by hand
-    code, said = command(capsys, path, workdir, *flags)
+    code, said = command(capsys, path, workdir, *flags, "--config.val_count=3")
     assert (code, said.err) == (0, "")
+    assert "val_count=3 has no effect: without labels all slices of train are taken" in said.out
     assert "features of 5 slices of train; without labels nothing is scored" in said.out
     with np.load(workdir / "embeddings.npz", allow_pickle=False) as file:
         arrays = dict(file)
@@ -590,7 +591,7 @@ def test_an_unlabelled_set_has_its_features_written_and_nothing_scored(capsys, t
     assert (found["scored"], found["split"], found["slices"]) == (False, "train", 5)
     assert found["audit"] == {"verdict": "pass"}
     assert "test" not in found
-    code, said = command(capsys, path, workdir, *flags)
+    code, said = command(capsys, path, workdir, *flags, "--config.val_count=3")
     assert code == 0
     assert "is done already; features of 5 slices" in said.out
 

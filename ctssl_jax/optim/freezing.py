@@ -54,6 +54,13 @@ class FreezeConfig:
             encoder_lr_ratio=(0 < self.encoder_lr_ratio <= 1, "in (0, 1]"),
         )
 
+    def without_effect(self) -> dict[str, str]:
+        """The fields that do nothing as the others are, each with the reason."""
+        if self.epochs or self.steps:
+            return {}
+        fields = ("double_every", "mode", "encoder_lr_ratio", "scratch")
+        return dict.fromkeys(fields, "with freeze.epochs=0 and freeze.steps=0 nothing rests")
+
     def frozen_steps(self, steps_per_epoch: int) -> int:
         """How many steps the convolutions rest."""
         return self.steps or self.epochs * steps_per_epoch

@@ -48,6 +48,16 @@ class Clock(enum.Enum):
     STEP_AS_EPOCH = "step_as_epoch"
 
 
+USED_BY = {
+    "b1": (OptimizerName.LAMB, OptimizerName.ADAM, OptimizerName.ADAMW),
+    "b2": (OptimizerName.LAMB, OptimizerName.ADAM, OptimizerName.ADAMW),
+    "momentum": (OptimizerName.LARS, OptimizerName.SGD),
+    "eps": (OptimizerName.LAMB, OptimizerName.LARS, OptimizerName.ADAM, OptimizerName.ADAMW),
+    "trust_coefficient": (OptimizerName.LARS,),
+}
+"""Fields of `OptimConfig` that not all optimizers have."""
+
+
 @dataclasses.dataclass
 class OptimConfig:
     """An optimizer and its schedules.
@@ -116,6 +126,14 @@ class OptimConfig:
                 f"optim.cosine_epochs={self.cosine_epochs} does not end after "
                 f"optim.warmup_epochs={self.warmup_epochs}: raise it, or 0 for the whole run"
             )
+
+    def without_effect(self) -> dict[str, str]:
+        """The fields that do nothing as the others are, each with the reason."""
+        return {
+            field: f"optim.name={self.name.value} has none"
+            for field, users in USED_BY.items()
+            if self.name not in users
+        }
 
 
 def lr_schedule(config: OptimConfig, steps_per_epoch: float | int, total_steps: int) -> Schedule:
