@@ -47,6 +47,8 @@ class Cell(NamedTuple):
       size: fraction, or count, of training images or patients.
       tuning: names of the cells that try a learning rate, by rate: this cell takes the best.
       tries: whether it tries a learning rate itself, and reads no test.
+      otherwise: its name if its encoder were alone in its arm, where it is not, or were not, where
+        it is; empty where it has none or takes turns with others.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Cell(NamedTuple):
     size: float
     tuning: Mapping[float, tuple[str, ...]] = MappingProxyType({})
     tries: bool = False
+    otherwise: str = ""
 
 
 @dataclasses.dataclass
@@ -154,6 +157,8 @@ class AblationConfig:
     def _validate_base(self) -> None:
         """Raises `ConfigError` for a field of `base` that was changed, but that the grid sets."""
         instead = dict(SET)
+        if self.lrs:
+            instead["optim.lr"] = "lrs, from which it is chosen"
         if self.subset_per_seed:
             instead["subset_seed"] = "seeds, or subset_per_seed=false"
         if self.folds:
@@ -248,7 +253,7 @@ class AblationConfig:
         tries: Mapping[tuple[str, str, str], Mapping[float, tuple[str, ...]]],
     ) -> Iterator[Cell]:
         """The runs that are compared, by growing size."""
-        runs = [(arm, run, _mark(run, own)) for arm, own in arms.items() for run in own]
+        runs = [(arm, run, *_marks(run, own)) for arm, own in arms.items() for run in own]
         sizes = self._sizes()
         for place, seed, (fold, base) in itertools.product(
             sizes, self.seeds, self._bases().items()
@@ -256,22 +261,22 @@ class AblationConfig:
             fraction, count, words = place
             size, end = count or fraction, f"{words}-seed{seed}{fold}"
             pictures = place == sizes[-1] and seed == self.seeds[0]  # others would hardly differ
-            for arm, run, mark in runs:
+            for arm, run, mark, other in runs:
                 config = self._varied(base, arm, run, seed, fraction, count)
                 if self.finetuned:
                     tuning = tries.get((words, fold, arm), MappingProxyType({}))
                     lrs, seeds = (self.lrs, self.tuning_seeds) if tuning else ((), ())
                     made = dataclasses.replace(config, tuned_lrs=lrs, tuned_seeds=seeds)
-                    name = f"{config.task}-{arm}{mark}-{end}"
-                    yield Cell(name, made, self.base_config, size, tuning)
+                    name, otherwise = (f"{config.task}-{arm}{m}-{end}" for m in (mark, other))
+                    yield Cell(name, made, self.base_config, size, tuning, otherwise=otherwise)
                 if self.frozen:
                     frozen = _frozen(config, arm=arm if run else RANDOM, pictures=pictures)
-                    yield _evaluated(frozen, mark, end, size)
+                    yield _evaluated(frozen, mark, other, end, size)
             if self.radiomics:
                 config = self._varied(base, RADIOMICS, "", seed, fraction, count)
                 kind: dict[str, Any] = {"features": FeatureKind.RADIOMICS, "linear_c": FEW}
                 frozen = _frozen(config, arm=RADIOMICS, pictures=pictures, **kind)
-                yield _evaluated(frozen, "", end, size)
+                yield _evaluated(frozen, "", "", end, size)
 
     def _bases(self) -> dict[str, FinetuneConfig]:
         """What the runs vary, by what is added to their names: `base`, or one for each fold.
@@ -308,9 +313,13 @@ def _split(entry: str) -> tuple[str, str]:
     return arm, run
 
 
-def _mark(run: str, runs: list[str]) -> str:
-    """What tells the folders of an arm's encoders apart, whatever their order; "" for one alone."""
-    return f"@{str(run_folder.run_hash(run))[:6]}" if len(runs) > 1 else ""
+def _marks(run: str, runs: list[str]) -> tuple[str, str]:
+    """What tells the folders of an arm's encoders apart, whatever their order; "" for one alone.
+
+    And what it would be if the encoder were alone, where it is not, or were not, where it is.
+    """
+    mark = f"@{str(run_folder.run_hash(run))[:6]}" if run else ""
+    return (mark, "") if len(runs) > 1 else ("", mark)
 
 
 def _require_same_recipe(arm: str, run: str, other: str) -> None:
@@ -326,9 +335,10 @@ def _require_same_recipe(arm: str, run: str, other: str) -> None:
         )
 
 
-def _evaluated(config: EvaluateConfig, mark: str, end: str, size: int | float) -> Cell:
+def _evaluated(config: EvaluateConfig, mark: str, other: str, end: str, size: int | float) -> Cell:
     """The cell of frozen features."""
-    return Cell(f"{config.task}-{config.arm}{mark}-frozen-{end}", config, EVALUATE, size)
+    name, otherwise = (f"{config.task}-{config.arm}{m}-frozen-{end}" for m in (mark, other))
+    return Cell(name, config, EVALUATE, size, otherwise=otherwise)
 
 
 def _frozen(config: FinetuneConfig, **own: Any) -> EvaluateConfig:

@@ -145,6 +145,11 @@ class Sweep(NamedTuple):
                         "command as it was, or give another --workdir"
                     )
 
+    def rename(self) -> None:
+        """Moves what was done of encoders that were alone in their arm, or are so now."""
+        for line in folder.rename(self.grid, self.workdir):
+            print(line, flush=True)
+
     def renew(self, todo: Sequence[Cell]) -> None:
         """Sets aside the runs whose encoder has changed, and says so."""
         for _, cell in self.ready(todo):
@@ -193,6 +198,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
     elif own.parallel == 1:
         main.provide_phantom(config.base.data.path)
         _require_folds(config)
+        distributed.on_first(sweep.rename)
         todo = sweep.todo()
         _require_sound(todo)
         sweep.require_one_recipe()
@@ -203,6 +209,7 @@ def run(own: argparse.Namespace, config: object, workdir: Path, supervisor: Supe
         if config.base.data.path in main.PHANTOMS:
             main.prepare_phantom(config.base.data.path)
         _require_folds(config)
+        sweep.rename()
         todo = sweep.todo()
         _require_sound(todo)
         sweep.require_one_recipe()

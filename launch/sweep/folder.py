@@ -1,5 +1,6 @@
 """What a sweep's folder says of its cells: which are done, how long they took, what they found."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -92,6 +93,42 @@ def set_aside(cell: Cell, workdir: Path) -> None:
         raise StorageError(f"{run} cannot be moved to {aside}: {error.strerror}") from None
     finally:
         run_lock.release(run)
+
+
+def rename(cells: Iterable[Cell], workdir: Path) -> list[str]:
+    """Gives the runs of an encoder its new name, if it was alone in its arm or is so now.
+
+    Returns:
+      A line for each.
+
+    Raises:
+      ConfigError: another process is writing one.
+      StorageError: one cannot be moved.
+    """
+    lines = []
+    for cell in cells:
+        old, new = workdir / cell.otherwise, workdir / cell.name
+        if cell.otherwise in ("", cell.name) or new.exists() or not _is_of_encoder(cell, old):
+            continue
+        run_lock.take(old)
+        try:
+            old.rename(new)
+        except OSError as error:
+            raise StorageError(f"{old} cannot be moved to {new}: {error.strerror}") from None
+        finally:
+            run_lock.release(old)
+        lines.append(f"{cell.otherwise} is {cell.name} now")
+    return lines
+
+
+def _is_of_encoder(cell: Cell, run: Path) -> bool:
+    """Whether a folder holds a run of the cell's encoder: a fine-tuning, or features scored."""
+    wanted = run_folder.run_hash(cell.config.encoder_run)
+    for name in ("data.json", "results.json"):  # of features the latter alone says
+        with contextlib.suppress(StorageError):  # where there is none
+            if run_folder.read_json(run / name).get("encoder_run") == wanted:
+                return True
+    return False
 
 
 def _encoder_changed(cell: Cell, run: Path) -> bool:

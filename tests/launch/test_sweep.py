@@ -19,6 +19,8 @@ from sklearn.metrics import roc_auc_score
 
 from configs import spark
 from ctssl_jax import finetune, flags
+from ctssl_jax.ablation import Cell
+from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.config_record import config_record
 from ctssl_jax.errors import ConfigError, DataError, DivergedError, Preempted
 from ctssl_jax.files import read_json
@@ -26,6 +28,7 @@ from ctssl_jax.methods.base import Start, init_encoder
 from ctssl_jax.report.comparison.compare import compare
 from ctssl_jax.report.runs import find_runs
 from ctssl_jax.run import checkpoint, lock
+from ctssl_jax.run import folder as run_folder
 from ctssl_jax.scores import read_predictions
 from data_prep.phantom import source as phantom
 from data_prep.pipeline.prepare import prepare
@@ -101,6 +104,31 @@ def test_grid_is_run_and_what_is_done_is_kept(tmp_path, argv, capsys):
     assert "[0/1] cells are done" in out
     assert "[1/2] cells are done" in out
     assert "[2/2] done" in out
+
+    # When a pre-training joins, or leaves, what is done of the first is called otherwise and kept.
+    first = next(a for a in argv if "encoders" in a).partition("=")[2]
+    joins = shutil.copytree(first, tmp_path / "joins" / "run")
+    record = json.loads((joins / "config.json").read_text())
+    record |= {"hash": "1" * 16, "config": record["config"] | {"seed": 77}}
+    (joins / "config.json").write_text(json.dumps(record))
+    mark = f"@{str(run_folder.run_hash(first))[:6]}"
+    with pytest.MonkeyPatch.context() as patch:
+        ran = []
+
+        def refuse(config, path, supervisor):
+            ran.append(path.name)
+            raise DataError("not now")
+
+        patch.setattr(finetune, "run", refuse)
+        assert sweep.command([*argv, f"--config.encoders={joins}"]) == DataError.exit_code
+        assert ran == ["phantom-spark@111111-0.5-seed0"]
+        assert f"spark-0.5-seed0 is phantom-spark{mark}-0.5-seed0 now" in capsys.readouterr().out
+        assert (workdir / f"phantom-spark{mark}-0.5-seed0").exists()
+        assert not (workdir / "phantom-spark-0.5-seed0").exists()
+        patch.setattr(finetune, "run", None)
+        assert sweep.command(argv) == 0
+        assert (workdir / "results.csv").read_bytes() == before
+        capsys.readouterr()
 
     # Of another encoder, the cell is not done, and would be refused: nothing is run.
     other = tmp_path / "other" / "run"
@@ -259,6 +287,34 @@ def test_runs_that_were_best_at_their_last_step_are_told(tmp_path, argv, capsys,
     capsys.readouterr()
     assert sweep.command(argv) == 0
     assert f"1 runs were best at their last step, {name} among them" in capsys.readouterr().out
+
+
+def test_runs_are_renamed_where_they_are_of_the_encoder_alone(tmp_path):
+    run = tmp_path / "encoder"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"hash": "a" * 16, "config": {}}))
+    config = FinetuneConfig(encoder_run=str(run))
+
+    def cell(name, otherwise):
+        return Cell(name, config, "", 1.0, otherwise=otherwise)
+
+    cells = [cell(f"{n}@a", n) for n in "bcdef"] + [cell("g", "g"), cell("h", "")]
+    of_it, of_another = {"encoder_run": "a" * 16}, {"encoder_run": "b" * 16}
+    for name, file, noted in (
+        ("b", "data.json", of_it),
+        ("c", "data.json", of_another),
+        ("d", "data.json", {"encoder_run": None}),
+        ("e", "data.json", of_it),
+        ("g", "data.json", of_it),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(json.dumps(noted))
+    (tmp_path / "d" / "results.json").write_text(json.dumps(of_it))  # features, scored
+    (tmp_path / "e@a").mkdir()  # is there already
+    assert folder.rename(cells, tmp_path) == ["b is b@a now", "d is d@a now"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"encoder", "b@a", "c", "d@a", "e", "e@a", "g"}
+    assert folder.rename(cells, tmp_path) == []
 
 
 @pytest.mark.parametrize("after", range(4))
