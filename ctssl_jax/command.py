@@ -286,7 +286,7 @@ def mark_ended(workdir: Path | None, code: int) -> None:
 
     words = {Preempted.exit_code: "preempted", Interrupted.exit_code: "interrupted"}
     with contextlib.suppress(OSError):  # a full disk, on which this is the least
-        if code not in (2, 3) and (workdir / run_folder.STATUS).exists():
+        if (workdir / run_folder.STATUS).exists():
             files.write_text(workdir / run_folder.STATUS, words.get(code, f"failed:{code}") + "\n")
 
 

@@ -69,8 +69,9 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
     opened = open_pretraining(config)
     config, dataset, kept = opened.config, opened.dataset, opened.kept
     program, mesh = make_program(config, kept.slices, dataset.intensity), sharding.make_mesh()
-    probe = None
+    probe = probed = None
     if config.probe.every:
+        probed = data.open_dataset(config.probe.path).fingerprint
         probe = make_probe(
             config.probe,
             program.encoder,
@@ -90,6 +91,7 @@ def run(config: PretrainConfig, workdir: Path, supervisor: Supervisor | None = N
         kept=kept.summary,
         encoder_run=config.encoder_run,
         encoder=opened.encoder,
+        probe=probed,
     ):
         distributed.say(f"{workdir} is done already")
         return

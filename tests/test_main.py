@@ -120,13 +120,13 @@ def test_unexpected_config_type_is_named(capsys):
     assert "AblationConfig" in err
 
 
-def test_status_notes_a_failed_run_but_not_a_refused_one(tmp_path):
+def test_status_notes_how_a_run_ended_that_is_ours(tmp_path):
     (tmp_path / "STATUS").write_text("running\n")
     command.mark_ended(tmp_path, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "running\n"  # of a run that is not ours
     run_lock.take(tmp_path)
-    command.mark_ended(tmp_path, ConfigError.exit_code)
-    assert (tmp_path / "STATUS").read_text() == "running\n"
+    command.mark_ended(tmp_path, ConfigError.exit_code)  # of too little memory, in the middle of it
+    assert (tmp_path / "STATUS").read_text() == "failed:2\n"
     command.mark_ended(tmp_path, StorageError.exit_code)
     assert (tmp_path / "STATUS").read_text() == "failed:5\n"
     command.mark_ended(tmp_path, Preempted.exit_code)

@@ -16,7 +16,7 @@ from ctssl_jax.augment import Intensity
 from ctssl_jax.config import Config, PretrainConfig
 from ctssl_jax.config_record import config_record, first_difference, to_json, without
 from ctssl_jax.data import Dataset
-from ctssl_jax.errors import ConfigError, DataError, StorageError
+from ctssl_jax.errors import ConfigError, DataError, StorageError, UserError
 from ctssl_jax.hosts import distributed
 from ctssl_jax.log import MetricWriter, SilentWriter, Writer, log_line
 from ctssl_jax.run import lock as run_lock
@@ -67,6 +67,7 @@ def open_run(
     encoder_run: str = "",
     encoder: dict[str, Any] | None = None,
     batch_size: int | None = None,
+    probe: str | None = None,
 ) -> bool:
     """Makes the run folder, or checks that it was made by the same config and data.
 
@@ -83,6 +84,7 @@ def open_run(
       encoder: what is known of its encoder; see `run.encoder`.
       batch_size: of a step, where it is not that of the config: steps of another size are not
         steps of this run.
+      probe: fingerprint of the dataset that the encoder is scored on as it learns, if any.
 
     Returns:
       Whether the run has already ended well; then nothing is touched.
@@ -99,6 +101,7 @@ def open_run(
     } | {"audit": audit, "filter": kept, "encoder_run": run_hash(encoder_run)}
     data |= {"encoder": encoder} if encoder else {}
     data |= {"batch_size": batch_size} if batch_size else {}
+    data |= {"probe": probe} if probe else {}
     told = (  # where the manifest has them
         *("source_kind", "origin", "note", "canvas"),
         *("patients_known", "labels_of", "positive", "case", "cases", "options"),
@@ -123,14 +126,19 @@ def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bo
             return True
         files.make_private(workdir)
         run_lock.take(workdir)
-        if _is_done(workdir, record, data):  # meanwhile, by another process
+        try:
+            done = _is_done(workdir, record, data)  # meanwhile, by another process
+        except UserError:
+            run_lock.release(workdir)  # whose folder it is not leaves it as it is
+            raise
+        if done:
             run_lock.release(workdir)
             return True
         changed = _changed(workdir, record)
         for leftover in (*workdir.glob("*.tmp"), *workdir.glob("figures/*.tmp")):
             leftover.unlink()  # of a write that a kill cut short
         write_json(workdir / "env.json", environment(record["config"]["precision"]))
-        write_json(workdir / "data.json", data)
+        write_json(workdir / "data.json", _probed(workdir) | data)
         files.write_text(workdir / STATUS, "running\n")
         write_json(workdir / "config.json", record)
         if changed:
@@ -139,6 +147,12 @@ def _make_run(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bo
     except OSError as error:
         of = f" ({error.filename})" if error.filename else ""
         raise StorageError(f"run folder {workdir} cannot be used: {error.strerror}{of}") from None
+
+
+def _probed(workdir: Path) -> dict[str, Any]:
+    """What the encoder was scored on before, of which a part without a probe says nothing."""
+    before = read_json(workdir / "data.json") if (workdir / "data.json").exists() else {}
+    return {"probe": before["probe"]} if "probe" in before else {}
 
 
 def _is_done(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> bool:
@@ -157,7 +171,7 @@ def _is_done(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> boo
 def _is_begun(workdir: Path, there: set[str]) -> bool:
     """Whether all of a folder is what a start leaves that ends before it has written its config."""
     targets = {re.sub(r"\.\d+\.tmp$", "", name) for name in there}  # as `files` names half a file
-    if run_lock.NAME not in there or not targets <= BEGUN:
+    if run_lock.NAME not in there or not targets <= BEGUN or not run_lock.is_one(workdir):
         return False
     # These are whole where they are, and others may have files of such names, too.
     return all(files.is_sealed(workdir / name) for name in there & {"env.json", "data.json"})
@@ -228,6 +242,11 @@ def _require_same_run(workdir: Path, record: dict[str, Any], data: dict[str, Any
         raise ConfigError(
             f"{workdir} was made in steps of {size}, which here are of {data.get('batch_size')}: "
             "give another --workdir"
+        )
+    if None not in (probed := {their_data.get("probe"), data.get("probe")}) and len(probed) > 1:
+        raise ConfigError(
+            f"{workdir} has scores of another dataset (probe.path), beside which those of this one "
+            "would not compare: give that one, or another --workdir"
         )
     if their_data.get("encoder_run") != data["encoder_run"]:
         raise ConfigError(f"{workdir} started from another encoder_run: give another --workdir")

@@ -2,10 +2,12 @@
 
 import pytest
 
+from ctssl_jax import command
 from ctssl_jax.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from ctssl_jax.config_record import config_record, digest
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.run import folder
+from ctssl_jax.run import lock as run_lock
 
 DATA = {"fingerprint": "f", "filter": None, "encoder_run": None}
 
@@ -42,3 +44,37 @@ def test_more_epochs_are_refused_with_the_reason_and_the_way(tmp_path, kind):
     made(tmp_path, config_record(kind()))
     with pytest.raises(ConfigError, match=r"epochs is .* schedules .*--config\.encoder_run"):
         folder._require_same_run(tmp_path, config_record(kind(epochs=kind().epochs * 2)), DATA)
+
+
+def test_scores_on_another_dataset_than_before_are_refused(tmp_path):
+    record = config_record(PretrainConfig())
+
+    def part(probe):
+        assert not folder._make_run(tmp_path, record, DATA | ({"probe": probe} if probe else {}))
+
+    part(None)
+    part("one")
+    part(None)  # a part without a probe forgets nothing of it
+    with pytest.raises(ConfigError, match="has scores of another dataset"):
+        part("another")
+    part("one")
+    run_lock.release(tmp_path)
+
+
+def test_a_folder_that_turns_out_to_be_anothers_keeps_its_status(tmp_path, monkeypatch):
+    """It becomes one between the first look and the lock."""
+    checks = iter([False, ConfigError("made by another config")])
+
+    def look(*_):
+        found = next(checks)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(folder, "_is_done", look)
+    (tmp_path / "STATUS").write_text("running\n")
+    with pytest.raises(ConfigError, match="made by another config"):
+        folder._make_run(tmp_path, config_record(PretrainConfig()), DATA)
+    assert not run_lock.is_held(tmp_path)
+    command.mark_ended(tmp_path, ConfigError.exit_code)
+    assert (tmp_path / "STATUS").read_text() == "running\n"
