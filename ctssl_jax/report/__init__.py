@@ -5,6 +5,7 @@ Reads what runs wrote and nothing else: no data, no checkpoint, no JAX. Read
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,8 @@ from ctssl_jax.report.sections.pretraining import pretraining_section
 from ctssl_jax.report.sections.study import task_pictures
 from ctssl_jax.report.words import section_titles
 from ctssl_jax.run import lock as run_lock
+
+LISTED = re.compile(rb"<!-- figures: ([\w. @-]*) -->\s*\Z")
 
 
 def write_report(
@@ -80,7 +83,7 @@ def require_installed() -> None:
 
 
 def write_page(out: Path, name: str, page: str, pictures: Sequence[Picture | Numbers]) -> None:
-    """Writes a page and the folder `figures` beside it.
+    """Writes a page and the folder `figures` beside it, where nothing of the page before stays.
 
     Raises:
       ConfigError: another page is being written there.
@@ -89,15 +92,24 @@ def write_page(out: Path, name: str, page: str, pictures: Sequence[Picture | Num
     try:
         make_private(out)
         with run_lock.alone(out):
-            (out / "figures").mkdir(exist_ok=True)
-            for picture in pictures:
-                for file, content in picture.files().items():
-                    _replace(out / "figures" / file, content)
-            _replace(out / name, page.encode())
+            figures = out / "figures"
+            figures.mkdir(exist_ok=True)
+            files = {file: data for one in pictures for file, data in one.files().items()}
+            for file, content in files.items():
+                _replace(figures / file, content)
+            for file in _listed(out / name) - set(files):
+                (figures / file).unlink(missing_ok=True)
+            _replace(out / name, f"{page}<!-- figures: {' '.join(sorted(files))} -->\n".encode())
     except OSError as error:
         raise StorageError(
             f"--out: {out} cannot be written ({error.strerror}); name another folder."
         ) from None
+
+
+def _listed(page: Path) -> set[str]:
+    """The files that a page lists at its end as its figures; none of an older one."""
+    found = LISTED.search(page.read_bytes()) if page.exists() else None
+    return {name for name in found[1].decode().split() if "/" not in name} if found else set()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -602,6 +602,20 @@ def test_same_runs_same_bytes_and_no_leftovers(tmp_path):
     assert {path.suffix for path in again} == {".csv", ".png", ".html"}
 
 
+def test_figures_of_a_report_before_do_not_stay_beside_another(tmp_path):
+    write_finetuning(tmp_path / "runs/a")
+    write_pretraining(tmp_path / "runs/b")
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    figures = tmp_path / "out" / "figures"
+    (figures / "mine.png").write_bytes(b"of the user")
+    assert (figures / "pretraining-1-curves.png").exists()
+    write_report([tmp_path / "runs/a"], tmp_path / "out")
+    write_report([tmp_path / "runs/a"], tmp_path / "new")
+    left = {path.name for path in figures.iterdir()}
+    assert left - {"mine.png"} == {path.name for path in (tmp_path / "new/figures").iterdir()}
+    assert "mine.png" in left
+
+
 def test_matplotlib_is_left_as_it_was(tmp_path):
     write_finetuning(tmp_path / "a")
     matplotlib.rcParams["backend"]  # looking it up sets it
