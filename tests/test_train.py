@@ -79,17 +79,18 @@ def kill_after_a_checkpoint(workdir: Path, phantom_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, phantom_path):
-    """A run left alone, and one killed with SIGKILL and repeated."""
-    folder = tmp_path_factory.mktemp("runs")
-    alone, resumed = folder / "alone", folder / "resumed"
-    printed = run(alone, phantom_path)
+    """A run left alone, and what it said."""
+    alone = tmp_path_factory.mktemp("runs") / "alone"
+    return alone, run(alone, phantom_path)
+
+
+@pytest.mark.slow
+def test_resume_after_a_kill_is_bit_equal(runs, phantom_path, tmp_path):
+    """Of two processes by default, `tests/distributed/test_runs.py`; of one that is interrupted,
+    `tests/methods/test_contract.py`."""
+    (alone, _), resumed = runs, tmp_path / "resumed"
     kill_after_a_checkpoint(resumed, phantom_path)
     assert "resumed at step" in run(resumed, phantom_path)
-    return alone, resumed, printed
-
-
-def test_resume_after_a_kill_is_bit_equal(runs):
-    alone, resumed, _ = runs
     jax.tree.map(
         np.testing.assert_array_equal, saved.state(alone, STEPS), saved.state(resumed, STEPS)
     )
@@ -99,7 +100,7 @@ def test_resume_after_a_kill_is_bit_equal(runs):
 
 
 def test_run_folder_explains_itself(runs):
-    alone, _, printed = runs
+    alone, printed = runs
     assert (alone / "STATUS").read_text() == "done\n"
     environment = json.loads((alone / "env.json").read_text())
     assert {"jax", "commit", "device", "precision"} <= environment.keys()
@@ -113,7 +114,7 @@ def test_run_folder_explains_itself(runs):
 
 
 def test_repeating_a_finished_run_changes_nothing(runs, phantom_path):
-    alone, _, _ = runs
+    alone, _ = runs
     before = {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file()}
     assert "is done already" in run(alone, phantom_path)
     assert before == {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file()}
@@ -122,7 +123,7 @@ def test_repeating_a_finished_run_changes_nothing(runs, phantom_path):
 def test_reconstructions_are_drawn_as_three_rows_of_slices(runs):
     from PIL import Image
 
-    alone, _, _ = runs
+    alone, _ = runs
     names = sorted(path.name for path in (alone / "figures").iterdir())
     assert names == [*(f"reconstruction_{step:07}.png" for step in (4, 8, 12)), "views.png"]
     picture = np.asarray(Image.open(alone / "figures" / names[2]))
@@ -134,21 +135,21 @@ def test_reconstructions_are_drawn_as_three_rows_of_slices(runs):
 def test_views_are_drawn_below_the_whole_slices(runs):
     from PIL import Image
 
-    alone, _, _ = runs
+    alone, _ = runs
     picture = np.asarray(Image.open(alone / "figures" / "views.png"))
     assert picture.shape == (2 * 64 + 2, 8 * 64 + 7 * 2)
     assert np.mean(picture[:64, :64] != picture[66:130, :64]) > 0.2
 
 
 def test_no_path_is_written_into_the_run_folder(runs, phantom_path):
-    alone, _, _ = runs
+    alone, _ = runs
     for file in alone.rglob("*"):
         if file.is_file() and "checkpoints" not in file.parts:
             assert str(phantom_path).encode() not in file.read_bytes(), file.name
 
 
 def test_encoder_is_handed_over_strictly(runs):
-    alone, _, _ = runs
+    alone, _ = runs
     params, stats = load_encoder(alone, tiny.ENCODER, 1)
     state = saved.state(alone, STEPS)
     jax.tree.map(np.testing.assert_array_equal, params, state["params"]["encoder"])
@@ -160,7 +161,7 @@ def test_encoder_is_handed_over_strictly(runs):
 
 
 def test_another_config_is_refused_and_named(runs, phantom_path):
-    alone, _, _ = runs
+    alone, _ = runs
     argv = command(alone, phantom_path, seed=5)
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=ONE_DEVICE)
     assert done.returncode == 2
