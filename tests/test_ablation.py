@@ -170,6 +170,17 @@ def test_what_the_grid_sets_itself_is_no_field_to_change(preset, name):
         config.validate()
 
 
+def test_a_rate_beside_those_to_choose_from_is_refused():
+    config = ablation.get_config("cases")
+    config.lrs, config.tuning_seeds = (1e-3, 1e-4), (100,)
+    config.validate()
+    config.base.optim.lr = 0.5
+    with pytest.raises(ConfigError, match=r"^base\.optim\.lr=0\.5 has no effect .* give lrs"):
+        config.validate()
+    config.lrs, config.tuning_seeds = (), ()
+    config.validate()
+
+
 def test_every_field_that_a_grid_sets_is_refused():
     config = AblationConfig(FinetuneConfig(), "", seeds=(5,), fractions=(0.5,), folds=3)
     config.lrs, config.tuning_seeds = (1e-3, 1e-4), (6,)
