@@ -1,6 +1,6 @@
 """Both waves of the second study together: each arm minus scratch, and SparK minus each other.
 
-    python docs/results/both_waves.py WAVE [WAVE ...] [--task=nodules-1e-3] [--patients=all]
+    python docs/results/both_waves.py WAVE [WAVE ...] [--task=nodules-1e-3] [--patients=16]
 
 WAVE: a folder of run folders, as `second.tar.xz` and `second_wave.tar.xz` unpack. Within a wave the
 runs of a seed share their subset of patients, so that an arm is set beside another's run of that
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("waves", nargs="+", type=Path, metavar="WAVE")
     parser.add_argument("--task", default="nodules", help="another than nodules at the rate 3e-4")
-    parser.add_argument("--patients", default="16", choices=("16", "all"))
+    parser.add_argument("--patients", default="16", help="to learn from, or all")
     asked = parser.parse_args()
     count = 0 if asked.patients == "all" else int(asked.patients)
     found: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -36,6 +36,8 @@ def main() -> None:
             if (run.config["task"], run.config["count"]) == (asked.task, count):
                 place = number, run.config["seed"]
                 found[run.config["arm"]][place].append(run.results["test"]["auc"])
+    if not found:
+        parser.error(f"no fine-tuning of {asked.task} with {asked.patients} patients")
     others = sorted(found.keys() - {"scratch", "spark"})
     for arm, base in [(arm, "scratch") for arm in ("spark", *others)] + [
         ("spark", other) for other in others

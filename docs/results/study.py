@@ -20,7 +20,7 @@ from ctssl_jax.report.names import RANDOM
 from ctssl_jax.report.runs import Run, find_runs, frozen_features
 from ctssl_jax.statistics import Interval, holm
 
-PRIMARY = ("organs", "nodules", "head")
+PRIMARY = ("organs", "nodules", "head", "ich")
 CONTRASTIVE = ("moco", "byol", "swav")
 COLUMNS = (
     *("task", "question", "start", "annotated_patients", "pretrainings", "runs"),

@@ -137,7 +137,7 @@ case ${1:-} in
     done ;;
   fifth) for seed in 2 3 4 0 1; do pretrain spark $seed 4 spark-$seed; done # made again where those of fourth are gone
     for seed in 2 3 4 0 1; do head_ct $seed spark true; done ;;
-  sixth) for seed in 2 3 4 0 1; do ich $seed spark true; done ;; # not run yet
+  sixth) for seed in 2 3 4 0 1; do ich $seed spark true; done ;; # from the encoders of fifth
   horizon) for method in spark moco; do pretrain $method 0 8 $method-long; done ;;
   frozen) frozen ;;
   *) sed -n 2,6p "$0" && exit 2 ;;
