@@ -171,7 +171,7 @@ def _is_done(workdir: Path, record: dict[str, Any], data: dict[str, Any]) -> boo
 def _is_begun(workdir: Path, there: set[str]) -> bool:
     """Whether all of a folder is what a start leaves that ends before it has written its config."""
     targets = {re.sub(r"\.\d+\.tmp$", "", name) for name in there}  # as `files` names half a file
-    if run_lock.NAME not in there or not targets <= BEGUN or not run_lock.is_one(workdir):
+    if run_lock.NAME not in there or not targets <= BEGUN:
         return False
     # These are whole where they are, and others may have files of such names, too.
     return all(files.is_sealed(workdir / name) for name in there & {"env.json", "data.json"})

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from ctssl_jax.errors import ConfigError
 from ctssl_jax.files import read_text, require_ordinary
 
 NAME = "lock"  # of the file in the folder, which stays there
-_TOLD = re.compile(r"(process \d+, since [\d: -]+ UTC\n)?")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _held: dict[Path, IO[bytes]] = {}
@@ -60,13 +58,6 @@ def take(workdir: Path) -> None:
     stream.truncate(0)
     stream.write(f"process {os.getpid()}, since {since}\n".encode())
     stream.flush()
-
-
-def is_one(workdir: Path) -> bool:
-    """Whether the file of a lock's name is a lock: it says who has it, or nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        return bool(_TOLD.fullmatch(read_text(workdir / NAME, limit=200)))
-    return False
 
 
 def _holder(workdir: Path) -> str:

@@ -5,7 +5,8 @@ sensitivity is 1 to 1, and that of an AUC of 1 likewise. So where fewer than `FE
 expected on the rarer side, ends are at least those of a score interval, whose error is that of the
 end and not of the estimate: Wilson's of a share (J. Am. Stat. Assoc. 22:209, 1927), and of an AUC
 the fifth of Newcombe (Stat. Med. 25:559, 2006). Both are given patients, not cases, so that many
-cases of a patient count as one.
+cases of a patient count as one. That is far too wide where there are many patients, each of many
+cases that differ; so from `MANY` patients on the bootstrap stands alone.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from ctssl_jax.statistics.bootstrap import Interval
 
 FEW = 5
 """The usual bound for the normal approximation of a binomial."""
+MANY = 30
+"""Patients of the smaller side from which on the bootstrap stands alone."""
 SHARES = ("accuracy", "f1", "sensitivity", "specificity")
 """Metrics that are taken for a share of patients; F1, which is none, of those of its class."""
 
@@ -48,18 +51,22 @@ def widened(
         ends = [
             newcombe(estimate, *sides, level)
             for sides in _sides(labels, patients)
-            if min(sides) * min(estimate, 1 - estimate) < FEW
+            if _few(min(sides), estimate)
         ]
     elif metric in SHARES:
         count = len(np.unique(patients[_counted(metric, labels)]))
-        rare = count * min(estimate, 1 - estimate) < FEW
-        ends = [wilson(estimate, count, level)] if count and rare else []
+        ends = [wilson(estimate, count, level)] if count and _few(count, estimate) else []
     else:
         ends = []
     if not ends:
         return found
     low, high = np.mean(ends, axis=0)
     return found._replace(low=min(found.low, float(low)), high=max(found.high, float(high)))
+
+
+def _few(count: int, estimate: float) -> bool:
+    """Whether so many patients are few, and fewer on the rarer side."""
+    return count < MANY and count * min(estimate, 1 - estimate) < FEW
 
 
 def wilson(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -80,7 +87,7 @@ def newcombe(
     """Newcombe's interval of an AUC by so many patients of either side (2006, method 5).
 
     >>> [round(end, 3) for end in newcombe(1.0, 10, 10)]
-    [0.843, 1.0]
+    [0.8, 1.0]
     """
     z, both = norm.ppf((1 + level) / 2), positives * negatives
     more = (positives + negatives) / 2 - 1

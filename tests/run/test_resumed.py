@@ -132,9 +132,7 @@ def test_a_run_that_lost_its_config_is_resumed_by_no_other(configs, killed, tmp_
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    "names", [[], ["notes.tmp"], ["metrics.jsonl"], ["data.json"], ["env.json"]]
-)
+@pytest.mark.parametrize("names", [["notes.tmp"], ["metrics.jsonl"], ["data.json"], ["env.json"]])
 def test_files_of_others_beside_a_lock_of_theirs_are_left_alone(configs, tmp_path, names):
     for name in ("lock", *names):
         (tmp_path / name).write_text('{"mine": 1}')

@@ -74,21 +74,22 @@ def test_what_is_perfect_on_few_patients_is_not_certain(name):
     assert twice.low == found.low
 
 
-def test_what_is_rare_on_neither_side_stays_as_it_is():
-    labels, patients = np.repeat([0, 1], 50), np.arange(100)
-    found = Interval(0.8, 0.71, 0.88, 2000, 0)
+def test_what_is_rare_on_neither_side_or_of_many_stays_as_it_is():
+    labels, patients = np.repeat([0, 1], 28), np.arange(56)
+    found, high = Interval(0.8, 0.71, 0.88, 2000, 0), Interval(0.97, 0.96, 0.98, 2000, 0)
     for name in METRICS:
         assert widened(found, name, labels, patients) == found
-    assert widened(found._replace(estimate=0.97), "auc", labels, patients) != found
-    assert widened(found._replace(estimate=0.97), "brier", labels, patients).low == found.low
+        assert widened(high, name, np.repeat(labels, 2), np.arange(112)) == high
+    assert widened(high, "auc", labels, patients).low < 0.93
+    assert widened(high, "brier", labels, patients) == high
     nothing = Interval(1.0, np.nan, np.nan, 0, 0)
     assert widened(nothing, "auc", labels, patients) is nothing
 
 
 def test_each_class_of_several_has_its_own_patients():
-    labels = np.repeat([0, 1, 2], [30, 30, 2])
-    found = widened(Interval(1.0, 1.0, 1.0, 2000, 0), "auc", labels, np.arange(62))
-    lows = [newcombe(1.0, count, 62 - count)[0] for count in (30, 30, 2)]
+    labels = np.repeat([0, 1, 2], [20, 20, 2])
+    found = widened(Interval(1.0, 1.0, 1.0, 2000, 0), "auc", labels, np.arange(42))
+    lows = [newcombe(1.0, count, 42 - count)[0] for count in (20, 20, 2)]
     assert found.low == pytest.approx(np.mean(lows))
 
 
