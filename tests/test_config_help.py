@@ -132,13 +132,16 @@ def test_a_field_that_one_of_the_preset_takes_the_place_of_is_not_ignored(
     flags.parse([*asked, f"--config.{none}"])
 
 
+SAME = "a fine-tuning's rate and decay are the same from first to last step, but for freeze"
+
+
 @pytest.mark.parametrize(
     ("config", "field", "why"),
     [
-        ("finetune_cases:smoke", "optim.warmup_epochs=3", "the same from first to last step"),
-        ("finetune_cases:smoke", "optim.weight_decay_end=0", "the same from first to last step"),
+        ("finetune_cases:smoke", "optim.warmup_epochs=3", SAME),
+        ("finetune_cases:smoke", "optim.weight_decay_end=0", SAME),
         ("finetune_cases:smoke", "optim.momentum=0.5", "optim.name=adam has none"),
-        ("ablation:mine", "base.optim.clock=epoch", "the same from first to last step"),
+        ("ablation:mine", "base.optim.clock=epoch", SAME),
         ("ablation:smoke", "base.optim.trust_coefficient=0.1", "optim.name=adam has none"),
         ("spark:smoke", "optim.momentum=0.5", "optim.name=lamb has none"),
         ("moco:smoke", "optim.b2=0.5", "optim.name=sgd has none"),
@@ -149,10 +152,7 @@ def test_a_field_that_does_nothing_is_not_ignored(config, field, why):
     with pytest.raises(ConfigError) as told:
         flags.parse(["main", f"--config={config}", f"--config.{field}"])
     name = field.partition("=")[0]
-    assert str(told.value).startswith(f"--config.{name} has no effect: ")
-    assert str(told.value).endswith(f"{why}, but for freeze; leave it out") or str(
-        told.value
-    ).endswith(f"{why}; leave it out")
+    assert str(told.value) == f"--config.{name} has no effect: {why}; leave it out"
 
 
 def test_a_field_that_does_something_is_taken_where_it_does():

@@ -55,19 +55,17 @@ def results(
       threshold: of the run's own validation.
       learnt: what of the dataset the run has learnt from, as `leakage.learnt_of` has it.
     """
+    tested: dict[str, tuple[Metric, np.ndarray]] = {
+        name: (metric, of.scores) for name, metric in METRICS.items()
+    }
+    if not np.isnan(threshold.value):
+        calls = called(of.scores[:, 1], threshold)[None, :, None].astype(float)
+        tested |= {"sensitivity": (sensitivity, calls), "specificity": (specificity, calls)}
     intervals = {}
-
-    def add(name: str, metric: Metric, scores: Float[np.ndarray, "*runs c k"]) -> None:
+    for name, (metric, scores) in tested.items():
         found = bootstrap_interval(of.labels, scores, of.patients, metric)
         found = widened(found, name, of.labels, of.patients)
         intervals[name] = [found.estimate, found.low, found.high]
-
-    for name, metric in METRICS.items():
-        add(name, metric, of.scores)
-    if not np.isnan(threshold.value):
-        calls = called(of.scores[:, 1], threshold)[None, :, None].astype(float)
-        add("sensitivity", sensitivity, calls)
-        add("specificity", specificity, calls)
     config = model.config
     return {
         "task": config.task,

@@ -109,7 +109,7 @@ def write_page(out: Path, name: str, page: str, pictures: Sequence[Picture | Num
 def _listed(page: Path) -> set[str]:
     """The files that a page lists at its end as its figures; none of an older one."""
     found = LISTED.search(page.read_bytes()) if page.exists() else None
-    return {name for name in found[1].decode().split() if "/" not in name} if found else set()
+    return set(found[1].decode().split()) if found else set()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -27,13 +27,13 @@ def main() -> None:
     parser.add_argument("--task", default="nodules", help="another than nodules at the rate 3e-4")
     parser.add_argument("--patients", default="16", help="to learn from, or all")
     asked = parser.parse_args()
-    count = 0 if asked.patients == "all" else int(asked.patients)
     found: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, wave in enumerate(asked.waves):
         for run in find_runs([wave]):
             if run.kind != "fine-tuning" or run.problem:
                 continue
-            if (run.config["task"], run.config["count"]) == (asked.task, count):
+            patients = str(run.config["count"] or "all")
+            if (run.config["task"], patients) == (asked.task, asked.patients):
                 place = number, run.config["seed"]
                 found[run.config["arm"]][place].append(run.results["test"]["auc"])
     if not found:

@@ -108,7 +108,9 @@ def rename(cells: Iterable[Cell], workdir: Path) -> list[str]:
     lines = []
     for cell in cells:
         old, new = workdir / cell.otherwise, workdir / cell.name
-        if cell.otherwise in ("", cell.name) or new.exists() or not _is_of_encoder(cell, old):
+        if not cell.otherwise or new.exists() or not old.exists():
+            continue  # also where both are one name
+        if not _is_of_encoder(cell, old):
             continue
         run_lock.take(old)
         try:

@@ -336,16 +336,16 @@ def _order(run: Run) -> tuple:
 def _cell(place: Place, sampled: Sampled, against_scratch: Pair | None) -> Cell:
     (fraction, arm), cases = place, sampled.cases()
     found = {name: interval([sampled], [1], name) for name in sampled.tables}
-    wide = {
-        # A rate is named after what its threshold was chosen by: "sensitivity at specificity".
-        name: widened(both, name.partition(" at ")[0], cases.labels, cases.patients)
-        for name, (both, *_) in found.items()
-    }
+    intervals = {}
+    for name, (both, *_) in found.items():
+        metric = name.partition(" at ")[0]  # a rate is named after how its threshold was chosen
+        wide = widened(both, metric, cases.labels, cases.patients)
+        intervals[name] = _within_range(wide, 2.0 if name == "brier" else 1.0)
     return Cell(
         arm,
         fraction,
         sampled.runs,
-        {name: _within_range(both, 2.0 if name == "brier" else 1.0) for name, both in wide.items()},
+        intervals,
         found["auc"][2],
         sampled.who().pretrainings,
         against_scratch,
