@@ -48,10 +48,11 @@ def widened(
     if not (isfinite(estimate) and isfinite(found.low)):
         return found
     if metric == "auc":
+        # The mean over classes: those of enough patients keep the bootstrap's ends.
+        bootstrap = (found.low, found.high)
         ends = [
-            newcombe(estimate, *sides, level)
+            newcombe(estimate, *sides, level) if _few(min(sides), estimate) else bootstrap
             for sides in _sides(labels, patients)
-            if _few(min(sides), estimate)
         ]
     elif metric in SHARES:
         count = len(np.unique(patients[_counted(metric, labels)]))

@@ -93,6 +93,12 @@ def test_each_class_of_several_has_its_own_patients():
     assert found.low == pytest.approx(np.mean(lows))
 
 
+def test_one_rare_class_of_many_counts_as_one_of_many():
+    labels = np.repeat([0, 1, 2, 3, 4], [40, 40, 40, 40, 2])
+    found = widened(Interval(0.98, 0.97, 0.99, 2000, 0), "auc", labels, np.arange(162))
+    assert found.low == pytest.approx((4 * 0.97 + newcombe(0.98, 2, 160)[0]) / 5)
+
+
 @pytest.mark.parametrize("count", [5, 10, 20])
 @pytest.mark.parametrize("truth", [0.9, 0.97])
 def test_simulated_tests_are_covered(count, truth):
