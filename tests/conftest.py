@@ -8,8 +8,11 @@ from types import ModuleType
 
 import compiler_options
 import pytest
+import type_checks
 
-from ctssl_jax.hosts import platform
+type_checks.check_shapes_of_arrays_alone()
+
+from ctssl_jax.hosts import platform  # noqa: E402
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
