@@ -30,6 +30,7 @@ from ctssl_jax.run.health import Watch, in_words
 
 Metrics = dict[str, jax.Array]
 WORTH_TELLING_S = 60.0  # left to the end, from which on its time is told
+QUIET_S = 60.0  # without a line, after which one tells how far the run is
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -219,6 +220,7 @@ def fit(
     throughput, watch = Throughput(pace.batch_size), Watch()
     unchecked: list[tuple[jax.Array, jax.Array]] = []
     votes, alone, foretold = sharding.Votes(mesh), sharding.is_alone(), False
+    told = began
     for item in due if unfinished else ():
         if item.at(start, total_steps):
             item.call(state, start)
@@ -247,29 +249,34 @@ def fit(
             jax.block_until_ready(metrics)
             writer.line(f"compiled and first step done in {duration(time.monotonic() - began)}")
             supervisor.resumable = True
+            told = time.monotonic()
             if not log:
                 throughput.restart()  # later lines leave the compilation out
         supervisor.beat()
         stop = votes.cast(supervisor.asked)
         save_now = number % pace.save_every == 0 or number == total_steps or stop
-        if not (log or now_due or save_now):
-            continue
-        check_finite(unchecked, number)
-        unchecked = []
-        if log:
+        if log or now_due or save_now:
+            check_finite(unchecked, number)
+            unchecked = []
+        # By each process's own clock: nothing may follow from it but a line.
+        if log or time.monotonic() - told > QUIET_S:
             epoch = number / pace.steps_per_epoch
             values = {name: float(value) for name, value in metrics.items()}
             speed = throughput.read(total_steps - number)
             left = speed.pop("seconds_left")
-            elapsed = {"elapsed_s": time.monotonic() - began}
-            writer.scalars(number, {"epoch": epoch, **values, **speed, **elapsed})
             writer.line(log_line(number, total_steps, epoch, values, speed, left))
-            for line in filter(None, [in_words(values), *watch.read(values)]):
-                writer.line(f"  {line}")
+            told = time.monotonic()
             if number > start + 1 and left > WORTH_TELLING_S and not foretold:
                 foretold = True
                 rate = f"{speed['images_per_second']:,.1f} img/s"
                 distributed.say(f"at {rate} done about {time_of_end(left)}")
+        if log:
+            elapsed = {"elapsed_s": told - began}
+            writer.scalars(number, {"epoch": epoch, **values, **speed, **elapsed})
+            for line in filter(None, [in_words(values), *watch.read(values)]):
+                writer.line(f"  {line}")
+        if not (log or now_due or save_now):
+            continue
         try:
             for item in now_due:
                 item.call(state, number)

@@ -234,6 +234,19 @@ def test_what_is_due_happens_when_it_should(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [4, 7]
 
 
+def test_a_run_is_not_quiet_for_longer_than_a_minute(tmp_path, monkeypatch, capsys):
+    """However seldom it logs: a line, and nothing else."""
+    monkeypatch.setattr(train, "QUIET_S", 0)
+    monkeypatch.setattr(train, "WORTH_TELLING_S", 0)
+    bad = [1.0, 1.0, float("nan"), 1.0, 1.0]
+    with pytest.raises(DivergedError, match=r"^step 3: loss nan"):
+        fit_stub(tmp_path, bad)  # as it is found without these lines: after step 4
+    log = (tmp_path / "log.txt").read_text()
+    assert [f"step {number}/5 ep" in log for number in (2, 3, 4)] == [True, True, False]
+    assert read_metrics(tmp_path) == []
+    assert capsys.readouterr().out.count(" img/s done about ") == 1
+
+
 def test_a_planted_collapse_is_named_within_two_logged_lines(tmp_path):
     """`log_every` is 4, so it must stand there by step 8, once."""
     fit_stub(tmp_path, [1.0] * 16, embedding_std=0.01, effective_rank=1.0)

@@ -19,6 +19,7 @@ from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.errors import DivergedError
 from ctssl_jax.files import whole_file
 from ctssl_jax.hosts import sharding
+from ctssl_jax.hosts.progress import Progress
 from ctssl_jax.methods.base import PyTree
 from ctssl_jax.nn.resnet import ResNet, pool
 
@@ -118,16 +119,18 @@ def features(
       DivergedError: a feature is not finite.
     """
     labels, patients = data.read_labels(dataset, split)
-    found = []
+    found, size = [], sharding.round_up(data.EVALUATION_BATCH)
+    progress = Progress(split, len(labels))
     for batch in data.evaluation_batches(
         dataset,
         reading,
         split=split,
-        batch_size=sharding.round_up(data.EVALUATION_BATCH),
+        batch_size=size,
         indices=None,
         **sharding.process_share(),
     ):
         check()
+        progress.batch(size)
         image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
         found.append(np.asarray(embed(image)))
     x = np.concatenate(found)[: len(labels)]  # the rest is padding of the last batch

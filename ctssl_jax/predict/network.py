@@ -21,8 +21,6 @@ from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.nn.resnet import ResNet
 from ctssl_jax.run.prediction import head_here, make_predictor, pool_cases, slice_features
 
-TOLD_EVERY_S = 10.0
-
 
 @dataclasses.dataclass(frozen=True)
 class SplitCases:
@@ -85,17 +83,18 @@ def as_state(params: PyTree, batch_stats: PyTree) -> TrainState:
 def embed_splits(
     config: FinetuneConfig, encoder: ResNet, dataset: Dataset, state: TrainState
 ) -> list[SplitCases]:
-    """The cases of all splits of a dataset, each slice seen once; tells how far it is."""
+    """The cases of all splits of a dataset, each slice seen once; tells how long it took."""
     mesh = sharding.make_mesh()
     kind = dataset.intensity
     predict = make_predictor(config.method, config.intensity, kind, encoder, mesh)
-    found, tell = [], _Progress(sum(s["slices"] for s in dataset.manifest["splits"].values()))
+    found, began = [], time.monotonic()
     for split in dataset.manifest["splits"]:
         cases = data.read_cases(dataset, split)
         rows = cases.slice_rows()
-        features = slice_features(predict, state, dataset, config, split, mesh, rows, tell.batch)
+        features = slice_features(predict, state, dataset, config, split, mesh, rows)
         found.append(SplitCases(split, cases, rows, features))
-    tell.end()
+    slices, took = sum(len(one.rows) for one in found), max(time.monotonic() - began, 1e-9)
+    distributed.say(f"{slices:,} slices in {duration(took)}, {slices / took:,.1f} slices/s")
     return found
 
 
@@ -128,33 +127,6 @@ def slopes(
         return logits[target] - logits[0 if target else -1]
 
     return np.asarray(jax.grad(odds)(jnp.asarray(features)))
-
-
-class _Progress:
-    """Lines that tell how many slices are done, how fast, and when all will be."""
-
-    def __init__(self, slices: int):
-        self._slices, self._done = slices, 0
-        self._began = self._told = time.monotonic()
-        self._size = sharding.round_up(data.EVALUATION_BATCH)
-
-    def batch(self) -> None:
-        """Called before each batch."""
-        now = time.monotonic()
-        if now - self._told > TOLD_EVERY_S and self._done:
-            self._told, speed = now, self._done / (now - self._began)
-            left = duration((self._slices - self._done) / speed)
-            distributed.say(
-                f"{self._done:,} of {self._slices:,} slices, {speed:,.1f} slices/s, {left} left"
-            )
-        self._done = min(self._done + self._size, self._slices)
-
-    def end(self) -> None:
-        """The last line."""
-        took = max(time.monotonic() - self._began, 1e-9)
-        distributed.say(
-            f"{self._slices:,} slices in {duration(took)}, {self._slices / took:,.1f} slices/s"
-        )
 
 
 def case_names(seen: Sequence[SplitCases]) -> list[list[str]]:

@@ -19,6 +19,7 @@ from ctssl_jax.augment import views as augment
 from ctssl_jax.config import FinetuneConfig
 from ctssl_jax.dataset.cases import CaseTable
 from ctssl_jax.hosts import sharding
+from ctssl_jax.hosts.progress import Progress
 from ctssl_jax.methods.base import PyTree, TrainState
 from ctssl_jax.methods.supervised import Supervised
 from ctssl_jax.nn.resnet import ResNet
@@ -90,16 +91,18 @@ def slice_features(
     check: Callable[[], None] = lambda: None,
 ) -> Float[np.ndarray, "n d"]:
     """Feature vectors of rows of a split; `check` is called at every batch and may raise."""
-    found = []
+    found, size = [], sharding.round_up(data.EVALUATION_BATCH)
+    progress = Progress(split, len(rows))
     for batch in data.evaluation_batches(
         dataset,
         config.data,
         split=split,
-        batch_size=sharding.round_up(data.EVALUATION_BATCH),
+        batch_size=size,
         indices=rows,
         **sharding.process_share(),
     ):
         check()
+        progress.batch(size)
         image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
         found.append(np.asarray(predict.embed(state.params, state.batch_stats, image)))
     return np.concatenate(found)[: len(rows)]  # the rest is padding of the last batch
