@@ -32,6 +32,11 @@ _OTHERS = {
     "study": ("studyinstanceuid", "studyuid"),
     "accession": ("accessionnumber",),
 }
+# Columns that say which slice of a scan a row speaks of, as `Row` names them.
+_SLICES = (
+    *("slice", "sliceid", "sliceindex", "slicenumber", "sliceno", "slicenr", "frame"),
+    *("framenumber", "instance", "instancenumber", "imagenumber"),
+)
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -97,7 +102,9 @@ def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
         rows, by = [_by_file(row, named) for row in rows], "file"
     if not by:
         read_table(path, ("file",), name, _OTHERS)  # says what it has instead
+    numbered = [column for column in _SLICES if column in rows[0].cells and column != by]
     entries: dict[str, Entry] = {}
+    slices: dict[str, list[str]] = {}
     for row in rows:
         if is_missing(row[by]):
             raise DataError(f"{name}, line {row.line}, column {by}: it is empty")
@@ -105,6 +112,9 @@ def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
         if by != "file" and is_cut_number(row[by]):
             raise _cut_number(row, by, name)
         entry = _entry(row, by, name)
+        which = [row[column] for column in numbered]
+        if slices.setdefault(about, which) != which:
+            raise _single_slices(row, by, numbered[0], name)
         first = entries.setdefault(about, entry)
         if differing := _differing(first, entry):
             raise DataError(
@@ -164,6 +174,15 @@ def _entry(row: Row, by: str, name: str) -> Entry:
         )
     split = SPLITS.get(split.casefold(), "")
     return Entry(row.line, label, "" if by == "patient" else patient, split, case)
+
+
+def _single_slices(row: Row, by: str, column: str, name: str) -> DataError:
+    """For rows of several slices of one scan: the label would be that of all its slices."""
+    return DataError(
+        f"{name}, line {row.line}, column {column}: this {by} has rows of several slices, and a "
+        f"label of a {by} is of all its slices: for labels of slices name each by its own file or "
+        "SOPInstanceUID (column file or sop); for labels of scans give one row to each"
+    )
 
 
 def _cut_number(row: Row, column: str, name: str) -> DataError:

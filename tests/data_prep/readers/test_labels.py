@@ -69,6 +69,14 @@ BAD = {
     "outside": ("file,label\n../a.png,x\n", "line 2, column file: it is not in --source"),
     "windows": ("file,label\nC:\\a.png,x\n", "line 2, column file: it is not in --source"),
     "nothing": ("file,label\n", "no rows"),
+    "slices of one volume": (
+        "file,Slice Number,label\nv.nii,3,x\nw.nii,1,y\nv.nii,4,x\n",
+        "line 4, column slicenumber: this file has rows of several slices, .* is of all its slices",
+    ),
+    "slices of one series": (
+        "series,instance_number,label\n1.2,3,x\n1.2,4,y\n",
+        "line 3, column instancenumber: this series has rows of several slices",
+    ),
     **{
         f"label {word}": (
             f"file,label\na.png,0\nb.png,{word}\n",
@@ -117,6 +125,8 @@ GOOD = {
     "names of columns": ("File Name, Class \na.png, x\nb.png,y \n", "utf-8"),
     "index of pandas": (",file,label\n0,a.png,x\n1,b.png,y\n", "utf-8"),
     "blank lines and cells": ("file,label,,\n\na.png,x,,\n,,,\nb.png,y,,\n", "utf-8"),
+    "slices with files of their own": ("file,slice,label\na.png,1,x\nb.png,2,y\n", "utf-8"),
+    "slice twice": ("file,slice,label\na.png,1,x\na.png,1,x\nb.png,1,y\n", "utf-8"),
     "same row twice": ("file,label\na.png,x\nb.png,y\na.png,x\n", "utf-8"),
 }
 
