@@ -37,6 +37,12 @@ _SLICES = (
     *("slice", "sliceid", "sliceindex", "slicenumber", "sliceno", "slicenr", "frame"),
     *("framenumber", "instance", "instancenumber", "imagenumber"),
 )
+# Columns that are not read, and what others may take them for.
+_FOLDS = ("fold", "folds", "foldid", "cvfold", "kfold")
+_PEOPLE = (
+    *("subject", "subjectid", "person", "personid", "pid", "mrn"),
+    *("patientnumber", "patientno", "patientnr", "patientname"),
+)
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -70,6 +76,7 @@ class LabelTable:
         classes: Names of the classes.
         has_patients: Whether it has a column of patients beside `by`.
         has_cases: Whether it has a column of cases beside `by`.
+        notes: What a user should know of its columns.
     """
 
     by: str
@@ -77,6 +84,7 @@ class LabelTable:
     classes: Sequence[str]
     has_patients: bool
     has_cases: bool = False
+    notes: Sequence[str] = ()
 
     @property
     def unlabelled(self) -> int:
@@ -129,7 +137,24 @@ def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
     require_one_spelling(
         lines, lambda label: f"{shown(label)} ({name}, line {lines[label]}, label)"
     )
-    return LabelTable(by, entries, ordered(lines), has_patients, has_cases)
+    notes = _unread(rows, by, name)
+    return LabelTable(by, entries, ordered(lines), has_patients, has_cases, notes)
+
+
+def _unread(rows: Sequence[Row], by: str, name: str) -> list[str]:
+    """What to note of columns that look like splits, folds or patients and are not read as such."""
+    notes = []
+    there = rows[0].cells.keys()
+    for column in sorted(there - {*KEYS, "label", "split", "case"}):
+        words = {row[column].casefold() for row in rows}
+        told = f"the column {shown(column)} of {name} is not read"
+        if words <= SPLITS.keys() and len({SPLITS[word] for word in words}) > 1:
+            notes += [f"{told}: to have its splits, call it split"] * ("split" not in there)
+        elif column in _FOLDS:
+            notes.append(f"{told}: --folds draws folds of its own, by patient")
+        elif column in _PEOPLE and by == "file" and "patient" not in there:
+            notes.append(f"{told}: if it says who is a patient, call it patient")
+    return notes
 
 
 def _by_file(row: Row, named: str) -> Row:

@@ -336,6 +336,7 @@ class _Join:
         without = self._table.unlabelled if self._table.classes else 0
         notes = [f"{left_out} files are not in --labels and were left out"] * bool(left_out)
         notes += [f"{without} rows of --labels give no label and were left out"] * bool(without)
+        notes += self._table.notes
         classes = self._table.classes
         column, has_cases = self._table.by, self._table.has_cases
         return Labelled(

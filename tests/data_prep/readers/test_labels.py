@@ -138,6 +138,25 @@ def test_a_table_that_is_clear_is_read(images, kind):
     assert labels_of(source) == {"a.png": "x", "b.png": "y"}
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "note"),
+    [
+        ("Set", ("train", "Test", "training"), "column set of --labels is not read: to have its"),
+        ("cv_fold", "001", "column cvfold of --labels is not read: --folds draws"),
+        ("Subject ID", "778", "column subjectid of --labels is not read: if it says who is a pat"),
+        ("age", "778", ""),
+        ("kind", ("train", "train", "train"), ""),
+        ("kind", ("train", "", "test"), ""),
+    ],
+)
+def test_a_column_that_looks_like_one_to_read_is_told(images, column, cells, note):
+    rows = [f"{name}.png,{name > 'a'},{cell}" for name, cell in zip("abc", cells, strict=True)]
+    notes = from_table(images, "\n".join((f"file,label,{column}", *rows))).notes()
+    told = [text for text in notes if "is not read" in text]
+    assert len(told) == bool(note)
+    assert all(note in text for text in told)
+
+
 def test_paths_of_windows_and_whole_paths_are_found(tmp_path):
     image(tmp_path / "in" / "sub" / "a.png")
     image(tmp_path / "in" / "sub" / "b.png")
