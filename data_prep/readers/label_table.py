@@ -243,14 +243,23 @@ def _file(row: Row, root: Path, table: str) -> str:
     if "\\" in cell and not os.path.lexists(root / cell):
         cell = cell.replace("\\", "/")
     name = os.path.normpath(cell)
-    if os.path.isabs(name) and Path(name).is_relative_to(root):
-        name = os.path.relpath(name, root)
+    if os.path.isabs(name):
+        name = _below(name, root)
     if os.path.isabs(name) or PurePosixPath(name).parts[:1] == ("..",) or name[1:3] == ":/":
         raise DataError(
             f"{table}, line {row.line}, column file: it is not in --source: give paths relative to "
             "--source"
         )
     return name
+
+
+def _below(name: str, root: Path) -> str:
+    """A whole path relative to the source, to which links may lead; as it is if it is not in it."""
+    path = Path(name)
+    if path.is_relative_to(root):
+        return str(path.relative_to(root))
+    above = (folder for folder in path.parents if os.path.realpath(folder) == str(root))
+    return next((str(path.relative_to(folder)) for folder in above), name)
 
 
 def _differing(first: Entry, entry: Entry) -> str:

@@ -31,6 +31,7 @@ _SUFFIX = re.compile(r"(\.[A-Za-z][A-Za-z0-9]*){1,2}$")
 _WORDS = "|".join(SPLITS)
 _SPLIT = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?))+")
 _SPLIT_OR_NUMBER = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?|\d+))*")
+ELSEWHERE = ("listed but not there: a file of that name is in another folder of --source", True)
 OTHER_SPELLING = ("listed, but spelled in another way in the files", True)
 
 
@@ -384,6 +385,7 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
         for spelling in _spellings(name)
     }
     join.beside([f for f in join.unlisted if f.is_dicom and os.path.dirname(f.path) in homes])
+    names = {os.path.basename(file.path) for file in join.unlisted}
     for about in table.entries:
         path = os.path.join(root, about)
         if about in join.used:
@@ -391,7 +393,8 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
         if os.path.isfile(path):  # a hidden one, or a link
             join.add(describe(path), about, wanted=True)
         elif not os.path.exists(path):
-            told = OTHER_SPELLING if spellings & _spellings(about) else NOT_THERE
+            told = ELSEWHERE if os.path.basename(about) in names else NOT_THERE
+            told = OTHER_SPELLING if spellings & _spellings(about) else told
             join.lose(about, path, told)
         elif not any(PurePosixPath(used).is_relative_to(about) for used in join.used):
             join.lose(about, path, EMPTY)
@@ -399,8 +402,18 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
 
 
 def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify) -> Labelled:
-    """Labels by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, AccessionNumber or patient."""
+    """Labels by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, AccessionNumber or patient.
+
+    Raises:
+        DataError: If no file can say which it is of.
+    """
     join = _Join(table)
+    if not any(file.is_dicom or (table.by == "patient" and file.patient_known) for file in files):
+        mend = "say --patient_regex, or " if table.by == "patient" else ""
+        raise DataError(
+            f"{NAME}: its rows name each a {table.by}, and there is no DICOM in --source to say "
+            f"which file is of which: {mend}name files, in a column file"
+        )
     keys = {key(about) for about in table.entries}
     spellings, listed = set[str](), set[str]()
     beside: dict[str, list[File]] = defaultdict(list)

@@ -164,6 +164,32 @@ def test_paths_of_windows_and_whole_paths_are_found(tmp_path):
     assert labels_of(from_table(tmp_path / "in", rows)) == {"a.png": "x", "b.png": "y"}
 
 
+def test_whole_paths_through_a_link_are_found(tmp_path, images):
+    (tmp_path / "link").symlink_to(images)
+    rows = f"file,label\n{tmp_path}/link/a.png,x\n{images}/b.png,y\n"
+    table = tmp_path / "labels.csv"
+    table.write_text(rows)
+    assert labels_of(make_source(tmp_path / "link", str(table))) == {"a.png": "x", "b.png": "y"}
+
+
+def test_a_row_without_the_folder_of_its_file_is_told_so(images):
+    image(images / "sub" / "e.png", 5)
+    items = from_table(images, "file,label\na.png,x\nsub/e.png,y\n").items()
+    assert not [item for item in items if item.flaw and item.row]
+    items = from_table(images, "file,label\na.png,x\ne.png,y\nin/b.png,y\nf.png,x\n").items()
+    told = {item.row: item.flaw[0] for item in items if item.flaw and item.row}
+    assert set(told) == {3, 4, 5}
+    assert told[3] == told[4] != told[5] == "listed but not there"
+    assert "in another folder of --source" in told[3]
+
+
+@pytest.mark.parametrize("column", ["patient", "series"])
+def test_a_table_of_what_no_file_says_is_refused(images, column):
+    with pytest.raises(DataError, match=f"rows name each a {column}, .* no DICOM") as raised:
+        from_table(images, f"{column},label\na,x\nb,y\n")
+    assert ("--patient_regex" in str(raised.value)) == (column == "patient")
+
+
 @pytest.mark.parametrize("word", ["", "nan", "NaN", "NA", "N/A", "None", "null", "NULL", "<NA>"])
 def test_a_label_that_is_not_there_is_no_class(images, tmp_path, word):
     source = from_table(images, f"file,label\na.png,x\nb.png,y\nc.png,{word}\n")
