@@ -225,6 +225,13 @@ def _require_classes(folders: Collection[tuple[str, ...]], depth: int, below: in
                 f"--labels=folder: {told} look like splits, not classes: name these folders train, "
                 "val and test"
             )
+    sets = sorted(name for name in inside if _SPLIT.fullmatch(name.casefold()))
+    if sets and len(sets) < len(inside):
+        raise DataError(
+            f"--labels=folder: {', '.join(map(shown, sets[:MOST_TOLD]))} beside other folders: it "
+            "looks like a split, not a class: move it out of --source if its images have no "
+            "labels, else put all classes into folders train, val and test"
+        )
     if len(inside) == 1 and within != {""}:
         (name,) = inside
         raise DataError(

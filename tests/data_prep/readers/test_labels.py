@@ -325,6 +325,10 @@ REFUSED_FOLDERS = {
     "sets": (("training_set/a/1", "test_set/b/2"), "test_set, training_set look like splits"),
     "numbered splits": (("train1/a/1", "train2/a/2", "val1/b/3"), "train1, train2, val1 look like"),
     "sets in classes": (("a/train-data/1", "b/testset/2"), "testset, train-data look like splits"),
+    "a set beside classes": (
+        ("a/1", "b/2", "test_images/3"),
+        "test_images beside other folders: it",
+    ),
     "one folder around": (("archive/a/1", "archive/b/2"), "one folder, archive, .*2"),
     "around splits": (("x/train/a/1", "x/val/b/2"), "one folder, x, .*2"),
     "in splits": (("train/x/a/1", "val/x/b/2"), "one folder, x, .*2"),
@@ -426,6 +430,12 @@ def test_spellings_of_one_name(first, second):
     assert alike([first, second]) == [sorted([first, second])]
     assert first.strip() in {*respelled(second)}
     assert second.strip() in {*respelled(first)}
+
+
+@pytest.mark.parametrize("name", ["covid\u200b", "\ufeffcovid", "co\u00advid", "covid\0"])
+def test_what_nobody_sees_makes_no_other_name(name):
+    assert alike(["covid", name]) == [sorted(["covid", name])]
+    assert "covid" in {*respelled(name)}
 
 
 @pytest.mark.parametrize(
