@@ -9,7 +9,7 @@ with --irregular=accept_2d. Segmentations, dose and windowed 8-bit volumes are t
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,12 +45,14 @@ class VolumeSource:
         patient_regex: As `patients.PatientFinder` takes it; without it each file is a patient.
         values: What the values are.
         irregular: Whether the slices of an oblique volume are kept. The finding is kept anyway.
+        remarks: What `notes` says, if the expression says who is a patient.
     """
 
     root: Path
     patient_regex: str = ""
     values: Values = Values.AUTO
     irregular: Irregular = Irregular.REJECT
+    remarks: Sequence[str] = ()
 
     name: ClassVar[str] = "volumes"
     kind: ClassVar[str] = "volume"
@@ -116,7 +118,7 @@ class VolumeSource:
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""
-        return () if self.patient_regex else (EACH_VOLUME,)
+        return self.remarks if self.patient_regex else (EACH_VOLUME,)
 
     @property
     def _folder(self) -> Path:
@@ -213,8 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.source, args.patient_regex, Values(args.values), Irregular(args.irregular)
         )
         finder = PatientFinder.of(args.patient_regex, source._folder)
-        finder.require_clear(listing.files(args.source) if args.patient_regex else ())
-        return source
+        files = list(listing.files(args.source)) if args.patient_regex else []
+        return replace(source, remarks=finder.require_clear(files))
 
     return command.run_source(from_flags, parser, argv)
 
