@@ -49,7 +49,7 @@ def key(name: str) -> str:
     what nobody sees, as a zero-width space. A sign does, and digits that are apart stay apart:
     `1-11` is not `11-1`.
     """
-    seen = "".join(c for c in name if unicodedata.category(c) not in _UNSEEN)
+    seen = "".join(c for c in name if c.isspace() or unicodedata.category(c) not in _UNSEEN)
     text = unicodedata.normalize("NFKC", seen).strip().casefold()
     if number := _NUMBER.fullmatch(text):
         sign, whole, part = number.groups(default="")

@@ -436,6 +436,7 @@ def test_spellings_of_one_name(first, second):
 def test_what_nobody_sees_makes_no_other_name(name):
     assert alike(["covid", name]) == [sorted(["covid", name])]
     assert "covid" in {*respelled(name)}
+    assert alike(["1\t1", "11"]) == []
 
 
 @pytest.mark.parametrize(
