@@ -54,6 +54,7 @@ class DicomSource:
         values: AUTO, or HU if they are that by the user's word.
         patient_regex: As `patients.PatientFinder` takes it; "" for the patient of the header.
         patient_by: What counts as a patient.
+        remarks: What `notes` says.
     """
 
     root: Path
@@ -61,6 +62,7 @@ class DicomSource:
     values: Values = Values.AUTO
     patient_regex: str = ""
     patient_by: PatientBy = PatientBy.AUTO
+    remarks: Sequence[str] = ()
 
     name: ClassVar[str] = "dicom"
     kind: ClassVar[str] = "dicom"
@@ -122,7 +124,7 @@ class DicomSource:
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""
-        return ()
+        return self.remarks
 
     def facts(self) -> Mapping[str, Any]:
         """See `Source`."""
@@ -343,13 +345,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def from_flags(args: argparse.Namespace) -> DicomSource:
         finder = PatientFinder.of(args.patient_regex, args.source.resolve())
-        finder.require_clear(listing.files(args.source) if args.patient_regex else ())
+        files = list(listing.files(args.source)) if args.patient_regex else []
         return DicomSource(
             args.source,
             Irregular(args.irregular),
             Values(args.values),
             args.patient_regex,
             PatientBy(args.patient_by),
+            finder.require_clear(files),
         )
 
     return command.run_source(from_flags, parser, argv)

@@ -203,7 +203,8 @@ def make_source(root: Path, labelled: str = "", patient_regex: str = "", **other
         raise ConfigError("--patient_regex would have no effect: --labels names all patients")
     found = labels.with_positive(found, wishes.positive)
     if wishes.slice_labels:
-        found = slice_labels.join(found, wishes.slice_labels, root, identifiers)
+        table = wishes.slice_labels
+        found = slice_labels.join(found, table, root, identifiers, files.is_slice)
     case = _case(found, files, wishes)
     found = replace(found, items=_with_cases(found, case, root))
     taken = {item.path for item in found.items}

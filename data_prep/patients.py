@@ -79,7 +79,7 @@ class PatientFinder:
         in_name, in_path = self._both(path)
         return in_name or in_path
 
-    def require_clear(self, paths: Iterable[str]) -> Sequence[str]:
+    def require_clear(self, paths: Collection[str]) -> Sequence[str]:
         """Returns what to note about how it finds patients in these paths.
 
         Raises:
@@ -101,14 +101,34 @@ class PatientFinder:
                 "for a folder"
             )
         told = f"--patient_regex found the patient in the file name, not the folder, of {differing}"
-        return [f"{told} files"] if differing else []
+        notes = [f"{told} files"] if differing else []
+        cut = sum(map(self._cuts_number, paths))
+        # Numbers that are all cut may have a fixed place for the patient: 00170001.
+        if 0 < cut < sum(bool(name or path) for name, path in found):
+            notes.append(
+                f"--patient_regex takes a part of a number for the patient in {cut} files and the "
+                "whole in others, as p1 of p10 and of p1, which are then one: end it with what "
+                "follows the number, or ask for all digits by +"
+            )
+        return notes
 
     def _both(self, path: str) -> tuple[str, str]:
+        name, whole = ((match and match.group(1)) or "" for match in self._matches(path))
+        return name, whole
+
+    def _matches(self, path: str) -> list[re.Match[str] | None]:
+        """What it finds in the file name, and in the path."""
         relative = PurePosixPath(os.path.relpath(path, self.root)).as_posix()
         texts = (os.path.basename(relative), relative)
-        matches = [re.search(self.regex, text) for text in texts] if self.regex else [None, None]
-        name, whole = ((match and match.group(1)) or "" for match in matches)
-        return name, whole
+        return [re.search(self.regex, text) if self.regex else None for text in texts]
+
+    def _cuts_number(self, path: str) -> bool:
+        """Whether the patient that it finds ends with a digit, and another digit follows."""
+        match = next((found for found in self._matches(path) if found and found.group(1)), None)
+        if match is None:
+            return False
+        after = match.string[match.end(1) : match.end(1) + 1]
+        return match.group(1)[-1].isdecimal() and after.isdecimal()
 
 
 class Study(NamedTuple):

@@ -16,6 +16,7 @@ _BETWEEN_DIGITS = re.compile(rf"(?<=\d){_SEPARATORS}(?=\d)")
 _BESIDE_WORDS = re.compile(rf"(?<=\w){_SEPARATORS}(?=\w)")
 _LETTERS_OR_DIGITS = re.compile(r"\d+|[^\W\d_]+")
 _MOST_DIGITS = 10  # to which numbers are filled with zeros
+_UNSEEN = ("Cf", "Cc")  # categories of Unicode: marks of format and control characters
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 
 _CUT_NUMBER = re.compile(r"\d([.,]\d+)?[eE]\+\d+")
@@ -44,10 +45,12 @@ def says_no_class(label: str) -> bool:
 def key(name: str) -> str:
     """What all spellings of a name share.
 
-    Case, leading zeros, and spaces, hyphens and underscores inside do not count, nor does `.0`. A
-    sign does, and digits that are apart stay apart: `1-11` is not `11-1`.
+    Case, leading zeros, and spaces, hyphens and underscores inside do not count, nor do `.0` and
+    what nobody sees, as a zero-width space. A sign does, and digits that are apart stay apart:
+    `1-11` is not `11-1`.
     """
-    text = unicodedata.normalize("NFKC", name).strip().casefold()
+    seen = "".join(c for c in name if c.isspace() or unicodedata.category(c) not in _UNSEEN)
+    text = unicodedata.normalize("NFKC", seen).strip().casefold()
     if number := _NUMBER.fullmatch(text):
         sign, whole, part = number.groups(default="")
         return f"{sign.replace('+', '')}{whole}" + f".{part}" * bool(part)

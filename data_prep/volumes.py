@@ -9,7 +9,7 @@ with --irregular=accept_2d. Segmentations, dose and windowed 8-bit volumes are t
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,13 +25,15 @@ from data_prep.readers import listing
 from data_prep.readers.flat_rows import FlatRows
 from data_prep.readers.hounsfield import NO_VALUES, Evidence, Values
 from data_prep.readers.volume import Volume, read_volume
-from data_prep.readers.volume_header import read_header
+from data_prep.readers.volume_header import SEGMENTATION, read_header
 from data_prep.source import Finding, Item, Place, Rejected, Slice, Unusable, Unwanted
 
 # What --irregular is about; see `Volume.irregularities`.
 VOLUME = "a volume that lies obliquely in space, or of which it is not known how it lies"
 EACH_VOLUME = "patients are not known: each volume counts as its own patient"
 MAX_LABELS = 128  # a segmentation has so few values
+MAX_MASK = 8  # and so few where all else is HU by the user's word
+LOWEST_LABEL = -1  # what is to be ignored
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class VolumeSource:
         patient_regex: As `patients.PatientFinder` takes it; without it each file is a patient.
         values: What the values are.
         irregular: Whether the slices of an oblique volume are kept. The finding is kept anyway.
+        remarks: What `notes` says, if the expression says who is a patient.
     """
 
     root: Path
     patient_regex: str = ""
     values: Values = Values.AUTO
     irregular: Irregular = Irregular.REJECT
+    remarks: Sequence[str] = ()
 
     name: ClassVar[str] = "volumes"
     kind: ClassVar[str] = "volume"
@@ -114,7 +118,7 @@ class VolumeSource:
 
     def notes(self) -> Sequence[str]:
         """See `Source`."""
-        return () if self.patient_regex else (EACH_VOLUME,)
+        return self.remarks if self.patient_regex else (EACH_VOLUME,)
 
     @property
     def _folder(self) -> Path:
@@ -158,8 +162,9 @@ def require_values(volume: Volume, values: Values) -> None:
     for plane in volume.values:
         seen.add(plane, volume.header.slope, volume.header.intercept)
     reason = seen.reason(values)
-    if reason and values is Values.AUTO and reason != NO_VALUES and volume.range()[0] >= 0:
-        _require_image(volume)
+    judged = reason != NO_VALUES and (reason or values is Values.HU)
+    if judged and volume.range()[0] >= LOWEST_LABEL:
+        _require_image(volume, MAX_MASK if values is Values.HU else MAX_LABELS)
     if reason:
         raise Unusable(reason)
 
@@ -167,23 +172,23 @@ def require_values(volume: Volume, values: Values) -> None:
 def _require_grey(volume: Volume) -> None:
     low, high = volume.range()
     if low >= 0:
-        _require_image(volume)
+        _require_image(volume, MAX_LABELS)
     if low < 0 or high > 255:
         raise Unusable("not 8-bit grey (values beyond 0 to 255)")
 
 
-def _require_image(volume: Volume) -> None:
-    if _is_segmentation(volume.values):
-        raise Unwanted("a segmentation, not an image")
+def _require_image(volume: Volume, most: int) -> None:
+    if _is_segmentation(volume.values, most):
+        raise Unwanted(SEGMENTATION)
 
 
-def _is_segmentation(values: Num[np.ndarray, "z y x"]) -> bool:
-    """Whether there are few values, all of them whole numbers, in areas of one value each."""
+def _is_segmentation(values: Num[np.ndarray, "z y x"], most: int) -> bool:
+    """Whether there are at most so many values, all whole numbers, in areas of one value each."""
     found = np.array([], values.dtype)
     equal = inner = 0
     for plane in values:
         found = np.union1d(found, plane)
-        if len(found) > MAX_LABELS or np.any(found % 1):
+        if len(found) > most or np.any(found % 1):
             return False
         left, right = plane[:, :-1], plane[:, 1:]
         equal += int(np.count_nonzero((left == right) & (left != 0)))
@@ -210,8 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.source, args.patient_regex, Values(args.values), Irregular(args.irregular)
         )
         finder = PatientFinder.of(args.patient_regex, source._folder)
-        finder.require_clear(listing.files(args.source) if args.patient_regex else ())
-        return source
+        files = list(listing.files(args.source)) if args.patient_regex else []
+        return replace(source, remarks=finder.require_clear(files))
 
     return command.run_source(from_flags, parser, argv)
 

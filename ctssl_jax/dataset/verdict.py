@@ -128,6 +128,7 @@ class Verdict:
         if self.not_duplicates:
             count = len(self.not_duplicates)
             lines.append(f"not counted: {count:,} pairs that --not_duplicates calls none")
+        lines += [f"equal slices with different labels: {found}" for found in self.label_conflicts]
         if self.passed:
             return "\n".join([*lines, "verdict: pass"])
         checks = dict.fromkeys(finding.check for finding in (*self.findings, *self.overlap))
@@ -140,22 +141,22 @@ class Verdict:
 
 
 def read_verdict(dataset: Path) -> Verdict:
-    """The verdict that is written in a dataset folder, without its `label_conflicts`.
+    """The verdict that is written in a dataset folder, without examples.
 
     Raises:
         DataError: If there is none.
     """
     try:
         plain = read_json(dataset / "audit.json")
-        findings = tuple(
-            Finding(row["check"], tuple(row["splits"]), row["count"], ())
-            for row in plain["findings"]
+        findings, conflicts = (
+            tuple(Finding(row["check"], tuple(row["splits"]), row["count"], ()) for row in rows)
+            for rows in (plain["findings"], plain.get("label_conflicts", ()))
         )
         return Verdict(
             plain["fingerprint"],
             findings,
             (),
-            (),
+            conflicts,
             plain["splits"],
             tuple(plain["classes"]),
             plain["compared"],

@@ -32,6 +32,17 @@ _OTHERS = {
     "study": ("studyinstanceuid", "studyuid"),
     "accession": ("accessionnumber",),
 }
+# Columns that say which slice of a scan a row speaks of, as `Row` names them.
+_SLICES = (
+    *("slice", "sliceid", "sliceindex", "slicenumber", "sliceno", "slicenr", "frame"),
+    *("framenumber", "instance", "instancenumber", "imagenumber"),
+)
+# Columns that are not read, and what others may take them for.
+_FOLDS = ("fold", "folds", "foldid", "cvfold", "kfold")
+_PEOPLE = (
+    *("subject", "subjectid", "person", "personid", "pid", "mrn"),
+    *("patientnumber", "patientno", "patientnr", "patientname"),
+)
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -65,6 +76,7 @@ class LabelTable:
         classes: Names of the classes.
         has_patients: Whether it has a column of patients beside `by`.
         has_cases: Whether it has a column of cases beside `by`.
+        notes: What a user should know of its columns.
     """
 
     by: str
@@ -72,6 +84,7 @@ class LabelTable:
     classes: Sequence[str]
     has_patients: bool
     has_cases: bool = False
+    notes: Sequence[str] = ()
 
     @property
     def unlabelled(self) -> int:
@@ -97,7 +110,9 @@ def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
         rows, by = [_by_file(row, named) for row in rows], "file"
     if not by:
         read_table(path, ("file",), name, _OTHERS)  # says what it has instead
+    numbered = [column for column in _SLICES if column in rows[0].cells and column != by]
     entries: dict[str, Entry] = {}
+    slices: dict[str, list[str]] = {}
     for row in rows:
         if is_missing(row[by]):
             raise DataError(f"{name}, line {row.line}, column {by}: it is empty")
@@ -105,6 +120,9 @@ def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
         if by != "file" and is_cut_number(row[by]):
             raise _cut_number(row, by, name)
         entry = _entry(row, by, name)
+        which = [row[column] for column in numbered]
+        if slices.setdefault(about, which) != which:
+            raise _single_slices(row, by, numbered[0], name)
         first = entries.setdefault(about, entry)
         if differing := _differing(first, entry):
             raise DataError(
@@ -119,7 +137,24 @@ def read_label_table(path: Path, root: Path, name: str = NAME) -> LabelTable:
     require_one_spelling(
         lines, lambda label: f"{shown(label)} ({name}, line {lines[label]}, label)"
     )
-    return LabelTable(by, entries, ordered(lines), has_patients, has_cases)
+    notes = _unread(rows, by, name)
+    return LabelTable(by, entries, ordered(lines), has_patients, has_cases, notes)
+
+
+def _unread(rows: Sequence[Row], by: str, name: str) -> list[str]:
+    """What to note of columns that look like splits, folds or patients and are not read as such."""
+    notes = []
+    there = rows[0].cells.keys()
+    for column in sorted(there - {*KEYS, "label", "split", "case"}):
+        words = {row[column].casefold() for row in rows}
+        told = f"the column {shown(column)} of {name} is not read"
+        if words <= SPLITS.keys() and len({SPLITS[word] for word in words}) > 1:
+            notes += [f"{told}: to have its splits, call it split"] * ("split" not in there)
+        elif column in _FOLDS:
+            notes.append(f"{told}: --folds draws folds of its own, by patient")
+        elif column in _PEOPLE and by == "file" and "patient" not in there:
+            notes.append(f"{told}: if it says who is a patient, call it patient")
+    return notes
 
 
 def _by_file(row: Row, named: str) -> Row:
@@ -166,6 +201,15 @@ def _entry(row: Row, by: str, name: str) -> Entry:
     return Entry(row.line, label, "" if by == "patient" else patient, split, case)
 
 
+def _single_slices(row: Row, by: str, column: str, name: str) -> DataError:
+    """For rows of several slices of one scan: the label would be that of all its slices."""
+    return DataError(
+        f"{name}, line {row.line}, column {column}: this {by} has rows of several slices, and a "
+        f"label of a {by} is of all its slices: for labels of slices name each by its own file or "
+        "SOPInstanceUID (column file or sop); for labels of scans give one row to each"
+    )
+
+
 def _cut_number(row: Row, column: str, name: str) -> DataError:
     return DataError(
         f"{name}, line {row.line}, column {column}: a spreadsheet has cut the digits of a long "
@@ -199,14 +243,23 @@ def _file(row: Row, root: Path, table: str) -> str:
     if "\\" in cell and not os.path.lexists(root / cell):
         cell = cell.replace("\\", "/")
     name = os.path.normpath(cell)
-    if os.path.isabs(name) and Path(name).is_relative_to(root):
-        name = os.path.relpath(name, root)
+    if os.path.isabs(name):
+        name = _below(name, root)
     if os.path.isabs(name) or PurePosixPath(name).parts[:1] == ("..",) or name[1:3] == ":/":
         raise DataError(
             f"{table}, line {row.line}, column file: it is not in --source: give paths relative to "
             "--source"
         )
     return name
+
+
+def _below(name: str, root: Path) -> str:
+    """A whole path relative to the source, to which links may lead; as it is if it is not in it."""
+    path = Path(name)
+    if path.is_relative_to(root):
+        return str(path.relative_to(root))
+    above = (folder for folder in path.parents if os.path.realpath(folder) == str(root))
+    return next((str(path.relative_to(folder)) for folder in above), name)
 
 
 def _differing(first: Entry, entry: Entry) -> str:

@@ -31,6 +31,7 @@ _SUFFIX = re.compile(r"(\.[A-Za-z][A-Za-z0-9]*){1,2}$")
 _WORDS = "|".join(SPLITS)
 _SPLIT = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?))+")
 _SPLIT_OR_NUMBER = re.compile(rf"({_WORDS})(?:[\W_]*(?:set|data|images?|\d+))*")
+ELSEWHERE = ("listed but not there: a file of that name is in another folder of --source", True)
 OTHER_SPELLING = ("listed, but spelled in another way in the files", True)
 
 
@@ -224,6 +225,13 @@ def _require_classes(folders: Collection[tuple[str, ...]], depth: int, below: in
                 f"--labels=folder: {told} look like splits, not classes: name these folders train, "
                 "val and test"
             )
+    sets = sorted(name for name in inside if _SPLIT.fullmatch(name.casefold()))
+    if sets and len(sets) < len(inside):
+        raise DataError(
+            f"--labels=folder: {', '.join(map(shown, sets[:MOST_TOLD]))} beside other folders: it "
+            "looks like a split, not a class: move it out of --source if its images have no "
+            "labels, else put all classes into folders train, val and test"
+        )
     if len(inside) == 1 and within != {""}:
         (name,) = inside
         raise DataError(
@@ -336,6 +344,7 @@ class _Join:
         without = self._table.unlabelled if self._table.classes else 0
         notes = [f"{left_out} files are not in --labels and were left out"] * bool(left_out)
         notes += [f"{without} rows of --labels give no label and were left out"] * bool(without)
+        notes += self._table.notes
         classes = self._table.classes
         column, has_cases = self._table.by, self._table.has_cases
         return Labelled(
@@ -383,6 +392,7 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
         for spelling in _spellings(name)
     }
     join.beside([f for f in join.unlisted if f.is_dicom and os.path.dirname(f.path) in homes])
+    names = {os.path.basename(file.path) for file in join.unlisted}
     for about in table.entries:
         path = os.path.join(root, about)
         if about in join.used:
@@ -390,7 +400,8 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
         if os.path.isfile(path):  # a hidden one, or a link
             join.add(describe(path), about, wanted=True)
         elif not os.path.exists(path):
-            told = OTHER_SPELLING if spellings & _spellings(about) else NOT_THERE
+            told = ELSEWHERE if os.path.basename(about) in names else NOT_THERE
+            told = OTHER_SPELLING if spellings & _spellings(about) else told
             join.lose(about, path, told)
         elif not any(PurePosixPath(used).is_relative_to(about) for used in join.used):
             join.lose(about, path, EMPTY)
@@ -398,8 +409,18 @@ def _by_file(table: LabelTable, files: Sequence[File], root: Path, describe: Des
 
 
 def _by_identifier(table: LabelTable, files: Sequence[File], identify: Identify) -> Labelled:
-    """Labels by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, AccessionNumber or patient."""
+    """Labels by SOPInstanceUID, SeriesInstanceUID, StudyInstanceUID, AccessionNumber or patient.
+
+    Raises:
+        DataError: If no file can say which it is of.
+    """
     join = _Join(table)
+    if not any(file.is_dicom or (table.by == "patient" and file.patient_known) for file in files):
+        mend = "say --patient_regex, or " if table.by == "patient" else ""
+        raise DataError(
+            f"{NAME}: its rows name each a {table.by}, and there is no DICOM in --source to say "
+            f"which file is of which: {mend}name files, in a column file"
+        )
     keys = {key(about) for about in table.entries}
     spellings, listed = set[str](), set[str]()
     beside: dict[str, list[File]] = defaultdict(list)

@@ -15,7 +15,13 @@ NAME = "--slice_labels"
 Identify = Callable[[str], Mapping[str, str]]
 
 
-def join(found: Labelled, path: str, root: Path, identify: Identify) -> Labelled:
+def join(
+    found: Labelled,
+    path: str,
+    root: Path,
+    identify: Identify,
+    is_slice: Callable[[str], bool],
+) -> Labelled:
     """The files with the labels of their slices, -1 where the table has none.
 
     Args:
@@ -23,11 +29,12 @@ def join(found: Labelled, path: str, root: Path, identify: Identify) -> Labelled
         path: Of a table by `file` or `sop`.
         root: The source, which files are relative to.
         identify: The identifiers of a DICOM file.
+        is_slice: Whether a file is a single slice, and no volume.
 
     Raises:
         ConfigError: If the cases have no labels.
         DataError: If the table is not what it should be, has a class that no case has, or a row
-            of a slice that is not there.
+            of a volume, or of a slice that is not there.
     """
     if not found.classes:
         raise ConfigError(f"{NAME} needs --labels: a label of each case, which is what is learnt")
@@ -44,6 +51,11 @@ def join(found: Labelled, path: str, root: Path, identify: Identify) -> Labelled
             name = identify(item.path).get("sop", "")
         entry = table.entries.get(name)
         used.add(name)
+        if entry and not is_slice(item.path):
+            raise DataError(
+                f"{NAME}, line {entry.line}: it names a volume, whose slices cannot have labels of "
+                "their own: save them as DICOM or images, or leave it out"
+            )
         return replace(item, slice_label=numbers.get(entry.label, -1)) if entry else item
 
     items = [labelled(item) for item in found.items]

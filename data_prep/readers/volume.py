@@ -23,6 +23,7 @@ _CHUNK = 2**20
 # The axes of NIfTI without an orientation, in LPS: to the right, the front and the head (nifti1.h).
 _NIFTI_AXES = np.diag([-1.0, -1.0, 1.0])
 MAX_STRETCH = 2.0  # scanners have square pixels; stacks of other directions, cut axially, have not
+MAX_STRIP = 16  # rows for each column, or columns for each row: beyond are localizers, cut axially
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def read_volume(path: Path, root: Path) -> Volume:
     direction, spacing, origin, doubtful = _geometry(path, header)
     axes, signs = _to_patient(direction)
     z, y, x = axes[::-1]
-    if max(spacing[[x, y]]) > MAX_STRETCH * min(spacing[[x, y]]):
+    sides = [header.shape[2 - axis] for axis in (x, y)]
+    stretched = max(spacing[[x, y]]) > MAX_STRETCH * min(spacing[[x, y]])
+    if stretched or max(sides) > MAX_STRIP * min(sides):
         raise Unwanted("not a stack of axial slices")
     # Index 0 of a reversed axis is the far end of the stored one.
     last = np.array(header.shape[::-1]) - 1

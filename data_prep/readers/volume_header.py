@@ -21,8 +21,9 @@ from data_prep.names import from_bytes
 from data_prep.readers.listing import inside
 from data_prep.readers.lost_file import not_read
 from data_prep.readers.nifti_orientation import Orientation, read_orientation
-from data_prep.source import Unusable
+from data_prep.source import Unusable, Unwanted
 
+SEGMENTATION = "a segmentation, not an image"
 NO_VOLUME = "no NIfTI, NRRD or MetaImage"
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 NIFTI = "NiftiImageIO"
@@ -41,6 +42,7 @@ _NRRD_TYPES = {
     **dict.fromkeys(("float",), "f4"),
     **dict.fromkeys(("double",), "f8"),
 }
+_SEGMENTS = re.compile(r"^Segment\d+_ID:=", re.MULTILINE)  # of 3D Slicer's .seg.nrrd
 _META_TYPES = {"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2"}
 _META_TYPES |= {"MET_INT": "i4", "MET_UINT": "u4", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"}
 _META_DIRECTIONS = {"TransformMatrix", "Orientation", "Rotation"}  # names of one field
@@ -101,7 +103,8 @@ def read_header(path: Path, root: Path) -> VolumeHeader:
         root: The folder that its data file must be in, if that is another one.
 
     Raises:
-        Unwanted: If it is no volume, not named like one and not missed (`lost_file`).
+        Unwanted: If it is no volume, not named like one and not missed (`lost_file`), or says that
+            it is a segmentation.
         Unusable: If it is damaged, not one 3-D volume of numbers, larger than `MAX_BYTES`, or in
             an encoding that is not read.
     """
@@ -223,6 +226,8 @@ def _nrrd(path: Path, root: Path, head: bytes) -> VolumeHeader:
     text = (head[: match.start()] if match else head).decode("utf-8", "surrogateescape")
     pairs = (line.split(": ", 1) for line in text.splitlines()[1:] if ": " in line)
     fields = {key.strip().lower(): value.strip() for key, value in pairs if key[:1] != "#"}
+    if _SEGMENTS.search(text):
+        raise Unwanted(SEGMENTATION)
     packing = _PACKED.get(fields["encoding"].lower())
     data = fields.get("data file", fields.get("datafile", ""))
     if packing is None or int(fields.get("line skip", fields.get("lineskip", 0))) != 0:

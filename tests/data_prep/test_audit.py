@@ -13,6 +13,7 @@ from ctssl_jax.dataset import matching
 from ctssl_jax.dataset.alignment import aligned_cosine, features, symmetries, to_waves
 from ctssl_jax.dataset.matching import exact_pairs, near_pairs
 from ctssl_jax.dataset.signatures import SIDE, Signatures, describe, load_signatures, thumbnail
+from ctssl_jax.dataset.verdict import read_verdict
 from ctssl_jax.errors import DataError
 from data_prep import audit
 from data_prep.source import Slice
@@ -148,6 +149,8 @@ def test_duplicates_with_other_labels_are_told_but_do_not_leak(tmp_path):
     assert result.passed
     assert found(result.label_conflicts) == {("exact", "train", "train"): 1}
     assert "different labels" in result.table()
+    told = "equal slices with different labels: train and train: 1 slices of the second that are"
+    assert told in read_verdict(tmp_path / "set").advice(tmp_path)
 
 
 def test_what_a_pretraining_set_has_of_the_test_is_found_and_not_kept(tmp_path, capsys):

@@ -179,6 +179,15 @@ def test_slice_labels_that_cannot_be_are_refused(images, rows, said):
         make_source(images, slice_labels=str(images.parent / "slices.csv"))
 
 
+def test_a_slice_label_of_a_volume_is_refused(tmp_path, write_volume):
+    for name in "pq":
+        write_volume(tmp_path / "in" / f"{name}.nii.gz")
+    labels = table(tmp_path / "in", "file,label", "p.nii.gz,y", "q.nii.gz,n")
+    slices = table(tmp_path / "in", "file,slice,label", "p.nii.gz,2,y", name="slices.csv")
+    with pytest.raises(DataError, match="--slice_labels, line 2: it names a volume, whose slices"):
+        make_source(tmp_path / "in", labels, slice_labels=slices)
+
+
 def test_unlabelled_scans_are_cases_by_the_users_word(tmp_path, images):
     manifest, cases = prepared(
         make_source(images, "", "^in|(.)/", case=CaseOf.FOLDER), tmp_path / "o"

@@ -166,6 +166,35 @@ def test_a_regex_that_finds_two_patients_or_none_is_refused(tmp_path):
     assert any("in the file name, not the folder, of 2 files" in note for note in source.notes())
 
 
+@pytest.mark.parametrize(
+    ("regex", "files", "cut"),
+    [
+        ("(p[0-9])", ("p1_0", "p2_0", "p10_0", "p11_0"), 2),
+        ("(p[0-9])", ("p1/7_0", "p10/7_0"), 1),
+        ("(p[0-9]+)", ("p1_0", "p2_0", "p10_0"), 0),
+        ("^([0-9]{4})", ("00010001", "00010002", "00020001"), 0),
+        ("^(.)", ("a1", "b10"), 0),
+        ("(q[0-9])", ("q1", "p10"), 0),
+    ],
+)
+def test_a_regex_that_cuts_some_numbers_is_told(tmp_path, regex, files, cut):
+    paths = [str(tmp_path / f"{name}.png") for name in files]
+    notes = PatientFinder.of(regex, tmp_path).require_clear(paths)
+    assert [f"in {cut} files" in note for note in notes] == [True] * bool(cut)
+
+
+def test_what_is_told_of_a_regex_is_told_of_dicom_and_volumes(
+    tmp_path, export, key_file, capsys, write_volume
+):
+    root = export(("p1/a", "1.2.1", "X"))
+    write_volume(tmp_path / "volumes" / "p1" / "a.nii.gz")
+    for command, source in ((dicom, root), (volumes, tmp_path / "volumes")):
+        flags = ["--val_fraction=0", "--test_fraction=0", f"--key={key_file}", "--dry_run"]
+        words = [f"--source={source}", f"--out={tmp_path / 'o'}", "--patient_regex=^(.)"]
+        command.main([*words, *flags])
+        assert "in the file name, not the folder, of" in capsys.readouterr().out
+
+
 def test_a_regex_holds_for_dicom_and_volumes(tmp_path, export, key_file, capsys, write_volume):
     root = export(("p1/a", "1.2.1", "X"), ("p1/b", "1.2.2", "X"), ("p2/c", "1.2.3", "X"))
     flags = [f"--key={key_file}", "--workers=0", "--val_fraction=0", "--test_fraction=0"]

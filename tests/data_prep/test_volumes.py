@@ -426,6 +426,34 @@ def test_other_headers(tmp_path):
         volume_header.read_header(tmp_path / "notes.txt", tmp_path)
 
 
+def test_localizers_and_slabs_are_no_axial_slices(tmp_path):
+    save(volume((40, 1, 40), spacing=(0.7, 0.7, 0.7)), tmp_path / "a.nii")
+    save(volume((40, 2, 40), spacing=(0.7, 0.7, 0.7)), tmp_path / "b.nii")
+    save(volume((4, 10, 40), spacing=(0.7, 0.7, 5)), tmp_path / "c.nii")
+    other = ("not a stack of axial slices", False)
+    assert reasons(VolumeSource(tmp_path)) == {1: other, 2: other}
+
+
+def test_segmentations_of_slicer_say_what_they_are(tmp_path):
+    fields = "type: uchar\ndimension: 4\nsizes: 2 4 4 4\nencoding: raw\nSegment0_ID:=Segment_1\n\n"
+    (tmp_path / "a.seg.nrrd").write_bytes(b"NRRD0004\n" + fields.encode() + bytes(128))
+    assert reasons(VolumeSource(tmp_path)) == {1: ("a segmentation, not an image", False)}
+
+
+@pytest.mark.parametrize("values", [Values.AUTO, Values.HU])
+def test_masks_are_told_whatever_else_is_said_of_values(tmp_path, values):
+    mask, empty = np.zeros((2, 4, 20, 20), np.int16)
+    mask[1:3, 5:12, 5:12] = 1
+    ignored = mask.copy()
+    ignored[3] = -1
+    brain = np.where(mask, RNG.normal(35, 5, mask.shape), 0).round().astype(np.int16)
+    for name, stored in {"a": mask, "b": empty, "c": ignored, "d": brain}.items():
+        save(SimpleITK.GetImageFromArray(stored), tmp_path / f"{name}.nii")
+    found_reasons = reasons(VolumeSource(tmp_path, values=values))
+    assert found_reasons.pop(4, None) == (None if values is Values.HU else (NO_AIR, True))
+    assert found_reasons == dict.fromkeys((1, 2, 3), ("a segmentation, not an image", False))
+
+
 def test_values_are_judged(tmp_path):
     labels = RNG.integers(0, 30, (4, 15, 4)).astype(np.uint8).repeat(4, axis=2)
     grey = np.arange(4 * 15 * 16).reshape(4, 15, 16).astype(np.uint8)

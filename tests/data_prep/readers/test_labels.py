@@ -69,6 +69,14 @@ BAD = {
     "outside": ("file,label\n../a.png,x\n", "line 2, column file: it is not in --source"),
     "windows": ("file,label\nC:\\a.png,x\n", "line 2, column file: it is not in --source"),
     "nothing": ("file,label\n", "no rows"),
+    "slices of one volume": (
+        "file,Slice Number,label\nv.nii,3,x\nw.nii,1,y\nv.nii,4,x\n",
+        "line 4, column slicenumber: this file has rows of several slices, .* is of all its slices",
+    ),
+    "slices of one series": (
+        "series,instance_number,label\n1.2,3,x\n1.2,4,y\n",
+        "line 3, column instancenumber: this series has rows of several slices",
+    ),
     **{
         f"label {word}": (
             f"file,label\na.png,0\nb.png,{word}\n",
@@ -117,6 +125,8 @@ GOOD = {
     "names of columns": ("File Name, Class \na.png, x\nb.png,y \n", "utf-8"),
     "index of pandas": (",file,label\n0,a.png,x\n1,b.png,y\n", "utf-8"),
     "blank lines and cells": ("file,label,,\n\na.png,x,,\n,,,\nb.png,y,,\n", "utf-8"),
+    "slices with files of their own": ("file,slice,label\na.png,1,x\nb.png,2,y\n", "utf-8"),
+    "slice twice": ("file,slice,label\na.png,1,x\na.png,1,x\nb.png,1,y\n", "utf-8"),
     "same row twice": ("file,label\na.png,x\nb.png,y\na.png,x\n", "utf-8"),
 }
 
@@ -128,11 +138,56 @@ def test_a_table_that_is_clear_is_read(images, kind):
     assert labels_of(source) == {"a.png": "x", "b.png": "y"}
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "note"),
+    [
+        ("Set", ("train", "Test", "training"), "column set of --labels is not read: to have its"),
+        ("cv_fold", "001", "column cvfold of --labels is not read: --folds draws"),
+        ("Subject ID", "778", "column subjectid of --labels is not read: if it says who is a pat"),
+        ("age", "778", ""),
+        ("kind", ("train", "train", "train"), ""),
+        ("kind", ("train", "", "test"), ""),
+    ],
+)
+def test_a_column_that_looks_like_one_to_read_is_told(images, column, cells, note):
+    rows = [f"{name}.png,{name > 'a'},{cell}" for name, cell in zip("abc", cells, strict=True)]
+    notes = from_table(images, "\n".join((f"file,label,{column}", *rows))).notes()
+    told = [text for text in notes if "is not read" in text]
+    assert len(told) == bool(note)
+    assert all(note in text for text in told)
+
+
 def test_paths_of_windows_and_whole_paths_are_found(tmp_path):
     image(tmp_path / "in" / "sub" / "a.png")
     image(tmp_path / "in" / "sub" / "b.png")
     rows = f"file,label\nsub\\a.png,x\n{tmp_path}/in/sub/b.png,y\n"
     assert labels_of(from_table(tmp_path / "in", rows)) == {"a.png": "x", "b.png": "y"}
+
+
+def test_whole_paths_through_a_link_are_found(tmp_path, images):
+    (tmp_path / "link").symlink_to(images)
+    rows = f"file,label\n{tmp_path}/link/a.png,x\n{images}/b.png,y\n"
+    table = tmp_path / "labels.csv"
+    table.write_text(rows)
+    assert labels_of(make_source(tmp_path / "link", str(table))) == {"a.png": "x", "b.png": "y"}
+
+
+def test_a_row_without_the_folder_of_its_file_is_told_so(images):
+    image(images / "sub" / "e.png", 5)
+    items = from_table(images, "file,label\na.png,x\nsub/e.png,y\n").items()
+    assert not [item for item in items if item.flaw and item.row]
+    items = from_table(images, "file,label\na.png,x\ne.png,y\nin/b.png,y\nf.png,x\n").items()
+    told = {item.row: item.flaw[0] for item in items if item.flaw and item.row}
+    assert set(told) == {3, 4, 5}
+    assert told[3] == told[4] != told[5] == "listed but not there"
+    assert "in another folder of --source" in told[3]
+
+
+@pytest.mark.parametrize("column", ["patient", "series"])
+def test_a_table_of_what_no_file_says_is_refused(images, column):
+    with pytest.raises(DataError, match=f"rows name each a {column}, .* no DICOM") as raised:
+        from_table(images, f"{column},label\na,x\nb,y\n")
+    assert ("--patient_regex" in str(raised.value)) == (column == "patient")
 
 
 @pytest.mark.parametrize("word", ["", "nan", "NaN", "NA", "N/A", "None", "null", "NULL", "<NA>"])
@@ -270,6 +325,10 @@ REFUSED_FOLDERS = {
     "sets": (("training_set/a/1", "test_set/b/2"), "test_set, training_set look like splits"),
     "numbered splits": (("train1/a/1", "train2/a/2", "val1/b/3"), "train1, train2, val1 look like"),
     "sets in classes": (("a/train-data/1", "b/testset/2"), "testset, train-data look like splits"),
+    "a set beside classes": (
+        ("a/1", "b/2", "test_images/3"),
+        "test_images beside other folders: it",
+    ),
     "one folder around": (("archive/a/1", "archive/b/2"), "one folder, archive, .*2"),
     "around splits": (("x/train/a/1", "x/val/b/2"), "one folder, x, .*2"),
     "in splits": (("train/x/a/1", "val/x/b/2"), "one folder, x, .*2"),
@@ -371,6 +430,13 @@ def test_spellings_of_one_name(first, second):
     assert alike([first, second]) == [sorted([first, second])]
     assert first.strip() in {*respelled(second)}
     assert second.strip() in {*respelled(first)}
+
+
+@pytest.mark.parametrize("name", ["covid\u200b", "\ufeffcovid", "co\u00advid", "covid\0"])
+def test_what_nobody_sees_makes_no_other_name(name):
+    assert alike(["covid", name]) == [sorted(["covid", name])]
+    assert "covid" in {*respelled(name)}
+    assert alike(["1\t1", "11"]) == []
 
 
 @pytest.mark.parametrize(
