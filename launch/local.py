@@ -226,6 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         if args.processes < 1:
             raise ConfigError(f"--processes={args.processes}: must be 1 or more")
+        for name in ("cpu_devices", "grace"):
+            if (value := getattr(args, name)) < 0:
+                raise ConfigError(f"--{name}={value:g}: must not be negative")
         gpus = [gpu.strip() for gpu in args.gpus.split(",") if gpu.strip()]
         token = {TOKEN: secrets.token_hex(16)}
         each = environments(token | os.environ, args.processes, args.cpu_devices, gpus)

@@ -61,12 +61,17 @@ def export(run: Path, layout: Layout, out: Path, licence: str = "") -> Exported:
       licence: of the weights, for the card.
 
     Raises:
-      ConfigError: `out` is no `.safetensors` file, or something of that folder is there already.
+      ConfigError: `out` is no `.safetensors` file, has the name of another file of the export, or
+        is in a dataset folder, or something of that folder is there already.
       DataError, StorageError: the run or its weights cannot be read, or the folder not written.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out={out}: give a file that ends in .safetensors")
+    if (out.parent / "manifest.json").exists():
+        raise ConfigError(f"--out={out}: is in a dataset folder: give each export its folder")
     weights = read(run)
+    if isinstance(weights.method, Cases) and out.name == case_head.WEIGHTS:
+        raise ConfigError(f"--out={out}: is the file of the head of cases: give another name")
     try:
         return _write(weights, layout, out, licence)
     except OSError as error:

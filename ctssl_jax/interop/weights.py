@@ -16,6 +16,7 @@ from ctssl_jax.methods.base import PyTree
 from ctssl_jax.nn.resnet import ResNet, pool
 from ctssl_jax.run import checkpoint
 from ctssl_jax.run import folder as run_folder
+from ctssl_jax.run.encoder import TRAINED
 from ctssl_jax.run.restore import read_fine_tuned
 
 USED = {"EvaluateConfig": "encoder it evaluated", "PredictConfig": "network it applied"}
@@ -84,7 +85,8 @@ def read(run: Path) -> Weights:
     record = run_folder.read_config(run)
     if record["type"] in USED:
         raise ConfigError(f"{run} trained nothing: give the run whose {USED[record['type']]}")
-    data = run_folder.read_data(run)
+    trained = record["type"] in TRAINED  # an import alone has no data to tell of
+    data = run_folder.read_json(run / "data.json") if trained else run_folder.read_data(run)
     recipe, config = of_run(record, data), record["config"]
     encoder, channels = ResNet(depth=config["encoder"]["depth"]), recipe.intensity.channels
     if record["type"] != "FinetuneConfig" or data is None:

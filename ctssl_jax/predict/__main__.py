@@ -21,15 +21,20 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ctssl_jax import command
 from ctssl_jax.errors import ConfigError
 from ctssl_jax.hosts import distributed, platform
 from ctssl_jax.predict import PASSED_ON
 
+OF_PREDICTIONS = ("pictures", "slices", "threshold_by", "threshold_at")
+"""Flags that have no effect on features."""
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> command.Parser:
     """Of the command's flags."""
     own = command.Parser(prog="python -m ctssl_jax.predict", description=__doc__)
     own.add_argument("--run", type=Path, required=True, help="the folder of a fine-tuning run")
@@ -85,8 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code (see `ctssl_jax.errors`)."""
 
     def work() -> None:
-        flags = parser().parse_args(arguments)
-        _require_effects(flags)
+        own = parser()
+        flags = own.parse_args(arguments)
+        _require_effects(flags, own.given)
         platform.set_cpu_flags()
         platform.quiet_libraries()
         distributed.require_devices()
@@ -102,18 +108,20 @@ def main(arguments: list[str] | None = None) -> int:
     return command.run("ctssl_jax.predict", work)
 
 
-def _require_effects(flags: argparse.Namespace) -> None:
+def _require_effects(flags: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """Raises ConfigError for a flag that would have no effect, or is none of what it may be."""
-    of_source = (*PASSED_ON, "show_paths")
-    given = [name for name in of_source if getattr(flags, name)]
-    if flags.data and given:
-        raise ConfigError(f"--{given[0]} is of --source: a dataset is prepared already")
+    of_source = [name for name in (*PASSED_ON, "show_paths") if getattr(flags, name)]
+    if flags.data and of_source:
+        raise ConfigError(f"--{of_source[0]} is of --source: a dataset is prepared already")
     if not 0 < flags.threshold_at <= 1:
         raise ConfigError(f"--threshold_at={flags.threshold_at}: must be above 0 and at most 1")
     if flags.slices < 1:
         raise ConfigError(f"--slices={flags.slices}: must be at least 1")
-    if flags.features and flags.pictures:
-        raise ConfigError("--pictures is of predictions: leave it or --features out")
+    idle = [name for name in OF_PREDICTIONS if name in given]
+    if flags.features and idle:
+        raise ConfigError(f"--{idle[0]} is of predictions: leave it or --features out")
+    if "slices" in given and not flags.pictures:
+        raise ConfigError("--slices is of pictures: give --pictures, or leave it out")
     if flags.neighbours and not flags.features:
         raise ConfigError("--neighbours needs --features")
 

@@ -91,11 +91,12 @@ def features(flags: argparse.Namespace) -> None:
     state = as_state(found.params, found.batch_stats)
     seen = embed_splits(config, encoder, dataset, state)
     names = case_names(seen)
+    drawn = _chosen(flags.neighbours, names, None)
     earlier.take_features(flags.out)
     write_features(flags.out, seen, names)
     word = plural(case_word(dataset.manifest))
     distributed.say(f"features of {sum(map(len, names)):,} {word}: {flags.out / earlier.ARRAYS}")
-    for split, place in _chosen(flags.neighbours, names, None):
+    for split, place in drawn:
         draw_neighbours(flags.out, config, dataset, seen, names, (split, place))
 
 

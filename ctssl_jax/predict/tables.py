@@ -53,6 +53,9 @@ def choose_threshold(model: FineTuned, by: str, target: float) -> Threshold:
     val = read_predictions(model.run / "predictions.csv", model.config.val_split)
     choose = threshold_at_sensitivity if by == "sensitivity" else threshold_at_specificity
     value = float(choose(val.labels == 1, val.scores[:, 1], target))
+    if np.isnan(value):
+        missing = model.classes[1 if by == "sensitivity" else 0]
+        return Threshold(value, f"the likeliest class, as no case of validation is {missing}")
     return Threshold(value, f"{by} of at least {target:g} on validation")
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ctssl_jax import command
+from ctssl_jax.errors import printable
 from ctssl_jax.report import write_report
 from ctssl_jax.report.runs import Run, last_was_best
 from ctssl_jax.report.words import leakage
@@ -46,7 +47,8 @@ def tell(runs: Sequence[Run]) -> int:
     """Says on stderr what the page leaves out or marks; returns how many runs were left out."""
     left_out = [run for run in runs if run.problem]
     for run in left_out:
-        print(f"left out of the averages: {run.folder}: {run.problem}", file=sys.stderr)
+        told = printable(f"{run.folder}: {run.problem}")
+        print(f"left out of the averages: {told}", file=sys.stderr)
     if marked := [run for run in runs if leakage(run.results or run.data)]:
         print(f"{len(marked)} runs are on data that leaks into the test: marked", file=sys.stderr)
     if late := [run for run in runs if not run.problem and last_was_best(run)]:

@@ -99,8 +99,8 @@ def _write_run(run: Run, folder: Path) -> None:
 
 def _predictions(text: str) -> str:
     """The columns that the report reads."""
-    rows = list(csv.DictReader(text.splitlines()))
-    scores = (name for name in rows[0] if name.startswith("score_"))
+    rows = csv.DictReader(text.splitlines())
+    scores = (name for name in rows.fieldnames or () if name.startswith("score_"))
     out = StringIO()
     names = [*OF_A_CASE, *scores]
     table = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")

@@ -6,6 +6,7 @@ the averages. Nothing here raises for the content of a run.
 
 import csv
 import errno
+import fnmatch
 import json
 import os
 from collections import defaultdict
@@ -228,10 +229,10 @@ def _picture(path: Path) -> bytes:
 
 
 def _run_folders(place: Path) -> Iterator[Path]:
-    """Folders with a config.json; checkpoints and hidden folders are not searched."""
+    """Folders of runs, also of those that have lost config.json; no checkpoints, nothing hidden."""
     for folder, below, names in os.walk(place):
         below[:] = sorted(name for name in below if name != "checkpoints" and name[0] != ".")
-        if "config.json" in names:
+        if "config.json" in names or {"data.json", "STATUS"} <= set(names):
             yield Path(folder)
 
 
@@ -260,6 +261,8 @@ def _with_outcome(run: Run) -> Run:
         raise Unusable(f"not finished (status {run.status})")
     if run.kind == "external test":
         return replace(run, external=_external(run.folder / "results.json"))
+    if run.kind == "evaluation":
+        _require_whole(run.folder)
     if run.kind != "fine-tuning":
         return run
     if run.config.get("read_test") is False:
@@ -334,6 +337,20 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
             known = rows.setdefault((row["step"], "val_loss" in row), {})
             known.update(row)
     return [rows[key] for key in sorted(rows)]
+
+
+def _require_whole(folder: Path) -> None:
+    """Raises where the results of an evaluation, or predictions beside them, cannot be read.
+
+    Nothing is computed of them here, but they are published. Embeddings are not, and may be gone.
+    """
+    results, pattern = _json(folder / "results.json"), "predictions_*.csv"
+    sums = results.get("files")
+    noted = [str(name) for name in sums] if isinstance(sums, dict) else []
+    there = [path.name for path in folder.glob(pattern)]
+    for name in sorted({*fnmatch.filter(noted, pattern), *there}):
+        _text(folder / name)
+        _require_sum(folder / name, dict(results))
 
 
 def _results(path: Path) -> dict[str, Any]:

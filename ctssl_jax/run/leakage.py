@@ -21,7 +21,7 @@ from ctssl_jax.dataset.leaks import compare, from_texts
 from ctssl_jax.dataset.matching import Name
 from ctssl_jax.dataset.signatures import Signatures, load_file, load_signatures, save_signatures
 from ctssl_jax.dataset.verdict import FORMAT
-from ctssl_jax.errors import DataError
+from ctssl_jax.errors import DataError, StorageError
 from ctssl_jax.files import read_json
 from ctssl_jax.hosts import distributed
 from ctssl_jax.run import folder as run_folder
@@ -112,7 +112,7 @@ def write_seen(
         return
     signatures = load_signatures(dataset.path, split)
     own = signatures if rows is None else signatures.take(rows)
-    save_signatures(workdir / SEEN, [own, *map(load_file, _files(encoder_run))])
+    save_signatures(workdir / SEEN, [own, *map(_left, _files(encoder_run))])
 
 
 def pass_on_seen(workdir: Path, encoder_run: str) -> None:
@@ -120,7 +120,7 @@ def pass_on_seen(workdir: Path, encoder_run: str) -> None:
     resumed = (workdir / SEEN).exists()
     earlier = _files(encoder_run)
     if earlier and _is_known(encoder_run) and not resumed and distributed.is_first():
-        save_signatures(workdir / SEEN, [load_file(file) for file in earlier])
+        save_signatures(workdir / SEEN, [_left(file) for file in earlier])
 
 
 def _files(encoder_run: str) -> list[Path]:
@@ -128,6 +128,21 @@ def _files(encoder_run: str) -> list[Path]:
     if not encoder_run:
         return []
     return [file for name in (SEEN, LEARNT) if (file := Path(encoder_run) / name).exists()]
+
+
+def _left(file: Path) -> Signatures:
+    """The signatures that a run left.
+
+    Raises:
+      StorageError: they cannot be read.
+    """
+    try:
+        return load_file(file)
+    except DataError as error:
+        raise StorageError(
+            f"{file} cannot be read, or is damaged: restore it, or repeat its run in another "
+            "--workdir"
+        ) from error
 
 
 def _is_known(encoder_run: str) -> bool:
@@ -157,7 +172,7 @@ def learnt_of(run: Path, dataset: Dataset) -> dict[str, int] | str:
         return UNKNOWN
     splits = dataset.manifest["splits"]
     new = Signatures.concatenate(load_signatures(dataset.path, split) for split in splits)
-    return _counts(load_file(run / LEARNT), new, "all", _not_duplicates(dataset))
+    return _counts(_left(run / LEARNT), new, "all", _not_duplicates(dataset))
 
 
 def _counts(
@@ -222,7 +237,7 @@ def _seen_counts(
 ) -> dict[str, int]:
     """`_counts` of files and when they were written: the cells of a sweep ask the same again."""
     held_out = Signatures.concatenate(load_signatures(dataset.path, split) for split in splits)
-    seen = Signatures.concatenate(load_file(file) for file, _ in files)
+    seen = Signatures.concatenate(_left(file) for file, _ in files)
     return _counts(seen, held_out, " and ".join(splits), apart)
 
 

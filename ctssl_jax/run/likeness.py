@@ -6,6 +6,7 @@ distance at which one of them is from its own nearest. That finds another body r
 scan; it is no measure of whether the network is right.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def read_reference(run: Path) -> Float[np.ndarray, "n d"] | None:
     try:
         with open_ordinary(run / FILE) as file, np.load(file, allow_pickle=False) as arrays:
             found = arrays["features"]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StorageError(f"{run / FILE} cannot be read: repeat the run that made it") from error
     return found if len(found) >= FEWEST else None
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 from ctssl_jax.augment import Intensity, IntensityMode
-from ctssl_jax.errors import ConfigError, DataError
+from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.interop import __main__ as command
 from ctssl_jax.interop import case_head
 from ctssl_jax.interop.export import Layout, export, named_tensors, read
@@ -25,6 +25,7 @@ from ctssl_jax.interop.recipe import Recipe
 from ctssl_jax.interop.weights import Weights
 from ctssl_jax.methods import Cases
 from ctssl_jax.methods.cases import Learn, Pooling
+from ctssl_jax.run import checkpoint
 
 ROOT = Path(__file__).parents[2]
 TIMM = {"config.json", "model.safetensors", "README.md"}
@@ -209,6 +210,36 @@ def test_what_is_refused(one_channel, tmp_path, capsys):
     assert (code, "no run at" in text) == (3, True)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_the_export_is_not_written_over_by_another(tmp_path, monkeypatch):
+    config = runs.finetuned_config()
+    cases = Weights(tmp_path, {}, {}, Recipe("hu", Intensity()), {}, {}, ("a", "b"), None, Cases())
+    runs.write(tmp_path / "run", config)
+    monkeypatch.setattr("ctssl_jax.interop.export.read", lambda run: cases)
+    with pytest.raises(ConfigError, match="the file of the head of cases"):
+        export(tmp_path / "run", Layout.TIMM, tmp_path / "out" / case_head.WEIGHTS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_exported_into_a_dataset(one_channel, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="in a dataset folder"):
+        export(one_channel[0], Layout.TIMM, tmp_path / "e.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("made", ["pretrained", "finetuned"])
+def test_a_run_that_has_lost_what_its_values_were_is_refused(tmp_path, made):
+    """Of grey values a recipe for Hounsfield units was written, of a classifier its encoder."""
+    if made == "pretrained":
+        runs.pretrained(tmp_path / "run", kind="grey8")
+    else:
+        runs.write(tmp_path / "run", runs.finetuned_config())
+        checkpoint.save_start(tmp_path / "run", runs.weights(18, 1))
+    (tmp_path / "run" / "data.json").unlink()
+    with pytest.raises(StorageError, match=r"data\.json cannot be read"):
+        export(tmp_path / "run", Layout.TIMM, tmp_path / "out" / "e.safetensors")
 
 
 def test_a_run_without_chosen_weights_is_refused(tmp_path):

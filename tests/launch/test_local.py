@@ -189,7 +189,15 @@ def test_devices_that_cannot_be_shared_out_are_refused(cpus, gpus):
         local.environments({}, 2, cpus, list(gpus))
 
 
-@pytest.mark.parametrize("flags", [["--processes=0"], ["--processes=2", "--gpus=0,1,2"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--processes=0"],
+        ["--processes=2", "--gpus=0,1,2"],
+        ["--cpu_devices=-1"],
+        ["--grace=-1"],
+    ],
+)
 def test_mistakes_are_one_line(capsys, flags):
     assert local.main(flags) == 2
     err = capsys.readouterr().err

@@ -251,6 +251,13 @@ def test_features_of_any_encoder_and_neighbours(tuned, tmp_path):
     assert (tmp_path / "neighbours" / f"{case}.png").exists()
 
 
+def test_where_a_case_is_not_there_no_features_are_written(tuned, tmp_path, capfd):
+    words = [f"--run={tuned.run}", f"--data={tuned.data}", f"--out={tmp_path}", "--features"]
+    assert main([*words, "--neighbours=abc"]) == 2
+    assert "no case abc" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -260,6 +267,8 @@ def test_features_of_any_encoder_and_neighbours(tuned, tmp_path):
         (["--data={data}", "--pictures=abc"], 2, "no case abc"),
         (["--data={data}", "--neighbours=abc"], 2, "--neighbours needs --features"),
         (["--data={data}", "--threshold_at=0"], 2, "--threshold_at=0.0: must be above 0"),
+        (["--data={data}", "--slices=3"], 2, "--slices is of pictures"),
+        (["--data={data}", "--features", "--threshold_at=0.5"], 2, "is of predictions"),
         (["--data={data}", "--run={data}"], 2, "--run is given twice"),
     ],
 )

@@ -55,6 +55,19 @@ def test_predictions_of_a_run_that_noted_no_sums_give_one(tmp_path):
     assert 0 < choose_threshold(model, "sensitivity", 0.9).value < 1
 
 
+@pytest.mark.parametrize(
+    ("by", "label", "missing"), [("sensitivity", 0, "ill"), ("specificity", 1, "well")]
+)
+def test_where_validation_lacks_a_class_the_likeliest_is_told(tmp_path, by, label, missing):
+    model, scored = run_of(tmp_path, np.random.default_rng(0).standard_normal(PATIENTS))
+    one = scored._replace(labels=np.full(PATIENTS, label))
+    write_predictions(tmp_path / "predictions.csv", {"val": one})
+    run_folder.write_results(tmp_path, {})
+    threshold = choose_threshold(model, by, 0.9)
+    assert np.isnan(threshold.value)
+    assert threshold.chosen == f"the likeliest class, as no case of validation is {missing}"
+
+
 def test_a_threshold_of_an_older_file_is_compared_as_a_double():
     """As a single it would be rounded to the probability, which the table shows below it."""
     below = np.float32(0.9)

@@ -367,6 +367,7 @@ def test_many_classes_use_the_macro_auc(tmp_path):
     [
         (lambda run: write(run / "STATUS", "failed:4"), "not finished (status failed:4)"),
         (lambda run: (run / "STATUS").unlink(), "not finished (status unknown)"),
+        (lambda run: (run / "config.json").unlink(), "config.json is missing"),
         (lambda run: write(run / "config.json", "{"), "config.json is not valid JSON"),
         (lambda run: write(run / "config.json", "[" * 100_000), "config.json is not valid JSON"),
         (lambda run: write(run / "config.json", {"type": "Other"}), "type Other"),
@@ -622,6 +623,13 @@ def test_matplotlib_is_left_as_it_was(tmp_path):
     before = matplotlib.rcParams.copy()
     write_report([tmp_path], tmp_path / "out")
     assert matplotlib.rcParams == before
+
+
+def test_a_folder_with_an_odd_name_is_told_in_one_line(tmp_path, capsys):
+    write(write_finetuning(tmp_path / "runs" / "\x1b[31mred\nline") / "STATUS", "running\n")
+    assert main([str(tmp_path / "runs"), f"--out={tmp_path / 'out'}"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("\\x1b[31mred\\nline: not finished (status running)")
 
 
 def test_no_run_is_a_data_error(tmp_path, capsys):

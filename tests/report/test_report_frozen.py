@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from test_report import edit_json, write_finetuning
 
+from ctssl_jax import files
 from ctssl_jax.report.__main__ import main
 from ctssl_jax.report.comparison.compare import compare
-from ctssl_jax.report.runs import FROZEN, find_runs, frozen_features
+from ctssl_jax.report.runs import FROZEN, find_runs, frozen_features, read_run
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -84,6 +85,28 @@ def test_a_damaged_table_is_told(runs):
     table.write_text(table.read_text().replace("test,", "toast,"))
     (run,) = (run for run in find_runs([runs]) if run.folder.name == "frozen-spark0")
     assert "disagree on the test cases" in frozen_features(run, "linear").problem
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("predictions_knn.csv", lambda path: path.write_text(""), "is damaged, or was changed"),
+        ("predictions_knn.csv", lambda path: path.unlink(), "predictions_knn.csv is missing"),
+        ("predictions_knn.csv", lambda path: path.write_bytes(b"\xff"), "cannot be read as text"),
+        ("results.json", lambda path: path.unlink(), "results.json is missing"),
+        ("results.json", lambda path: path.write_text("["), "results.json is not valid JSON"),
+    ],
+)
+def test_a_damaged_evaluation_is_left_out_and_not_published(runs, tmp_path, name, damage, said):
+    run = runs / "frozen-spark0"
+    sums = {path.name: files.sha256(path) for path in run.glob("predictions_*.csv")}
+    edit_json(run / "results.json", files=sums | {"embeddings.npz": "gone, and not asked for"})
+    assert not read_run(run).problem
+    damage(run / name)
+    assert said in read_run(run).problem
+    public = tmp_path / "public"
+    assert main([str(run.parent), f"--out={tmp_path / 'out'}", f"--publish={public}"]) == 0
+    assert len(list(public.iterdir())) == len(list(runs.iterdir())) - 1
 
 
 def test_the_studys_tables_are_the_same_of_what_is_published(runs, tmp_path):

@@ -208,6 +208,7 @@ def write_evaluation(folder, labels=((0, 0, 1), (1, 1, 0)), arm="spark"):
     write(
         folder / "data.json", {"name": "covid", "fingerprint": "cd" * 32, "classes": ["no", "yes"]}
     )
+    write(folder / "results.json", {"scored": False})
     write(folder / "STATUS", "done\n")
     rows = [
         f"{query},{rank},{rank},{label},0.1\n"

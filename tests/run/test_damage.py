@@ -17,10 +17,11 @@ import pytest
 import tiny
 
 from ctssl_jax import finetune, pretrain
+from ctssl_jax.data import open_dataset
 from ctssl_jax.errors import ConfigError, DataError, StorageError
 from ctssl_jax.methods.base import abstract_encoder
 from ctssl_jax.report.runs import read_run
-from ctssl_jax.run import checkpoint
+from ctssl_jax.run import checkpoint, leakage, likeness
 from ctssl_jax.run import folder as run_folder
 
 pytestmark = [
@@ -239,6 +240,31 @@ def test_what_is_known_of_an_encoder_is_right_or_refused(runs, configs, tmp_path
     wanted = read(runs["pretraining"])
     for name in ("config.json", "data.json", "seen.npy"):
         assert tried(runs["pretraining"], tmp_path, read, wanted, name, every) >= 1
+
+
+def test_what_a_prediction_asks_of_a_run_is_right_or_refused(runs, phantom_path, tmp_path):
+    """Features of validation, and signatures of what was learnt and seen; older runs have none."""
+
+    def read(run):
+        learnt = leakage.learnt_of(run, dataset)
+        seen = leakage.require_unseen(dataset, ("test",), str(run), accept=True)
+        return likeness.read_reference(run), str((learnt, seen))
+
+    dataset = open_dataset(phantom_path)
+    wanted, told = read(runs["finetuning"]), list[str]()
+    assert wanted[0] is not None
+    for name in (likeness.FILE, leakage.LEARNT, leakage.SEEN):
+        for kind in set(DAMAGES) - {"remove"}:
+            made = copied(runs["finetuning"], tmp_path, name, DAMAGES[kind])
+            try:
+                found = read(made)
+            except StorageError as error:
+                told.append(f"{name} {error}")
+            else:
+                assert same(found, wanted), (name, kind)
+    assert len(told) >= 3 * 4
+    assert all("\n" not in line and "prepare" not in line for line in told)
+    assert all(line.split()[0] in line.split(" ", 1)[1] for line in told)
 
 
 @EVERY
