@@ -61,8 +61,12 @@ def step_specs(config, total_steps=1000):
 @pytest.mark.parametrize(
     ("file", "preset"),
     # Those of the phantom are run: `make smoke`, and `make demo`, which is the same, larger; :gpu
-    # is the default with fewer slices a step.
-    [(file, preset) for file, preset in SHIPPED if preset not in ("gpu", "demo", "smoke")],
+    # is the default with fewer slices a step. Other presets have other numbers.
+    [
+        pytest.param(file, preset, marks=[pytest.mark.slow] if preset else [])
+        for file, preset in SHIPPED
+        if preset not in ("gpu", "demo", "smoke")
+    ],
 )
 def test_init_and_step_have_equal_specs_at_full_size(file, preset):
     config = load(file, preset)

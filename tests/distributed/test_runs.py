@@ -231,6 +231,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path, ask):
     assert checkpoints(run)[-1] == 5  # the wait for the batch of step 6 was cut short
 
 
+@pytest.mark.slow  # in one process: tests/run/test_hangs.py
 def test_a_hang_is_ended_with_the_stacks_and_6(tmp_path, ask):
     changes = {"changes": {"hang_after_s": 20.0}, "pause": ["training", 6, 600]}
     group = tiny(tmp_path / "run", {**ask, **changes}, processes=1)

@@ -91,6 +91,7 @@ def test_three_equal_channels_give_what_one_gives(one_channel):
         equal(network(torch.from_numpy(x)), parity[f"features{end}"])
 
 
+@pytest.mark.slow  # as ResNet-18 of one channel is, above
 def test_a_resnet_50_of_three_channels_in_torchvision_and_timm(tmp_path):
     runs.pretrained(tmp_path / "run", depth=50, channels=3)
     export(tmp_path / "run", Layout.TORCHVISION, tmp_path / "out" / "encoder.safetensors")

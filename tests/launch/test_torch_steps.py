@@ -109,7 +109,13 @@ def test_masks_are_new_each_time_and_show_as_many_patches_of_every_image():
     assert (masks.float().mean(dim=(0, 1)) - 4 / 9).abs().max() < 0.15  # six deviations
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("spark", "moco") else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+    ],
+)
 def test_steps_train_as_many_parameters_as_ours_and_lower_the_loss(name, monkeypatch):
     config = smoke(name)
     config.optim.lr = {"spark": 0.05, "moco": 0.01}.get(name, config.optim.lr)

@@ -183,8 +183,8 @@ def config(name, phantom_path):
 
 @pytest.mark.parametrize(
     "name",
-    [  # BYOL's memory is a part of MoCo's, and others remember nothing
-        name if name in ("moco", "swav") else pytest.param(name, marks=pytest.mark.slow)
+    [  # The memory of others is a part of MoCo's, or like it, and SimCLR has none
+        name if name == "moco" else pytest.param(name, marks=pytest.mark.slow)
         for name in tiny.METHODS
     ],
 )

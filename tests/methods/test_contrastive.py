@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from ctssl_jax.nn.heads import MLP
 
 RNG = np.random.default_rng(0)
 STEPS = 20
+COMPILED = {}  # programs of `loss_of`
 
 
 def unit_rows(*shape, seed=0):
@@ -32,14 +34,19 @@ def progress(step=3):
     return Progress(jnp.int32(step), STEPS, tiny.STEPS_PER_EPOCH)
 
 
-def loss_of(method, state, batch, step=3, key=2):
-    """Loss and what it changed, in one compiled call."""
+def loss_of(method, state, batch):
+    """Loss and what it changed, in one call, which is compiled once for each method."""
 
-    @jax.jit
-    def run(state, batch):
-        return method.loss(ENCODER, state.params, state, batch, jax.random.key(key), progress(step))
+    def loss(state, batch):
+        return method.loss(ENCODER, state.params, state, batch, jax.random.key(2), progress())
 
-    return run(state, batch)
+    return COMPILED.setdefault(repr(method), jax.jit(loss))(state, batch)
+
+
+def embed(method, params, batch_stats, x):
+    """What MoCo makes of slices, in one compiled call."""
+    run = jax.jit(lambda *given: method.embed(ENCODER, *given, jax.random.key(0))[0])
+    return run(params, batch_stats, x)
 
 
 # Closed forms
@@ -140,7 +147,9 @@ def test_the_teacher_follows_the_updated_student_and_keeps_its_own_statistics(na
     state = tiny.initial(name)
     moved = jax.tree.map(lambda x: x + 1.0, state.params)
     stats = jax.tree.map(lambda x: x + 5.0, state.batch_stats)
-    after = method.after_update(state.replace(params=moved, batch_stats=stats), progress(0))
+    after = jax.jit(method.after_update)(
+        state.replace(params=moved, batch_stats=stats), progress(0)
+    )
     momentum = 0.9
     encoder_after = after.aux["params"]["encoder"]
     expected = jax.tree.map(lambda x: x + (1 - momentum), state.aux["params"]["encoder"])
@@ -196,10 +205,10 @@ def test_logits_meet_the_queue_as_it_was_and_the_keys_enter_it_afterwards():
     state = tiny.initial("moco")
     batch = loss_batch("moco")
     loss, out = loss_of(method, state, batch)
-    query, _ = method.embed(
-        ENCODER, state.params, state.batch_stats, batch["views"][0][0], jax.random.key(0)
+    query = embed(method, state.params, state.batch_stats, batch["views"][0][0])
+    keys, _ = jax.jit(partial(method.keys, ENCODER))(
+        state.aux, batch["views"][0][1], jax.random.key(0)
     )
-    keys, _ = method.keys(ENCODER, state.aux, batch["views"][0][1], jax.random.key(0))
     expected, _ = info_nce(query, keys, state.aux["queue"], method.temperature)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     np.testing.assert_allclose(out.aux["queue"][: tiny.BATCH], keys, atol=1e-5)
@@ -237,20 +246,15 @@ def test_groups_have_statistics_of_their_own_and_shuffled_keys_come_back_in_orde
     method = moco(bn_groups=2)
     state = tiny.initial("moco")
     x = loss_batch("moco")["views"][0][1]
-    z, _ = method.embed(ENCODER, state.params, state.batch_stats, x, jax.random.key(0))
+    z = embed(method, state.params, state.batch_stats, x)
     halves = [
-        moco(bn_groups=1).embed(ENCODER, state.params, state.batch_stats, half, jax.random.key(0))[
-            0
-        ]
-        for half in (x[:4], x[4:])
+        embed(moco(bn_groups=1), state.params, state.batch_stats, half) for half in (x[:4], x[4:])
     ]
     np.testing.assert_allclose(z, jnp.concatenate(halves), atol=1e-5)
 
-    keys = METHODS["moco"].keys(ENCODER, state.aux, x, jax.random.key(5))[0]
+    keys, _ = jax.jit(partial(METHODS["moco"].keys, ENCODER))(state.aux, x, jax.random.key(5))
     order = jax.random.permutation(jax.random.split(jax.random.key(5))[0], x.shape[0])
-    shuffled, _ = method.embed(
-        ENCODER, state.aux["params"], state.aux["batch_stats"], x[order], jax.random.key(0)
-    )
+    shuffled = embed(method, state.aux["params"], state.aux["batch_stats"], x[order])
     np.testing.assert_allclose(np.asarray(keys)[np.asarray(order)], shuffled, atol=1e-5)
     assert not np.array_equal(order, np.arange(8))
 
@@ -285,7 +289,7 @@ def test_codes_are_targets_without_a_gradient():
     def first(z, kernel):
         return method.codes(z, kernel, {"queue": queue}, progress(0))[0, 0, 0]
 
-    for gradient in jax.grad(first, argnums=(0, 1))(z, kernel):
+    for gradient in jax.jit(jax.grad(first, argnums=(0, 1)))(z, kernel):
         assert not gradient.any()
 
 
@@ -293,13 +297,9 @@ def test_the_queue_joins_the_assignment_late_and_only_when_full():
     """Queue of 16 = two batches; from epoch 0.5, that is step 4."""
     method = METHODS["swav"]
     z, kernel, queue = unit_rows(2, 8, 6), unit_rows(5, 6, seed=1), unit_rows(2, 16, 6, seed=2)
-    alone = dataclasses.replace(method, queue_size=0).codes(z, kernel, (), progress(9))
-    joint = jnp.stack(
-        [
-            sinkhorn(jnp.concatenate([z[i], queue[i]]) @ kernel.T, method.epsilon, 3)[:8]
-            for i in range(2)
-        ]
-    )
+    alone = jax.jit(dataclasses.replace(method, queue_size=0).codes)(z, kernel, (), progress(9))
+    assign = jax.jit(lambda scores: sinkhorn(scores, method.epsilon, 3)[:8])
+    joint = jnp.stack([assign(jnp.concatenate([z[i], queue[i]]) @ kernel.T) for i in range(2)])
     assert float(jnp.abs(alone - joint).max()) > 1e-2
     early = dataclasses.replace(method, queue_epoch=0.0)
     for which, step, expected in (
@@ -308,7 +308,7 @@ def test_the_queue_joins_the_assignment_late_and_only_when_full():
         (early, 1, alone),
         (early, 2, joint),
     ):
-        found = which.codes(z, kernel, {"queue": queue}, progress(step))
+        found = jax.jit(which.codes)(z, kernel, {"queue": queue}, progress(step))
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

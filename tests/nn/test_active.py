@@ -105,6 +105,7 @@ def test_the_fastest_form_is_one_of_the_two(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_half_precision_and_evaluation_mode_agree():
     masked, active = both(18, 64, 2, jnp.float32, train=False, gradient=False)
     for ours, reference in zip(active[0][1][0], masked[0][1][0], strict=True):

@@ -1,5 +1,7 @@
 """The encoder's parameter tree, shapes and options."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,14 +51,14 @@ def test_stage_maps_have_the_declared_widths_and_strides(depth):
 def test_last_scale_of_a_block_starts_at_zero_when_asked():
     for zero in (True, False):
         network = ResNet(depth=18, zero_init_residual=zero)
-        params = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
+        params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
         assert float(params["layer3_1"]["bn2"]["scale"].max()) == (0.0 if zero else 1.0)
         assert float(params["layer3_1"]["bn1"]["scale"].min()) == 1.0
 
 
 def test_convolutions_start_kaiming_fan_out():
     network = ResNet(depth=18)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
+    params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
     kernel = np.asarray(params["layer4_1"]["conv1"]["kernel"])
     assert kernel.std() == pytest.approx(np.sqrt(2 / (512 * 9)), rel=0.01)
 
@@ -72,12 +74,12 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_remat_changes_nothing():
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 1))
     plain, remat = ResNet(depth=18), ResNet(depth=18, remat_stages=4)
-    variables = plain.init(jax.random.key(0), x)
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
     assert jax.tree.structure(variables) == jax.tree.structure(
         jax.eval_shape(remat.init, jax.random.key(0), x)
     )
     outputs = [
-        network.apply(variables, x, True, mutable=["batch_stats"])[0][-1]
+        jax.jit(partial(network.apply, train=True, mutable=["batch_stats"]))(variables, x)[0][-1]
         for network in (plain, remat)
     ]
     np.testing.assert_allclose(*outputs, atol=1e-5)

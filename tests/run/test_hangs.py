@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from ctssl_jax import data, evaluate, finetune, main
+from ctssl_jax.hosts import sharding
 from ctssl_jax.hosts.signals import Supervisor
 from ctssl_jax.run import lock as run_lock
 
@@ -22,6 +23,7 @@ PLACES = {
     "opening labelled data": ("finetuning", data, "open_dataset"),
     "opening data of frozen features": ("evaluation", data, "open_dataset"),
     "reading labels": ("finetuning", data, "read_fields"),
+    "training": ("pretraining", sharding, "put_batch"),
     "evaluation": ("evaluation", evaluate, "features"),
     "prediction": ("finetuning", finetune, "_test_once"),
 }
