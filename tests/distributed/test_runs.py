@@ -299,6 +299,7 @@ def test_a_full_disk_ends_with_5_and_the_run_goes_on_once_there_is_room(
     assert losses(run)[-1][0] == 12
 
 
+@pytest.mark.slow  # in one process: tests/run/test_damage.py
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_kept(tmp_path, ask, alone):
     run = tmp_path / "run"
     shutil.copytree(alone[0], run)

@@ -45,9 +45,8 @@ def smoke(name, **fields):
     return dataclasses.replace(config, **{"precision": Precision.FLOAT32, **fields})
 
 
-@pytest.mark.parametrize(
-    ("depth", "channels"), [(18, 1), pytest.param(50, 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "channels"), [(18, 1), (50, 3)])
 def test_spark_equals_ours(depth, channels, monkeypatch):
     """Loss, gradients and a step of clipped LAMB, in float64."""
     monkeypatch.setattr(lax, "conv_general_dilated", float64.convolve)

@@ -1,5 +1,8 @@
 """Sparse semantics against NumPy oracles, then as properties."""
 
+import contextlib
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +20,7 @@ SIZE, GRID = 96, 3
 def encoder():
     network = ResNet(depth=18, zero_init_residual=False)
     x = jax.random.normal(jax.random.key(1), (2, SIZE, SIZE, 1))
-    return network, network.init(jax.random.key(0), x), x
+    return network, jax.jit(network.init)(jax.random.key(0), x), x
 
 
 def mask_of(keep):
@@ -58,11 +61,17 @@ def test_masked_max_pool_and_convolution_are_dense_then_zeroed():
         np.testing.assert_array_equal(sparse, np.where(visible, dense, 0))
 
 
+@partial(jax.jit, static_argnums=0)
+def trained(network, variables, x, mask=None):
+    """Maps and statistics of a training step, with a mask or without."""
+    with contextlib.nullcontext() if mask is None else masked_ops(mask):
+        return network.apply(variables, x, True, mutable=["batch_stats"])
+
+
 def test_hidden_positions_are_zero_at_every_stage(encoder):
     network, variables, x = encoder
     mask = mask_of(4)
-    with masked_ops(mask):
-        stages, _ = network.apply(variables, x, True, mutable=["batch_stats"])
+    stages, _ = trained(network, variables, x, mask)
     for stage in stages:
         visible = np.broadcast_to(upsample_mask(mask, *stage.shape[1:3]), stage.shape)
         assert np.all(np.asarray(stage)[~visible] == 0)
@@ -71,9 +80,8 @@ def test_hidden_positions_are_zero_at_every_stage(encoder):
 
 def test_all_visible_equals_dense(encoder):
     network, variables, x = encoder
-    dense, dense_stats = network.apply(variables, x, True, mutable=["batch_stats"])
-    with masked_ops(jnp.ones((2, GRID, GRID), bool)):
-        sparse, sparse_stats = network.apply(variables, x, True, mutable=["batch_stats"])
+    dense, dense_stats = trained(network, variables, x)
+    sparse, sparse_stats = trained(network, variables, x, jnp.ones((2, GRID, GRID), bool))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
         (dense, dense_stats),
