@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +43,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Each test draws the same numbers from its module's RNG, whichever test ran before."""
     if isinstance(item, pytest.Function) and item.module in STARTS:
         item.module.RNG.bit_generator.state = STARTS[item.module]
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Programs of one file serve no other; kept, those of all files would take six gigabytes."""
+    if (nextitem is None or nextitem.path != item.path) and "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
