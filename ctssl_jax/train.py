@@ -255,7 +255,8 @@ def fit(
         supervisor.beat()
         stop = votes.cast(supervisor.asked)
         save_now = number % pace.save_every == 0 or number == total_steps or stop
-        if log or now_due or save_now:
+        pausing = bool(log or now_due or save_now)
+        if pausing:
             check_finite(unchecked, number)
             unchecked = []
         # By each process's own clock: nothing may follow from it but a line.
@@ -275,7 +276,7 @@ def fit(
             writer.scalars(number, {"epoch": epoch, **values, **speed, **elapsed})
             for line in filter(None, [in_words(values), *watch.read(values)]):
                 writer.line(f"  {line}")
-        if not (log or now_due or save_now):
+        if not pausing:
             continue
         try:
             for item in now_due:

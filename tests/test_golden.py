@@ -294,8 +294,8 @@ def main(name, form, *precisions):
     print(json.dumps(found))
 
 
-# Half a minute to a minute each. test_active holds the active form against the masked one, and
-# test_torch_methods and test_spark what float32 adds.
+# Up to half a minute each, and with float32, compiled as for users, as long again. test_active
+# holds the active form against the masked one.
 @pytest.mark.parametrize(
     ("name", "form", "precisions"),
     [
